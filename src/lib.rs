@@ -1,0 +1,35 @@
+//! Selvedge, a node-level ambient service mesh.
+//!
+//! The map of the rooms. Arrows go down only: wiring, then shells, then core.
+//!
+//! | room | what lives there | may touch |
+//! | --- | --- | --- |
+//! | [`mesh`] | the model: identities, workloads, services, and the tables that answer look-ups | nothing: no socket, clock or runtime |
+//! | [`policy`] | compile, decide, explain | `mesh` |
+//! | [`model`] | `mesh` and `policy` together, fed by deltas, read by every shell | the core |
+//! | [`api`] | the custom resources users write; `crd/*.yaml` is generated from them | nothing |
+//! | [`source`] | watch a folder of manifests, decode objects, hand deltas to `model` | files, `api`, the core |
+//! | [`identity`] | keys, certificate requests, the CA, rotation, the verifiers of certificates | files, the core |
+//! | [`capture`] | find a pod's namespace, program its rules, keep both true | the kernel, the core |
+//! | [`transport`] | TLS, HBONE, the relay loops | sockets, `identity` |
+//! | [`proxy`] | the life of one connection: outbound, inbound, passthrough | the shells above |
+//! | [`telemetry`] | metrics and the access log | the core |
+//! | [`admin`] | health, metrics, state dump, drain | everything, read-only |
+//! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
+//! | [`cli`] | one file a verb | everything |
+//! | [`agent`] | wires the rooms together, nothing else | everything |
+
+pub mod admin;
+pub mod agent;
+pub mod api;
+pub mod capture;
+pub mod cli;
+pub mod handover;
+pub mod identity;
+pub mod mesh;
+pub mod model;
+pub mod policy;
+pub mod proxy;
+pub mod source;
+pub mod telemetry;
+pub mod transport;

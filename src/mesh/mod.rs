@@ -1,0 +1,25 @@
+//! The model: who is there, what answers where, and the tables that answer look-ups.
+//!
+//! Sans-io: no socket, no clock, no runtime. `source` decodes objects into these types once, at the edge;
+//! [`Mesh`] keeps them indexed, and everything else asks it.
+
+mod destination;
+mod identity;
+mod membership;
+mod name;
+mod pod;
+mod reason;
+mod service;
+mod table;
+
+pub use destination::{Candidate, Destination, ServiceDestination};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use membership::{Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};
+pub use name::{NamespacedName, PodUid};
+pub use pod::{ContainerPort, Owner, Phase, Pod, Probe, Workload};
+pub use reason::Reason;
+pub use service::{
+    AddressScope, Endpoint, EndpointSlice, InternalTrafficPolicy, Namespace, Node, Service, ServiceKind, ServicePort,
+    TargetPort, TrafficDistribution,
+};
+pub use table::{Change, Delta, Mesh, MeshSettings, Object, ObjectKind, ObjectRef};

@@ -1,0 +1,72 @@
+use std::fmt;
+
+use super::NamespacedName;
+
+/// Why a connection was refused or ended badly: one code to metric, access log and `explain`.
+///
+/// The codes are a user interface; `docs/troubleshooting.md` has a section on each.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Reason {
+    /// A policy denied it, or an ALLOW policy that stands over the destination did not match.
+    Policy(NamespacedName),
+    /// The destination speaks mutual TLS only (PeerAuthentication STRICT), and this was plaintext.
+    Plaintext(Option<NamespacedName>),
+    /// No certificate for the source pod's own identity could be had.
+    Identity,
+    /// The TLS handshake failed, or the peer is not who it should be.
+    Tls,
+    /// The next hop could not be reached, or refused.
+    Connect,
+    /// Nobody answered in time.
+    Timeout,
+    /// An address inside the cluster's ranges that no object explains.
+    UnknownDestination,
+    /// A Service without an endpoint that may be used.
+    NoEndpoint,
+    /// The peer is to be in the mesh, but its node has not captured it yet, and STRICT rules there.
+    PeerUncaptured,
+    /// A source that nobody may claim: loopback, link-local, or the pod's own address.
+    Source,
+    /// The peer broke the protocol: a malformed request, a flood, the wrong address.
+    Protocol,
+    /// Too many connections, handshakes or descriptors.
+    Limit,
+    /// The source or destination pod left, or the agent drained.
+    Drain,
+    /// One side reset the connection.
+    Reset,
+    /// The agent failed where it should not: a defect, or the kernel refused a call.
+    Internal,
+}
+
+impl Reason {
+    /// The code without what varies, for metric labels: bounded in number.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Policy(_) => "policy",
+            Self::Plaintext(_) => "plaintext",
+            Self::Identity => "identity",
+            Self::Tls => "tls",
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::UnknownDestination => "unknown-destination",
+            Self::NoEndpoint => "no-endpoint",
+            Self::PeerUncaptured => "peer-uncaptured",
+            Self::Source => "source",
+            Self::Protocol => "protocol",
+            Self::Limit => "limit",
+            Self::Drain => "drain",
+            Self::Reset => "reset",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy(policy) | Self::Plaintext(Some(policy)) => write!(f, "{}:{policy}", self.code()),
+            other => f.write_str(other.code()),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `mesh` and `policy` together: fed by deltas, read by every shell.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use tokio::sync::watch;
+
+use crate::mesh::{self, Mesh, MeshSettings};
+use crate::policy::{self, Policies};
+
+/// The one model of an agent. Readers hold the lock for one look-up and never across an await.
+#[derive(Debug)]
+pub struct Model {
+    state: RwLock<State>,
+    /// How many deltas were applied: who follows the model waits for it to move.
+    generation: watch::Sender<u64>,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub mesh: Mesh,
+    pub policies: Policies,
+}
+
+/// One step of the model.
+#[derive(Clone, Debug)]
+pub enum Delta {
+    Mesh(mesh::Delta),
+    Policy(policy::Delta),
+}
+
+impl Model {
+    pub fn new(settings: MeshSettings) -> Self {
+        let policies = Policies::new(settings.trust_domain.clone());
+        Self {
+            state: RwLock::new(State { mesh: Mesh::new(settings), policies }),
+            generation: watch::Sender::new(0),
+            synced: watch::Sender::new(false),
+        }
+    }
+
+    /// Applies deltas as one step: no reader sees a part of them.
+    pub fn apply(&self, deltas: impl IntoIterator<Item = Delta>) {
+        {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            for delta in deltas {
+                match delta {
+                    Delta::Mesh(delta) => drop(state.mesh.apply(delta)),
+                    Delta::Policy(delta) => state.policies.apply(delta),
+                }
+            }
+        }
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Changes what is not an object, such as the node's own addresses.
+    pub fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner));
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that every kind has been read once: until then no connection is decided.
+    pub fn set_synced(&self) {
+        self.synced.send_replace(true);
+    }
+
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    pub async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives as long as `self`, which this borrow keeps.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Moves whenever the model did.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+}
