@@ -1,9 +1,11 @@
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::ranges::Ranges;
 use super::{
     AddressScope, Candidate, Destination, EndpointSlice, Identity, Membership, Namespace, NamespacedName, Node, Pod,
     PodUid, Service, ServiceDestination, ServiceKind, TrustDomain, Workload,
@@ -15,7 +17,9 @@ pub struct Mesh {
     settings: MeshSettings,
     namespaces: HashMap<Arc<str>, Namespace>,
     nodes: HashMap<Arc<str>, Node>,
-    node_addresses: HashSet<IpAddr>,
+    node_addresses: HashMap<IpAddr, usize>,
+    /// Every range of the cluster: given by flag, by nodes, by ServiceCIDRs.
+    ranges: Ranges,
     pods: HashMap<PodUid, Arc<Workload>>,
     pods_by_name: HashMap<NamespacedName, PodUid>,
     pods_by_namespace: HashMap<Arc<str>, BTreeSet<PodUid>>,
@@ -23,7 +27,8 @@ pub struct Mesh {
     /// Who claims an address, in the order of the claims: the first live holder has it.
     claims: HashMap<IpAddr, Vec<PodUid>>,
     services: HashMap<NamespacedName, Arc<Service>>,
-    services_by_ip: HashMap<IpAddr, NamespacedName>,
+    /// Who claims an address, as for pods.
+    service_claims: HashMap<IpAddr, Vec<NamespacedName>>,
     slices: HashMap<NamespacedName, EndpointSlice>,
     slices_by_service: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// Endpoints of each Service by port name, joined over its slices.
@@ -121,18 +126,21 @@ impl Change {
 
 impl Mesh {
     pub fn new(settings: MeshSettings) -> Self {
+        let mut ranges = Ranges::default();
+        settings.cluster_cidrs.iter().for_each(|range| ranges.insert(*range));
         Self {
+            ranges,
             settings,
             namespaces: HashMap::new(),
             nodes: HashMap::new(),
-            node_addresses: HashSet::new(),
+            node_addresses: HashMap::new(),
             pods: HashMap::new(),
             pods_by_name: HashMap::new(),
             pods_by_namespace: HashMap::new(),
             pods_by_node: HashMap::new(),
             claims: HashMap::new(),
             services: HashMap::new(),
-            services_by_ip: HashMap::new(),
+            service_claims: HashMap::new(),
             slices: HashMap::new(),
             slices_by_service: HashMap::new(),
             candidates: HashMap::new(),
@@ -153,18 +161,11 @@ impl Mesh {
                 self.namespaces.insert(name.clone(), namespace);
                 self.rebuild_pods_of_namespace(&name)
             }
-            Delta::Apply(Object::Node(node)) => {
-                let name = node.name.clone();
-                self.nodes.insert(name.clone(), node);
-                self.rebuild_node(&name)
-            }
+            Delta::Apply(Object::Node(node)) => self.set_node(&node.name.clone(), Some(node)),
             Delta::Apply(Object::Pod(pod)) => self.apply_pod(pod),
             Delta::Apply(Object::Service(service)) => self.apply_service(service),
             Delta::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
-            Delta::Apply(Object::ServiceCidr { name, cidrs }) => {
-                self.service_cidrs.insert(name, cidrs);
-                Change::default()
-            }
+            Delta::Apply(Object::ServiceCidr { name, cidrs }) => self.set_service_cidrs(name, cidrs),
             Delta::Delete(object) => self.delete(&object),
         }
     }
@@ -172,7 +173,8 @@ impl Mesh {
     /// What an address is. Costs the same in a mesh of ten pods and of a hundred thousand.
     pub fn destination(&self, addr: SocketAddr) -> Destination {
         let ip = addr.ip().to_canonical();
-        if let Some(service) = self.services_by_ip.get(&ip).and_then(|name| self.services.get(name)) {
+        let claims = self.service_claims.get(&ip);
+        if let Some(service) = claims.and_then(|names| names.first()).and_then(|name| self.services.get(name)) {
             return match self.service_destination(service, addr.port()) {
                 Some(found) => Destination::Service(found),
                 None => Destination::NoSuchPort(service.clone()),
@@ -181,7 +183,7 @@ impl Mesh {
         if let Some(workload) = self.workload_by_ip(ip) {
             return Destination::Workload(workload.clone());
         }
-        if self.node_addresses.contains(&ip) || self.local_addresses.contains(&ip) {
+        if self.is_node_address(ip) {
             return Destination::Node;
         }
         match self.scope(ip) {
@@ -251,14 +253,11 @@ impl Mesh {
     }
 
     pub fn is_node_address(&self, ip: IpAddr) -> bool {
-        self.node_addresses.contains(&ip) || self.local_addresses.contains(&ip)
+        self.node_addresses.contains_key(&ip) || self.local_addresses.contains(&ip)
     }
 
     pub fn scope(&self, ip: IpAddr) -> AddressScope {
-        let ranges = self.settings.cluster_cidrs.iter();
-        let ranges = ranges.chain(self.nodes.values().flat_map(|node| &node.pod_cidrs));
-        let mut ranges = ranges.chain(self.service_cidrs.values().flatten());
-        if ranges.any(|range| range.contains(&ip)) { AddressScope::Cluster } else { AddressScope::Outside }
+        if self.ranges.contains(ip) { AddressScope::Cluster } else { AddressScope::Outside }
     }
 
     fn delete(&mut self, object: &ObjectRef) -> Change {
@@ -267,20 +266,14 @@ impl Mesh {
                 self.namespaces.remove(&object.name.name);
                 self.rebuild_pods_of_namespace(&object.name.name)
             }
-            ObjectKind::Node => {
-                self.nodes.remove(&object.name.name);
-                self.rebuild_node(&object.name.name)
-            }
+            ObjectKind::Node => self.set_node(&object.name.name, None),
             ObjectKind::Pod => match self.pods_by_name.get(&object.name).cloned() {
                 Some(uid) => self.remove_pod(&uid),
                 None => Change::default(),
             },
             ObjectKind::Service => self.remove_service(&object.name),
             ObjectKind::EndpointSlice => self.remove_slice(&object.name),
-            ObjectKind::ServiceCidr => {
-                self.service_cidrs.remove(&object.name.name);
-                Change::default()
-            }
+            ObjectKind::ServiceCidr => self.set_service_cidrs(object.name.name.clone(), Vec::new()),
         }
     }
 
@@ -366,10 +359,33 @@ impl Mesh {
         self.rebuild(uids)
     }
 
-    fn rebuild_node(&mut self, name: &str) -> Change {
-        self.node_addresses = self.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect();
+    fn set_node(&mut self, name: &Arc<str>, node: Option<Node>) -> Change {
+        if let Some(old) = self.nodes.remove(name) {
+            old.pod_cidrs.iter().for_each(|range| self.ranges.remove(*range));
+            for address in &old.addresses {
+                if let Entry::Occupied(mut count) = self.node_addresses.entry(*address) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
+                }
+            }
+        }
+        if let Some(node) = node {
+            node.pod_cidrs.iter().for_each(|range| self.ranges.insert(*range));
+            node.addresses.iter().for_each(|address| *self.node_addresses.entry(*address).or_default() += 1);
+            self.nodes.insert(name.clone(), node);
+        }
         let uids: Vec<PodUid> = self.pods_by_node.get(name).into_iter().flatten().cloned().collect();
         self.rebuild(uids)
+    }
+
+    fn set_service_cidrs(&mut self, name: Arc<str>, cidrs: Vec<IpNet>) -> Change {
+        cidrs.iter().for_each(|range| self.ranges.insert(*range));
+        let old =
+            if cidrs.is_empty() { self.service_cidrs.remove(&name) } else { self.service_cidrs.insert(name, cidrs) };
+        old.iter().flatten().for_each(|range| self.ranges.remove(*range));
+        Change::default()
     }
 
     fn rebuild(&mut self, uids: Vec<PodUid>) -> Change {
@@ -392,7 +408,7 @@ impl Mesh {
         self.forget_addresses(&name);
         if let ServiceKind::ClusterIp(ips) = &service.kind {
             for ip in ips {
-                self.services_by_ip.entry(*ip).or_insert_with(|| name.clone());
+                self.service_claims.entry(*ip).or_default().push(name.clone());
             }
         }
         self.services.insert(name.clone(), Arc::new(service));
@@ -410,15 +426,12 @@ impl Mesh {
     fn forget_addresses(&mut self, name: &NamespacedName) {
         let Some(service) = self.services.get(name) else { return };
         let ServiceKind::ClusterIp(ips) = &service.kind else { return };
-        let freed: Vec<IpAddr> = ips.iter().copied().filter(|ip| self.services_by_ip.get(ip) == Some(name)).collect();
-        for ip in &freed {
-            self.services_by_ip.remove(ip);
-        }
-        // An address that two Services claim passes to the other one.
-        for other in self.services.values().filter(|other| other.name != *name) {
-            let ServiceKind::ClusterIp(theirs) = &other.kind else { continue };
-            for ip in freed.iter().filter(|ip| theirs.contains(ip)) {
-                self.services_by_ip.entry(*ip).or_insert_with(|| other.name.clone());
+        for ip in ips {
+            if let Entry::Occupied(mut claims) = self.service_claims.entry(*ip) {
+                claims.get_mut().retain(|other| other != name);
+                if claims.get().is_empty() {
+                    claims.remove();
+                }
             }
         }
     }
@@ -453,6 +466,7 @@ impl Mesh {
             remove_from(&mut self.services_by_endpoint, &candidate.addr, service);
         }
         let mut by_port: HashMap<Arc<str>, Vec<Candidate>> = HashMap::new();
+        let mut seen: HashSet<(Arc<str>, SocketAddr)> = HashSet::new();
         let slices = self.slices_by_service.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name));
         for slice in slices {
             for (port, number) in &slice.ports {
@@ -461,7 +475,7 @@ impl Mesh {
                     for ip in &endpoint.addresses {
                         let addr = SocketAddr::new(*ip, *number);
                         // Two slices may list one endpoint while the controller moves it: it counts once.
-                        if !candidates.iter().any(|other| other.addr == addr) {
+                        if seen.insert((port.clone(), addr)) {
                             candidates.push(Candidate::of(endpoint, addr));
                         }
                         self.services_by_endpoint.entry(addr).or_default().insert(service.clone());

@@ -1,10 +1,10 @@
 //! `mesh` and `policy` together: fed by deltas, read by every shell.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
-use crate::mesh::{self, Mesh, MeshSettings};
+use crate::mesh::{self, Change, Mesh, MeshSettings};
 use crate::policy::{self, Policies};
 
 /// The one model of an agent. Readers hold the lock for one look-up and never across an await.
@@ -14,6 +14,7 @@ pub struct Model {
     /// How many deltas were applied: who follows the model waits for it to move.
     generation: watch::Sender<u64>,
     synced: watch::Sender<bool>,
+    steps: broadcast::Sender<Arc<Step>>,
 }
 
 #[derive(Debug)]
@@ -29,6 +30,13 @@ pub enum Delta {
     Policy(policy::Delta),
 }
 
+/// What one step of the model changed.
+#[derive(Debug, Default)]
+pub struct Step {
+    pub change: Change,
+    pub policies: bool,
+}
+
 impl Model {
     pub fn new(settings: MeshSettings) -> Self {
         let policies = Policies::new(settings.trust_domain.clone());
@@ -36,21 +44,28 @@ impl Model {
             state: RwLock::new(State { mesh: Mesh::new(settings), policies }),
             generation: watch::Sender::new(0),
             synced: watch::Sender::new(false),
+            steps: broadcast::Sender::new(STEPS_KEPT),
         }
     }
 
     /// Applies deltas as one step: no reader sees a part of them.
     pub fn apply(&self, deltas: impl IntoIterator<Item = Delta>) {
+        let mut step = Step::default();
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             for delta in deltas {
                 match delta {
-                    Delta::Mesh(delta) => drop(state.mesh.apply(delta)),
-                    Delta::Policy(delta) => state.policies.apply(delta),
+                    Delta::Mesh(delta) => step.change.merge(state.mesh.apply(delta)),
+                    Delta::Policy(delta) => {
+                        state.policies.apply(delta);
+                        step.policies = true;
+                    }
                 }
             }
         }
         self.generation.send_modify(|generation| *generation += 1);
+        // Nobody may be listening, and that is no error.
+        let _ = self.steps.send(Arc::new(step));
     }
 
     /// Changes what is not an object, such as the node's own addresses.
@@ -78,8 +93,15 @@ impl Model {
         let _ = synced.wait_for(|synced| *synced).await;
     }
 
+    /// What each later step changes. Who falls behind is told so, and looks at everything.
+    pub fn steps(&self) -> broadcast::Receiver<Arc<Step>> {
+        self.steps.subscribe()
+    }
+
     /// Moves whenever the model did.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 }
+
+const STEPS_KEPT: usize = 256;
