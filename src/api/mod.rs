@@ -8,7 +8,9 @@
 //! (`x-kubernetes-preserve-unknown-fields`): if the API server dropped them, a misspelt selector would turn into none
 //! and a condition of tomorrow into no condition, and nobody would hear of it.
 
+#[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod authorization_policy;
+#[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod peer_authentication;
 mod status;
 mod target;
@@ -40,13 +42,32 @@ pub fn crds() -> Result<Vec<CrdFile>, serde_yaml::Error> {
     [AuthorizationPolicy::crd(), PeerAuthentication::crd()]
         .into_iter()
         .map(|crd| {
+            let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
+            let mut crd = serde_yaml::to_value(&crd)?;
+            refuse_null(&mut crd);
             let yaml = serde_yaml::to_string(&crd)?;
             Ok(CrdFile {
-                name: format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural),
+                name,
                 yaml: format!("# Generated from src/api by `cargo xtask crd`; edit the types there.\n{yaml}"),
             })
         })
         .collect()
+}
+
+/// Takes `nullable` from every field: what is left out is left out, and a `null` in a policy is a list that somebody
+/// has yet to fill.
+fn refuse_null(value: &mut serde_yaml::Value) {
+    match value {
+        serde_yaml::Value::Mapping(fields) => {
+            // A property of that name would be an object; the keyword is a boolean.
+            if fields.get("nullable").is_some_and(serde_yaml::Value::is_bool) {
+                fields.remove("nullable");
+            }
+            fields.values_mut().for_each(refuse_null);
+        }
+        serde_yaml::Value::Sequence(items) => items.iter_mut().for_each(refuse_null),
+        _ => {}
+    }
 }
 
 #[cfg(test)]

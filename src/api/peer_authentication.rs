@@ -51,7 +51,7 @@ pub struct PeerAuthenticationSpec {
         "minProperties" = 1,
         "maxProperties" = 128,
         "x-kubernetes-validations" = [{
-            "rule": "self.all(port, port.matches('^[1-9][0-9]{0,4}$') && int(port) <= 65535)",
+            "rule": "self.all(port, size(port) <= 5 && int(port) >= 1 && int(port) <= 65535)",
             "message": "a port is a number from 1 to 65535",
         }],
     ))]
