@@ -99,6 +99,7 @@ impl ObjectRef {
 
 /// One step of the model.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most steps apply an object, and none is kept")]
 pub enum Delta {
     Apply(Object),
     Delete(ObjectRef),

@@ -25,6 +25,7 @@ pub struct State {
 
 /// One step of the model.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most steps are of the mesh, and none is kept")]
 pub enum Delta {
     Mesh(mesh::Delta),
     Policy(policy::Delta),
