@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(cut("a: 1\n...\n# why\n---\nb: 2\n"), [("a: 1", 0), ("# why\n---\nb: 2", 2)]);
         assert_eq!(cut("# head\n\n%YAML 1.2\n---\na: 1\n"), [("# head\n\n%YAML 1.2\n---\na: 1", 0)]);
         assert_eq!(cut("a: |\n  ---\n  text\n----\n"), [("a: |\n  ---\n  text\n----", 0)]);
-        assert_eq!(cut("\n\n"), []);
+        assert!(cut("\n\n").is_empty());
     }
 
     #[test]
