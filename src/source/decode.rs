@@ -20,7 +20,7 @@ mod pod;
 mod policies;
 mod service;
 
-pub(super) use policies::{PolicyItem, malformed};
+pub(super) use policies::PolicyItem;
 
 /// The kinds that are read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -134,8 +134,8 @@ pub(super) enum Item {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct Content {
     pub objects: Vec<Found>,
-    /// Objects that are there but could not be read, with the cause: their last good version stays.
-    pub broken: Vec<(Key, String)>,
+    /// Objects that are there but could not be read: their last good version stays.
+    pub broken: Vec<Broken>,
     /// A document was not even YAML: whatever the file last held may be in it.
     pub unparsed: bool,
     pub problems: Vec<Problem>,
@@ -150,13 +150,27 @@ pub(super) struct Found {
     pub item: Arc<Item>,
 }
 
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Broken {
+    pub key: Key,
+    /// What stands in for it where there is no good version: of a policy, one that denies.
+    pub stand_in: Option<Arc<Item>>,
+}
+
+impl Broken {
+    fn new(key: Key, value: &Value, fault: &Fault) -> Self {
+        let stand_in = key.kind.is_policy().then(|| Arc::new(Item::Policy(policies::malformed(&key, value, fault))));
+        Self { key, stand_in }
+    }
+}
+
 impl Content {
     pub fn is_empty(&self) -> bool {
         self.objects.is_empty() && self.broken.is_empty() && !self.unparsed && self.ignored == 0
     }
 
     pub fn has(&self, key: &Key) -> bool {
-        self.objects.iter().any(|found| found.key == *key) || self.broken.iter().any(|(broken, _)| broken == key)
+        self.objects.iter().any(|found| found.key == *key) || self.broken.iter().any(|broken| broken.key == *key)
     }
 }
 
@@ -215,7 +229,8 @@ fn read_document(path: &Path, document: &Document<'_>, content: &mut Content) {
                 cause: unparsed.cause.clone(),
             });
             content.unparsed = true;
-            content.broken.extend(key.map(|key| (key, unparsed.cause)));
+            let fault = Fault::new("", unparsed.cause);
+            content.broken.extend(key.map(|key| Broken::new(key, &Value::Null, &fault)));
         }
     }
 }
@@ -236,9 +251,10 @@ fn read_value(path: &Path, document: &Document<'_>, at: &str, value: Value, cont
         // An object whose version was forgotten is still known by its name.
         let known = text(&value, "kind").as_deref().and_then(Kind::named);
         let key = known.and_then(|kind| identify(kind, &value));
-        content.problems.push(problem(key.as_ref().map(Key::to_string).unwrap_or_default(), Fault::new(field, cause)));
+        let fault = Fault::new(field, cause);
+        content.problems.push(problem(key.as_ref().map(Key::to_string).unwrap_or_default(), fault.clone()));
         match key {
-            Some(key) => content.broken.push((key, cause.to_owned())),
+            Some(key) => content.broken.push(Broken::new(key, &value, &fault)),
             None => content.unparsed = true,
         }
         return;
@@ -284,6 +300,8 @@ fn read_value(path: &Path, document: &Document<'_>, at: &str, value: Value, cont
         content.unparsed = true;
         return;
     };
+    // Of a policy that cannot be read, as much as can be read says where it denies.
+    let written = if known.is_policy() { value.clone() } else { Value::Null };
     let read = match known.api_version() {
         wanted if wanted == api_version => read_object(&key, value),
         wanted => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
@@ -295,7 +313,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &str, value: Value, cont
             content.objects.push(Found { key, line, item: Arc::new(item) });
         }
         Err(fault) => {
-            content.broken.push((key.clone(), format!("{}: {}", fault.field, fault.cause)));
+            content.broken.push(Broken::new(key.clone(), &written, &fault));
             content.problems.push(problem(key.to_string(), fault));
         }
     }
@@ -312,7 +330,7 @@ fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
         Kind::Pod => pod::pod(key, parse(value)?),
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
             check_namespaced(key, is_subdomain, SUBDOMAIN)?;
-            Ok((Item::Policy(policies::decode(key, value)?), Vec::new()))
+            policies::decode(key, value)
         }
     }
 }

@@ -209,7 +209,11 @@ impl File {
         let former = match self.taken.take() {
             Some(old) if content.unparsed => {
                 let keys = old.content.objects.into_iter().map(|found| found.key);
-                old.former.into_iter().chain(keys).chain(old.content.broken.into_iter().map(|(key, _)| key)).collect()
+                old.former
+                    .into_iter()
+                    .chain(keys)
+                    .chain(old.content.broken.into_iter().map(|broken| broken.key))
+                    .collect()
             }
             _ => BTreeSet::new(),
         };
@@ -234,7 +238,7 @@ impl Held {
         let content = &self.content;
         let keeps = |old: &Content| {
             old.objects.iter().all(|found| content.has(&found.key))
-                && old.broken.iter().all(|(key, _)| content.has(key))
+                && old.broken.iter().all(|broken| content.has(&broken.key))
         };
         let keeps = taken.is_none_or(|taken| !taken.content.unparsed && keeps(&taken.content));
         self.ends_whole && !content.unparsed && !content.is_empty() && keeps

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Problem;
-use super::decode::{self, Content, Item, Key};
+use super::decode::{Broken, Content, Item, Key};
 use super::derive;
 use crate::mesh;
 use crate::model::Delta;
@@ -64,8 +64,8 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
     let mut view: View = winners.into_iter().map(|(key, (item, ..))| (key.clone(), item.clone())).collect();
     for file in files {
         let mut outcomes = BTreeMap::new();
-        for (key, cause) in &file.content.broken {
-            outcomes.insert(key.to_string(), keep_broken(key, cause, &mut view, now));
+        for broken in &file.content.broken {
+            outcomes.insert(broken.key.to_string(), keep_broken(broken, &mut view, now));
         }
         if file.content.unparsed {
             for key in file.former {
@@ -109,18 +109,17 @@ fn apply(object: mesh::Object) -> Delta {
 }
 
 /// Keeps what is in force of an object that broke, and tells people what that is.
-fn keep_broken(key: &Key, cause: &str, view: &mut View, now: &View) -> &'static str {
+fn keep_broken(broken: &Broken, view: &mut View, now: &View) -> &'static str {
+    let key = &broken.key;
     let good = now.get(key).filter(|item| !matches!(&***item, Item::Policy(policy) if policy.is_malformed()));
-    match (view.contains_key(key), good) {
-        (true, _) => "; another file's version of it is in force",
-        (false, Some(item)) => {
-            view.insert(key.clone(), item.clone());
-            "; its last good version stays in force"
-        }
-        (false, None) if key.kind.is_policy() => {
-            view.insert(key.clone(), Arc::new(Item::Policy(decode::malformed(key, cause))));
-            "; until it can be read it denies all in its namespace"
-        }
-        (false, None) => "; it has no effect",
+    if view.contains_key(key) {
+        return "; another version of it is in force";
     }
+    let (item, outcome) = match (good, &broken.stand_in) {
+        (Some(item), _) => (item, "; its last good version stays in force"),
+        (None, Some(item)) => (item, "; until it can be read it denies what it might stand over"),
+        (None, None) => return "; it has no effect",
+    };
+    view.insert(key.clone(), item.clone());
+    outcome
 }

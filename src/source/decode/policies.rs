@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 
-use super::{Fault, Key};
+use super::{Fault, Item, Key, Read};
 use crate::policy;
 
-/// One policy as it was written, and what became of it.
+/// One policy as it was read.
 #[derive(Clone, PartialEq, Debug)]
 pub struct PolicyItem {
-    pub key: Key,
-    /// The text that it was read from: two policies are one if they say the same.
+    key: Key,
     written: Value,
+    malformed: bool,
 }
 
 impl PolicyItem {
@@ -21,19 +21,17 @@ impl PolicyItem {
     pub fn delete(&self) -> Option<policy::Delta> {
         None
     }
-}
 
-pub(super) fn decode(key: &Key, value: Value) -> Result<PolicyItem, Fault> {
-    Ok(PolicyItem { key: key.clone(), written: value })
-}
-
-/// A policy that cannot be read and has no last good version: it denies all in its namespace.
-pub fn malformed(key: &Key, cause: &str) -> PolicyItem {
-    PolicyItem { key: key.clone(), written: Value::from(cause) }
-}
-
-impl PolicyItem {
     pub fn is_malformed(&self) -> bool {
-        self.written.is_string()
+        self.malformed
     }
+}
+
+pub(super) fn decode(key: &Key, value: Value) -> Result<Read, Fault> {
+    Ok((Item::Policy(PolicyItem { key: key.clone(), written: value, malformed: false }), Vec::new()))
+}
+
+/// What stands in for a policy that cannot be read and has no last good version.
+pub(super) fn malformed(key: &Key, value: &Value, _fault: &Fault) -> PolicyItem {
+    PolicyItem { key: key.clone(), written: value.clone(), malformed: true }
 }
