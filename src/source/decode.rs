@@ -217,7 +217,7 @@ type Read = (Item, Vec<Fault>);
 fn read_document(path: &Path, document: &Document<'_>, content: &mut Content) {
     match document.parse() {
         Ok(Value::Null) => {}
-        Ok(value) => read_value(path, document, "", value, content),
+        Ok(value) => read_value(path, document, &At::default(), value, content),
         Err(unparsed) => {
             let (kind, namespace, name) = document.guess();
             let key = kind.and_then(Kind::named).zip(name).map(|(kind, name)| Key::new(kind, namespace, name));
@@ -235,11 +235,20 @@ fn read_document(path: &Path, document: &Document<'_>, content: &mut Content) {
     }
 }
 
-/// `at` is where in the document the object stands: empty, or `items[2].`.
-fn read_value(path: &Path, document: &Document<'_>, at: &str, value: Value, content: &mut Content) {
+/// Where in its document an object stands.
+#[derive(Default)]
+struct At {
+    /// Empty, or `items[2].`.
+    prefix: String,
+    /// Of the list that it is in, looked up once for all its items.
+    line: Option<usize>,
+}
+
+fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, content: &mut Content) {
+    let prefix = &at.prefix;
     let problem = |object: String, fault: Fault| Problem {
         file: path.to_owned(),
-        line: document.line_of(&format!("{at}{}", fault.field)),
+        line: document.line_of(&format!("{prefix}{}", fault.field)),
         object,
         field: fault.field,
         cause: fault.cause,
@@ -264,6 +273,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &str, value: Value, cont
         let item_kind = kind.strip_suffix("List").unwrap_or_default();
         match list.remove("items") {
             Some(Value::Array(items)) => {
+                let line = document.line_of(&format!("{prefix}items"));
                 for (index, mut item) in items.into_iter().enumerate() {
                     // Items of a typed list need not repeat what the list says.
                     if let Value::Object(fields) = &mut item
@@ -272,7 +282,8 @@ fn read_value(path: &Path, document: &Document<'_>, at: &str, value: Value, cont
                         fields.entry("kind").or_insert_with(|| item_kind.into());
                         fields.entry("apiVersion").or_insert_with(|| api_version.clone().into());
                     }
-                    read_value(path, document, &format!("{at}items[{index}]."), item, content);
+                    let at = At { prefix: format!("{prefix}items[{index}]."), line: Some(line) };
+                    read_value(path, document, &at, item, content);
                 }
             }
             None | Some(Value::Null) => {}
@@ -309,7 +320,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &str, value: Value, cont
     match read {
         Ok((item, passed_over)) => {
             content.problems.extend(passed_over.into_iter().map(|fault| problem(key.to_string(), fault)));
-            let line = document.line_of(&format!("{at}metadata.name"));
+            let line = at.line.unwrap_or_else(|| document.line_of("metadata.name"));
             content.objects.push(Found { key, line, item: Arc::new(item) });
         }
         Err(fault) => {
@@ -338,7 +349,7 @@ fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
 fn identify(kind: Kind, value: &Value) -> Option<Key> {
     let metadata = value.get("metadata")?;
     let name = metadata.get("name")?.as_str().filter(|name| !name.is_empty())?;
-    let namespace = metadata.get("namespace").and_then(Value::as_str).filter(|namespace| !namespace.is_empty());
+    let namespace = metadata.get("namespace").and_then(Value::as_str);
     Some(Key::new(kind, namespace, name))
 }
 

@@ -6,11 +6,13 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::Value;
 
 /// One YAML document of a file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Document<'a> {
     pub text: &'a str,
     /// How many lines of the file stand before it.
     pub offset: usize,
+    /// How often a field may still be looked for: each time reads the document anew.
+    looks: Cell<usize>,
 }
 
 /// A document that is not YAML.
@@ -33,7 +35,9 @@ pub(super) fn split(text: &str) -> Vec<Document<'_>> {
     let mut only_prologue = true;
     let mut at = 0;
     let mut push = |start: (usize, usize), end: usize| {
-        let document = Document { text: &text[start.0..end], offset: start.1 };
+        let text = &text[start.0..end];
+        let looks = Cell::new(MIN_LOOKS.max(LOOKED_BYTES / text.len().max(1)));
+        let document = Document { text, offset: start.1, looks };
         if !document.text.trim().is_empty() {
             documents.push(document);
         }
@@ -85,7 +89,11 @@ impl Document<'_> {
     }
 
     /// The line of the file on which a field stands, or the nearest one above it that is written.
+    ///
+    /// Of a document with very many problems, the later ones stand on its first line.
     pub fn line_of(&self, field: &str) -> usize {
+        let Some(left) = self.looks.get().checked_sub(1) else { return self.first_line() };
+        self.looks.set(left);
         let path = segments(field);
         (0..=path.len())
             .rev()
@@ -304,6 +312,10 @@ impl Visitor<'_> for Key<'_> {
     }
 }
 
+/// A list of ten thousand objects, each with a problem, must not take minutes to say so.
+const LOOKED_BYTES: usize = 16 << 20;
+const MIN_LOOKS: usize = 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,7 +346,7 @@ mod tests {
     fn fields_are_found_on_their_lines() {
         let text = "a: 1\n---\n# note\nmetadata:\n  name: x\n  labels:\n    app.kubernetes.io/name: 3\nspec:\n  ports:\n  - \
                     port: 1\n    name: a\n  - {port: 70000,\n     name: b}\n  empty:\n";
-        let document = split(text)[1];
+        let document = &split(text)[1];
         for (field, line) in [
             ("metadata", 4),
             ("metadata.name", 5),

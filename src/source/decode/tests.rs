@@ -202,6 +202,14 @@ fn a_list_is_its_items() {
 }
 
 #[test]
+fn a_list_of_many_bad_objects_is_read_in_bounded_time() {
+    let item = "- {apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIP: x}}\n";
+    let content = read(&("apiVersion: v1\nkind: List\nitems:\n".to_owned() + &item.repeat(3_000)));
+    assert_eq!(content.problems.len(), 3_000);
+    assert_eq!((content.problems[0].line, content.problems[1].line, content.problems[2_999].line), (4, 5, 1));
+}
+
+#[test]
 fn text_that_is_not_utf8_is_told_and_loses_nothing_else() {
     let bytes =
         [b"apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\nkind: ".as_slice(), &[0xff], b"\n"].concat();
