@@ -341,7 +341,7 @@ fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
         Kind::Pod => pod::pod(key, parse(value)?),
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
             check_namespaced(key, is_subdomain, SUBDOMAIN)?;
-            policies::decode(key, value)
+            policies::decode(key, &value)
         }
     }
 }

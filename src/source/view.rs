@@ -91,12 +91,12 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
 pub(super) fn difference(now: &View, next: &View) -> Vec<Delta> {
     let gone = now.iter().filter(|(key, _)| !next.contains_key(key));
     let gone = gone.filter_map(|(key, item)| match &**item {
-        Item::Policy(policy) => policy.delete().map(Delta::Policy),
+        Item::Policy(policy) => Some(Delta::Policy(policy.delete())),
         _ => Some(Delta::Mesh(mesh::Delta::Delete(key.object_ref()?))),
     });
     let new = next.iter().filter(|(key, item)| now.get(key).is_none_or(|old| !Arc::ptr_eq(old, item) && old != *item));
     let new = new.filter_map(|(_, item)| match &**item {
-        Item::Policy(policy) => policy.apply().map(Delta::Policy),
+        Item::Policy(policy) => Some(Delta::Policy(policy.apply())),
         Item::Pod(pod, _) => Some(apply(mesh::Object::Pod(pod.clone()))),
         Item::Service(service, _) => Some(apply(mesh::Object::Service(service.clone()))),
         Item::Other(object) => Some(apply(object.clone())),

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mesh::{self, Object};
+use crate::policy::{self, PolicyObject};
 
 /// A folder whose clock and files the test holds.
 struct Bench {
@@ -69,7 +70,16 @@ impl Bench {
                     self.objects.retain(|other| !other.starts_with(&format!("{}=", object.name.name)));
                     self.deleted.push(object.name.name.to_string());
                 }
-                Delta::Policy(_) => {}
+                Delta::Policy(policy::Delta::Apply(object)) => {
+                    let state = if matches!(object, PolicyObject::Malformed(_)) { "denies" } else { "" };
+                    let name = object.reference().name.name;
+                    self.objects.retain(|other| !other.starts_with(&format!("{name}=")));
+                    self.objects.insert(format!("{name}={state}"));
+                }
+                Delta::Policy(policy::Delta::Delete(reference)) => {
+                    self.objects.retain(|other| !other.starts_with(&format!("{}=", reference.name.name)));
+                    self.deleted.push(reference.name.name.to_string());
+                }
             }
         }
         self.problems = step.problems.iter().map(Problem::to_string).collect();
@@ -154,6 +164,29 @@ fn a_broken_object_keeps_its_last_good_version_until_it_is_mended_or_removed() {
     bench.wait(600);
     assert_eq!(bench.objects(), ["a="]);
     assert_eq!(bench.problems, [""; 0]);
+}
+
+#[test]
+fn a_policy_without_a_last_good_version_denies_and_one_with_it_stays() {
+    let policy = |rest: &str| {
+        format!("apiVersion: selvedge.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\n{rest}")
+    };
+    let mut bench = Bench::new();
+    for broken in ["spec: {action: PERHAPS}\n", "spec: [\n"] {
+        bench.write("a.yaml", policy(broken));
+        bench.wait(600);
+        assert_eq!(bench.objects(), ["p=denies"], "{:?}", bench.problems);
+        assert!(bench.problems[0].contains("it denies what it might stand over"), "{:?}", bench.problems);
+    }
+    bench.write("a.yaml", policy("spec: {action: ALLOW, rules: [{}]}\n"));
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["p="], "{:?}", bench.problems);
+    bench.write("a.yaml", policy("spec: {action: PERHAPS}\n"));
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["p="]);
+    bench.remove("a.yaml");
+    bench.wait(600);
+    assert!(bench.objects.is_empty() && bench.problems.is_empty());
 }
 
 #[test]
