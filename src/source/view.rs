@@ -95,11 +95,11 @@ pub(super) fn difference(now: &View, next: &View) -> Vec<Delta> {
         _ => Some(Delta::Mesh(mesh::Delta::Delete(key.object_ref()?))),
     });
     let new = next.iter().filter(|(key, item)| now.get(key).is_none_or(|old| !Arc::ptr_eq(old, item) && old != *item));
-    let new = new.filter_map(|(_, item)| match &**item {
-        Item::Policy(policy) => Some(Delta::Policy(policy.apply())),
-        Item::Pod(pod, _) => Some(apply(mesh::Object::Pod(pod.clone()))),
-        Item::Service(service, _) => Some(apply(mesh::Object::Service(service.clone()))),
-        Item::Other(object) => Some(apply(object.clone())),
+    let new = new.map(|(_, item)| match &**item {
+        Item::Policy(policy) => Delta::Policy(policy.apply()),
+        Item::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
+        Item::Service(service, _) => apply(mesh::Object::Service(service.clone())),
+        Item::Other(object) => apply(object.clone()),
     });
     gone.chain(new).collect()
 }
