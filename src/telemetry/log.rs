@@ -31,6 +31,15 @@ impl LogControl {
         Ok(Self(handle))
     }
 
+    /// One that changes the log of nobody.
+    #[cfg(test)]
+    pub(crate) fn detached() -> Self {
+        let (layer, handle) = reload::Layer::new(EnvFilter::new("info"));
+        // The handle works for as long as its layer lives.
+        Box::leak(Box::new(layer));
+        Self(handle)
+    }
+
     /// The filter in force.
     pub fn level(&self) -> Result<String, LogError> {
         Ok(self.0.with_current(ToString::to_string)?)

@@ -34,6 +34,14 @@ impl Metrics {
         Ok(Self(handle))
     }
 
+    /// Of a recorder that nothing is sent to.
+    #[cfg(test)]
+    pub(crate) fn detached() -> Self {
+        let recorder = recorder(&MetricsSettings::default()).expect("the buckets are constants");
+        metrics::with_local_recorder(&recorder, || metrics::gauge!("selvedge_build_info").set(1.0));
+        Self(recorder.handle())
+    }
+
     /// Prometheus text, version 0.0.4.
     pub fn render(&self) -> String {
         measure_process();
