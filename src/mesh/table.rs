@@ -27,8 +27,8 @@ pub struct Mesh {
     /// Who claims an address, in the order of the claims: the first live holder has it.
     claims: HashMap<IpAddr, Vec<PodUid>>,
     services: HashMap<NamespacedName, Arc<Service>>,
-    /// Who claims an address, as for pods.
-    service_claims: HashMap<IpAddr, Vec<NamespacedName>>,
+    /// Which Services claim an address, in the order of the claims: the first has it.
+    services_by_ip: HashMap<IpAddr, Vec<NamespacedName>>,
     slices: HashMap<NamespacedName, EndpointSlice>,
     slices_by_service: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// Endpoints of each Service by port name, joined over its slices.
@@ -141,7 +141,7 @@ impl Mesh {
             pods_by_node: HashMap::new(),
             claims: HashMap::new(),
             services: HashMap::new(),
-            service_claims: HashMap::new(),
+            services_by_ip: HashMap::new(),
             slices: HashMap::new(),
             slices_by_service: HashMap::new(),
             candidates: HashMap::new(),
@@ -174,8 +174,7 @@ impl Mesh {
     /// What an address is. Costs the same in a mesh of ten pods and of a hundred thousand.
     pub fn destination(&self, addr: SocketAddr) -> Destination {
         let ip = addr.ip().to_canonical();
-        let claims = self.service_claims.get(&ip);
-        if let Some(service) = claims.and_then(|names| names.first()).and_then(|name| self.services.get(name)) {
+        if let Some(service) = self.services_by_ip.get(&ip).and_then(|claims| self.services.get(claims.first()?)) {
             return match self.service_destination(service, addr.port()) {
                 Some(found) => Destination::Service(found),
                 None => Destination::NoSuchPort(service.clone()),
@@ -245,6 +244,7 @@ impl Mesh {
 
     /// The Services that have this address and port among their endpoints.
     pub fn services_at(&self, endpoint: SocketAddr) -> impl Iterator<Item = &NamespacedName> {
+        let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
         self.services_by_endpoint.get(&endpoint).into_iter().flatten()
     }
 
@@ -284,6 +284,9 @@ impl Mesh {
         if let Some(old) = replaced {
             change.merge(self.remove_pod(&old));
         }
+        if self.pods.get(&pod.uid).is_some_and(|old| *old.name() != pod.name) {
+            change.merge(self.remove_pod(&pod.uid));
+        }
         let previous = self.pods.get(&pod.uid).cloned();
         let workload = Arc::new(self.build(Arc::new(pod)));
         if previous.as_ref() == Some(&workload) {
@@ -291,20 +294,19 @@ impl Mesh {
         }
         let uid = workload.uid().clone();
         let pod = &workload.pod;
+        let held = held_addresses(pod);
         if let Some(previous) = &previous {
-            for ip in previous.pod.ips.iter().filter(|ip| !pod.ips.contains(ip)) {
+            for ip in held_addresses(&previous.pod).difference(&held) {
                 self.release(*ip, &uid);
             }
             if previous.pod.node != pod.node {
                 self.leave_node(previous);
             }
         }
-        if !pod.host_network {
-            for ip in &pod.ips {
-                let claims = self.claims.entry(*ip).or_default();
-                if !claims.contains(&uid) {
-                    claims.push(uid.clone());
-                }
+        for ip in held {
+            let claims = self.claims.entry(ip).or_default();
+            if !claims.contains(&uid) {
+                claims.push(uid.clone());
             }
         }
         if let Some(node) = &pod.node {
@@ -319,8 +321,8 @@ impl Mesh {
 
     fn remove_pod(&mut self, uid: &PodUid) -> Change {
         let Some(workload) = self.pods.remove(uid) else { return Change::default() };
-        for ip in &workload.pod.ips {
-            self.release(*ip, uid);
+        for ip in held_addresses(&workload.pod) {
+            self.release(ip, uid);
         }
         self.leave_node(&workload);
         self.pods_by_name.remove(workload.name());
@@ -406,10 +408,14 @@ impl Mesh {
         if self.services.get(&name).is_some_and(|old| **old == service) {
             return Change::default();
         }
-        self.forget_addresses(&name);
-        if let ServiceKind::ClusterIp(ips) = &service.kind {
-            for ip in ips {
-                self.service_claims.entry(*ip).or_default().push(name.clone());
+        let claimed = service_addresses(&service);
+        if let Some(old) = self.services.get(&name).cloned() {
+            self.release_addresses(&name, service_addresses(&old).difference(&claimed));
+        }
+        for ip in claimed {
+            let claims = self.services_by_ip.entry(ip).or_default();
+            if !claims.contains(&name) {
+                claims.push(name.clone());
             }
         }
         self.services.insert(name.clone(), Arc::new(service));
@@ -417,21 +423,17 @@ impl Mesh {
     }
 
     fn remove_service(&mut self, name: &NamespacedName) -> Change {
-        self.forget_addresses(name);
-        match self.services.remove(name) {
-            Some(_) => Change { services: BTreeSet::from([name.clone()]), ..Change::default() },
-            None => Change::default(),
-        }
+        let Some(service) = self.services.remove(name) else { return Change::default() };
+        self.release_addresses(name, &service_addresses(&service));
+        Change { services: BTreeSet::from([name.clone()]), ..Change::default() }
     }
 
-    fn forget_addresses(&mut self, name: &NamespacedName) {
-        let Some(service) = self.services.get(name) else { return };
-        let ServiceKind::ClusterIp(ips) = &service.kind else { return };
-        for ip in ips {
-            if let Entry::Occupied(mut claims) = self.service_claims.entry(*ip) {
-                claims.get_mut().retain(|other| other != name);
-                if claims.get().is_empty() {
-                    claims.remove();
+    fn release_addresses<'a>(&mut self, name: &NamespacedName, addresses: impl IntoIterator<Item = &'a IpAddr>) {
+        for ip in addresses {
+            if let Some(claims) = self.services_by_ip.get_mut(ip) {
+                claims.retain(|other| other != name);
+                if claims.is_empty() {
+                    self.services_by_ip.remove(ip);
                 }
             }
         }
@@ -474,7 +476,7 @@ impl Mesh {
                 let candidates = by_port.entry(port.clone()).or_default();
                 for endpoint in &slice.endpoints {
                     for ip in &endpoint.addresses {
-                        let addr = SocketAddr::new(*ip, *number);
+                        let addr = SocketAddr::new(ip.to_canonical(), *number);
                         // Two slices may list one endpoint while the controller moves it: it counts once.
                         if seen.insert((port.clone(), addr)) {
                             candidates.push(Candidate::of(endpoint, addr));
@@ -488,6 +490,21 @@ impl Mesh {
             let shared = by_port.into_iter().map(|(port, candidates)| (port, candidates.into())).collect();
             self.candidates.insert(service.clone(), shared);
         }
+    }
+}
+
+/// The addresses that a pod holds: none of its own on the host's network, none any more once it has finished.
+fn held_addresses(pod: &Pod) -> BTreeSet<IpAddr> {
+    if pod.host_network || !pod.is_live() {
+        return BTreeSet::new();
+    }
+    pod.ips.iter().map(IpAddr::to_canonical).collect()
+}
+
+fn service_addresses(service: &Service) -> BTreeSet<IpAddr> {
+    match &service.kind {
+        ServiceKind::ClusterIp(ips) => ips.iter().map(IpAddr::to_canonical).collect(),
+        ServiceKind::Headless | ServiceKind::ExternalName => BTreeSet::new(),
     }
 }
 

@@ -1,6 +1,4 @@
-use super::super::{
-    ContainerPort, Endpoint, InternalTrafficPolicy, Owner, Phase, ServicePort, Settings, TargetPort,
-};
+use super::super::{ContainerPort, Endpoint, InternalTrafficPolicy, Owner, Phase, ServicePort, Settings, TargetPort};
 use super::*;
 
 fn mesh() -> Mesh {
@@ -47,7 +45,12 @@ fn service(name: &str, ips: &[&str]) -> Service {
     Service {
         name: NamespacedName::new("shop", name),
         kind: ServiceKind::ClusterIp(ips.iter().map(|ip| ip.parse().unwrap()).collect()),
-        ports: vec![ServicePort { name: "http".into(), port: 80, target: TargetPort::Number(8080), app_protocol: None }],
+        ports: vec![ServicePort {
+            name: "http".into(),
+            port: 80,
+            target: TargetPort::Number(8080),
+            app_protocol: None,
+        }],
         session_affinity: None,
         internal_traffic_policy: InternalTrafficPolicy::Cluster,
         traffic_distribution: None,
@@ -85,7 +88,8 @@ fn apply(mesh: &mut Mesh, object: Object) -> Change {
 }
 
 fn delete(mesh: &mut Mesh, kind: ObjectKind, name: &str) -> Change {
-    let namespace = if matches!(kind, ObjectKind::Pod | ObjectKind::Service | ObjectKind::EndpointSlice) { "shop" } else { "" };
+    let namespace =
+        if matches!(kind, ObjectKind::Pod | ObjectKind::Service | ObjectKind::EndpointSlice) { "shop" } else { "" };
     mesh.apply(Delta::Delete(ObjectRef { kind, name: NamespacedName::new(namespace, name) }))
 }
 

@@ -168,3 +168,27 @@ fn a_malformed_policy_denies_what_can_be_read_of_its_scope() {
         assert!(store(&[policy]).problems().next().unwrap().cause.contains("malformed"));
     }
 }
+
+#[test]
+fn every_field_of_the_definition_is_known_to_the_decoder() {
+    let file =
+        crate::api::crds().unwrap().into_iter().find(|file| file.name.contains("authorizationpolicies")).unwrap();
+    let crd: Value = serde_yaml::from_str(&file.yaml).unwrap();
+    let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+    let rule = &spec["rules"]["items"]["properties"];
+    for (list, part) in [("from", "source"), ("to", "operation")] {
+        let fields = rule[list]["items"]["properties"][part]["properties"].as_object().unwrap();
+        assert!(fields.len() >= 8);
+        for field in fields.keys() {
+            let value = match field.to_lowercase() {
+                name if name.ends_with("ports") => "80",
+                name if name.ends_with("blocks") => "10.0.0.0/8",
+                _ => "a",
+            };
+            let rules = json!([{ list: [{ part: { field: [value] } }] }]);
+            let read = decode(PolicyKind::AuthorizationPolicy, &authorization("shop", "p", json!({ "rules": rules })));
+            let notes = read.unwrap().unenforced().to_vec();
+            assert!(notes.iter().all(|note| !note.cause.contains("not known")), "{part}.{field}: {notes:?}");
+        }
+    }
+}
