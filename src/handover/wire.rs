@@ -89,10 +89,9 @@ pub(super) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result
 // Takes every descriptor of a control message, so that none is left open without an owner; ours carry one.
 fn own(message: ControlMessageOwned) -> Option<OwnedFd> {
     let ControlMessageOwned::ScmRights(fds) = message else { return None };
-    fds.into_iter()
-        // SAFETY: the kernel has just installed these descriptors for this process, and nobody else knows them.
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
-        .last()
+    // SAFETY: the kernel has just installed these descriptors for this process, and nobody else knows them.
+    let mut owned: Vec<OwnedFd> = fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect();
+    owned.pop()
 }
 
 /// A key is some two hundred bytes; a refusal is a sentence.
