@@ -1,5 +1,7 @@
 //! `mesh` and `policy` together: fed by deltas, read by every shell.
 
+pub mod explain;
+
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::{broadcast, watch};
