@@ -241,7 +241,7 @@ impl ConnectionTelemetry {
     }
 
     /// The end, in order where there is no `reason`. `detail` is for people, and may be empty.
-    pub fn closed(self, sent: u64, received: u64, reason: Option<Reason>, detail: &str) {
+    pub fn closed(&self, sent: u64, received: u64, reason: Option<Reason>, detail: &str) {
         self.end(sent, received, reason, detail);
     }
 

@@ -58,6 +58,12 @@ struct Ending {
     waker: Option<Waker>,
 }
 
+impl std::fmt::Debug for RelayControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RelayControl").field("sent", &self.sent()).field("received", &self.received()).finish()
+    }
+}
+
 impl RelayControl {
     /// Bytes delivered upstream so far.
     pub fn sent(&self) -> u64 {
@@ -76,6 +82,11 @@ impl RelayControl {
         if let Some(waker) = ending.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Completes when a reset is asked for. One waits at a time: before the relay runs, which then waits itself.
+    pub async fn reset_requested(&self) -> Reason {
+        poll_fn(|cx| self.poll_reset(cx)).await
     }
 
     fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<Reason> {
