@@ -109,7 +109,10 @@ impl Identities {
     ///
     /// # Errors
     /// The CA refused or could not be reached, or did not answer in time. A later call asks again.
-    pub async fn certificate(self: &Arc<Self>, identity: &Identity) -> Result<Arc<WorkloadCertificate>, CertificateError> {
+    pub async fn certificate(
+        self: &Arc<Self>,
+        identity: &Identity,
+    ) -> Result<Arc<WorkloadCertificate>, CertificateError> {
         let mut answer = {
             let mut entries = self.entries();
             let entry = entries.entry(identity.clone()).or_default();
