@@ -275,15 +275,15 @@ async fn a_draining_server_takes_no_new_stream_and_finishes_the_old_ones() {
     let pool = Pool::new(PoolSettings::default());
     let mut path = path(&pool, &served, &mut asked).await;
     served.drain.send_replace(true);
-    let (second, _drain) = (served.clone(), served.drain.send_replace(false));
-    let _flows = accept_all(asked);
-    for _ in 0..50 {
-        pool.open(&key("client"), &head(), second.clone().dial()).await.unwrap();
-        if second.dials.load(Ordering::SeqCst) == 2 {
-            break;
+    let (second, (second_asked, _second_ended)) = self::served();
+    let _flows = [accept_all(asked), accept_all(second_asked)];
+    let opening = async {
+        while second.dials.load(Ordering::SeqCst) == 0 {
+            pool.open(&key("client"), &head(), second.clone().dial()).await.unwrap();
         }
-        tokio::task::yield_now().await;
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(5), opening).await.expect("GOAWAY was not heeded");
+    assert_eq!(served.dials.load(Ordering::SeqCst), 1);
     path.client.write_all(b"still there").await.unwrap();
     path.client.shutdown().await.unwrap();
     let mut got = Vec::new();
@@ -565,6 +565,23 @@ async fn a_reader_who_stalls_bounds_its_writer_and_hinders_no_other_stream() {
     let mut got = [0; 11];
     tokio::time::timeout(Duration::from_secs(5), other.server.read_exact(&mut got)).await.unwrap().unwrap();
     writing.abort();
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_believe_the_client_says_so_before_anything_is_sent() {
+    let (served, _observed) = served();
+    let stranger = Node::new();
+    let both = [&served.node.dir, &stranger.dir].map(|dir| std::fs::read_to_string(dir.path().join("ca.crt")).unwrap());
+    std::fs::write(stranger.dir.path().join("ca.crt"), both.concat()).unwrap();
+    stranger.ca.reload().unwrap();
+    let (client, server) = tcp_pair().await;
+    let (tls, a, b) = (served.node.tls.clone(), id("a"), id("b"));
+    let accepted = tokio::spawn(async move { tls.accept(server, &id("b")).await.err().unwrap() });
+    let pool = Pool::new(PoolSettings::default());
+    let dial = async { Ok(stranger.tls.connect(client, &a, &b).await?) };
+    let error = pool.open(&key("client"), &head(), dial).await.err().unwrap();
+    assert!(error.retry(), "{error}");
+    assert_eq!(accepted.await.unwrap().code(), "unknown-issuer");
 }
 
 #[tokio::test]
