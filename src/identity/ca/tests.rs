@@ -143,3 +143,19 @@ fn a_changed_file_moves_the_bundle_and_a_bad_one_changes_nothing() {
     place(dir.path(), &[&old], &new_key);
     assert!(ca.reload().unwrap_err().to_string().contains("no certificate in it is over the key"));
 }
+
+#[tokio::test]
+async fn a_folder_that_is_watched_takes_effect_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, old_key, _) = authority("old", None);
+    let (new, _, _) = authority("new", None);
+    place(dir.path(), &[&old], &old_key);
+    let ca = EmbeddedCa::open(dir.path(), &domain()).unwrap();
+    let mut trust = ca.trust();
+    let watching = tokio::spawn(async move { ca.watch().await });
+    tokio::task::yield_now().await;
+    place(dir.path(), &[&old, &new], &old_key);
+    let moved = trust.wait_for(|bundle| bundle.certificates().len() == 2);
+    tokio::time::timeout(Duration::from_secs(5), moved).await.unwrap().unwrap();
+    watching.abort();
+}

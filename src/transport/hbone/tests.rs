@@ -606,3 +606,24 @@ async fn certificates_of_seconds_rotate_under_live_traffic_and_nothing_is_droppe
     assert!(served.dials.load(Ordering::SeqCst) >= 2, "a connection under an old certificate took new streams");
     assert!(served.dials.load(Ordering::SeqCst) < 20, "the pool did not pool");
 }
+
+#[tokio::test]
+async fn thousands_of_streams_opened_and_closed_leave_nothing_behind() {
+    let (served, (mut asked, _ended)) = served();
+    let pool = Pool::new(PoolSettings::default());
+    let (key, head) = (key("client"), head());
+    let answering = tokio::spawn(async move {
+        while let Some(request) = asked.recv().await {
+            drop(request.accept(""));
+        }
+    });
+    for _ in 0..50 {
+        let opens = (0..60).map(|_| pool.open(&key, &head, served.clone().dial()));
+        for opened in futures_util::future::join_all(opens).await {
+            opened.unwrap();
+        }
+    }
+    until("every stream has gone", || pool.snapshot().iter().all(|connection| connection.streams == 0)).await;
+    assert_eq!(served.dials.load(Ordering::SeqCst), 1);
+    answering.abort();
+}
