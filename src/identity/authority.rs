@@ -37,7 +37,9 @@ pub enum CaError {
     Unavailable(Arc<str>),
     #[error("the CA refused to sign for {identity}: {cause}")]
     Refused { identity: Identity, cause: Arc<str> },
-    #[error("the CA's own certificate has expired: replace ca.crt and ca.key, keeping the old anchor until all peers trust the new one")]
+    #[error(
+        "the CA's own certificate has expired: replace ca.crt and ca.key, keeping the old anchor until all peers trust the new one"
+    )]
     Expired,
     #[error("what the CA signed is unusable: {0}")]
     Unusable(Arc<str>),

@@ -40,7 +40,11 @@ impl EmbeddedCa {
         let folder = Folder::new(dir);
         let signer = Signer::new(folder.read_or_create(trust_domain)?, folder.certificate_path())?;
         let bundle = TrustBundle::new(signer.anchors.clone(), 1)?;
-        Ok(Arc::new(Self { folder, signer: ArcSwap::from_pointee(signer), trust: watch::Sender::new(Arc::new(bundle)) }))
+        Ok(Arc::new(Self {
+            folder,
+            signer: ArcSwap::from_pointee(signer),
+            trust: watch::Sender::new(Arc::new(bundle)),
+        }))
     }
 
     pub fn trust(&self) -> TrustSource {
@@ -60,7 +64,9 @@ impl EmbeddedCa {
             }
             match self.reload() {
                 Ok(()) => tracing::info!("The CA folder changed and is in force."),
-                Err(error) => tracing::warn!(%error, "The CA folder changed, but cannot be used; the CA before stays in force."),
+                Err(error) => {
+                    tracing::warn!(%error, "The CA folder changed, but cannot be used; the CA before stays in force.")
+                }
             }
             seen = stamp;
         }
@@ -137,10 +143,8 @@ impl Signer {
         validity: Duration,
         now: SystemTime,
     ) -> Result<SignedCertificate, CaError> {
-        let refused = |error: rcgen::Error| CaError::Refused {
-            identity: identity.clone(),
-            cause: error.to_string().into(),
-        };
+        let refused =
+            |error: rcgen::Error| CaError::Refused { identity: identity.clone(), cause: error.to_string().into() };
         // Verifies that the requester holds the key. Nothing else in the request is believed.
         let request = CertificateSigningRequestParams::from_der(&csr.der).map_err(refused)?;
         let not_after = (now + validity).min(self.not_after);

@@ -77,8 +77,7 @@ impl PendingKey {
         }
         let serial = parsed.tbs_certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
         let validity = parsed.validity();
-        let (not_before, not_after) =
-            (time(validity.not_before.timestamp()), time(validity.not_after.timestamp()));
+        let (not_before, not_after) = (time(validity.not_before.timestamp()), time(validity.not_after.timestamp()));
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let signer = any_ecdsa_type(&der).map_err(|error| unusable(format!("the key is unusable: {error}")))?;
         let key = CertifiedKey::new(signed.chain, signer);

@@ -4,6 +4,8 @@
 //! for each identity that this node's pods run as and renews it at half life; a [`CertificateAuthority`] signs. The
 //! [`verify`] module says whom a peer's certificate proves, and why it does not.
 
+#![forbid(unsafe_code)]
+
 mod authority;
 pub mod ca;
 mod certificate;

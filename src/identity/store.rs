@@ -109,7 +109,10 @@ impl Identities {
     ///
     /// # Errors
     /// The CA refused or could not be reached, or did not answer in time. A later call asks again.
-    pub async fn certificate(self: &Arc<Self>, identity: &Identity) -> Result<Arc<WorkloadCertificate>, CertificateError> {
+    pub async fn certificate(
+        self: &Arc<Self>,
+        identity: &Identity,
+    ) -> Result<Arc<WorkloadCertificate>, CertificateError> {
         let mut answer = {
             let mut entries = self.entries();
             let entry = entries.entry(identity.clone()).or_default();
@@ -136,7 +139,8 @@ impl Identities {
         entries.retain(|identity, entry| {
             let keep = wanted.contains(identity);
             if !keep {
-                gauge!(EXPIRY, "identity" => identity.to_string()).set(0.0);
+                // Neither a time nor an alarm; the series goes once it has been silent.
+                gauge!(EXPIRY, "identity" => identity.to_string()).set(f64::NAN);
                 entry.held.take().inspect(|held| held.supersede());
             }
             keep
@@ -151,15 +155,11 @@ impl Identities {
     /// Renews what falls due and follows the trust bundle, for as long as it is polled.
     pub async fn run(self: Arc<Self>) {
         let mut trust = self.trust.clone();
-        self.report_trust();
         loop {
-            let next = self.request_due();
-            let sleep = async {
-                match next {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
+            self.report();
+            // Wakes now and then without need, lest the gauges pass for idle.
+            let next = self.request_due().map_or(REPORT, |due| due.duration_since(Instant::now()).min(REPORT));
+            let sleep = tokio::time::sleep(next);
             let changed = async {
                 if trust.changed().await.is_err() {
                     // Its source is gone: the bundle stays as it is.
@@ -170,7 +170,6 @@ impl Identities {
                 () = sleep => {}
                 () = self.replan.notified() => {}
                 () = changed => {
-                    self.report_trust();
                     // A new root may sign from now on, and peers may soon forget the old one.
                     for entry in self.entries().values_mut() {
                         entry.due = Some(Instant::now());
@@ -269,8 +268,6 @@ impl Identities {
         match answer {
             Ok(certificate) => {
                 counter!(RENEWALS).increment(1);
-                let expiry = certificate.not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
-                gauge!(EXPIRY, "identity" => identity.to_string()).set(expiry.as_secs_f64());
                 let left = certificate.not_after.duration_since(self.now()).unwrap_or_default();
                 entry.due = Some(Instant::now() + left.mul_f64(rand::random_range(0.45..0.55)));
                 entry.failures = 0;
@@ -295,10 +292,16 @@ impl Identities {
         self.rotations.send_modify(|count| *count += 1);
     }
 
-    fn report_trust(&self) {
+    fn report(&self) {
         let trust = self.trust();
         gauge!(ANCHORS).set(trust.certificates().len() as f64);
         gauge!(GENERATION).set(trust.generation as f64);
+        for (identity, entry) in self.entries().iter() {
+            if let Some(held) = &entry.held {
+                let expiry = held.not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
+                gauge!(EXPIRY, "identity" => identity.to_string()).set(expiry.as_secs_f64());
+            }
+        }
     }
 
     fn now(&self) -> SystemTime {
@@ -310,6 +313,9 @@ impl Identities {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How often the gauges are set anew.
+const REPORT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! What carries a connection between nodes: mutual TLS, HBONE tunnels in it, and the relay between two ends.
 
+#![forbid(unsafe_code)]
+
 mod admission;
 pub mod hbone;
 mod metrics;

@@ -253,7 +253,9 @@ impl Direction {
         if let Poll::Ready(error) = from.poll_reset(cx) {
             return Err(Broken::From(error));
         }
-        if !self.closed && let Poll::Ready(error) = to.poll_reset(cx) {
+        if !self.closed
+            && let Poll::Ready(error) = to.poll_reset(cx)
+        {
             return Err(Broken::To(error));
         }
         Ok(self.closed)

@@ -15,7 +15,9 @@ use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::pki_types::{IpAddr, ServerName};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::{AlertDescription, CertificateError as RustlsCertificateError, ClientConfig, NamedGroup, OtherError, ServerConfig};
+use rustls::{
+    AlertDescription, CertificateError as RustlsCertificateError, ClientConfig, NamedGroup, OtherError, ServerConfig,
+};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -265,8 +267,8 @@ impl Tls {
         let resolver = Arc::new(SingleCertAndKey::from(certificate.key.clone()));
 
         let domain = self.identities.trust_domain().clone();
-        let clients = ClientVerifier::new(&trust, domain, self.provider.clone())
-            .map_err(|error| unusable(error.to_string()))?;
+        let clients =
+            ClientVerifier::new(&trust, domain, self.provider.clone()).map_err(|error| unusable(error.to_string()))?;
         let mut server = ServerConfig::builder_with_details(self.provider.clone(), clock.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| unusable(error.to_string()))?

@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{since_1970, random_serial};
+use super::{random_serial, since_1970};
 use crate::identity::CaError;
 use crate::identity::certificate::time;
 use crate::mesh::TrustDomain;
@@ -64,8 +64,18 @@ impl Folder {
         match (self.certificate_path().exists(), self.key_path().exists()) {
             (true, true) => {}
             (false, false) => self.create(trust_domain)?,
-            (true, false) => return Err(half(&self.key_path(), "Restore the key of ca.crt, or remove ca.crt to have a new CA made, which no peer of the old one trusts")),
-            (false, true) => return Err(half(&self.certificate_path(), "Restore the certificate of ca.key, or remove ca.key to have a new CA made, which no peer of the old one trusts")),
+            (true, false) => {
+                return Err(half(
+                    &self.key_path(),
+                    "Restore the key of ca.crt, or remove ca.crt to have a new CA made, which no peer of the old one trusts",
+                ));
+            }
+            (false, true) => {
+                return Err(half(
+                    &self.certificate_path(),
+                    "Restore the certificate of ca.key, or remove ca.key to have a new CA made, which no peer of the old one trusts",
+                ));
+            }
         }
         self.read()
     }

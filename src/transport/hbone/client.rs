@@ -316,8 +316,7 @@ impl Inner {
             .max_local_error_reset_streams(Some(100))
             .enable_push(false);
         let Session { stream, peer, .. } = session;
-        let (send, connection) =
-            builder.handshake(stream).await.map_err(|error| broken(error).into_open())?;
+        let (send, connection) = builder.handshake(stream).await.map_err(|error| broken(error).into_open())?;
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry { number, shared: shared.clone(), peer, closing: AtomicBool::new(false) });
         let guard = shared.enter();
@@ -407,8 +406,7 @@ impl Failure {
 type Opened = (h2::SendStream<Bytes>, h2::RecvStream, Option<String>);
 
 async fn request(send: &mut SendRequest<Bytes>, head: &ConnectHead) -> Result<Opened, Failure> {
-    let request =
-        head.request().map_err(|error| Failure::Open(OpenError::Broken(error.to_string().into())))?;
+    let request = head.request().map_err(|error| Failure::Open(OpenError::Broken(error.to_string().into())))?;
     // RFC 9113, section 6.8: a connection that is going away takes no stream, so none was processed.
     poll_fn(|cx| send.poll_ready(cx)).await.map_err(unsent)?;
     let (answer, sender) = send.send_request(request, false).map_err(unsent)?;

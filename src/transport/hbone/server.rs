@@ -95,7 +95,7 @@ pub async fn serve(
             if let Poll::Ready(event) = upkeep.poll(cx, &mut connection) {
                 return Poll::Ready(Next::Upkeep(event));
             }
-            connection.poll_accept(cx).map(Next::Accept)
+            connection.poll_accept(cx).map(|accepted| Next::Accept(accepted.map(|result| result.map(Box::new))))
         })
         .await;
         match next {
@@ -115,7 +115,8 @@ pub async fn serve(
             }
             Next::Accept(None) => return Ok(()),
             Next::Accept(Some(Err(error))) => return Err(error.into()),
-            Next::Accept(Some(Ok((request, mut responder)))) => {
+            Next::Accept(Some(Ok(accepted))) => {
+                let (request, mut responder) = *accepted;
                 waiting = false;
                 drop(permit.take());
                 if abandoned.load(Ordering::Relaxed) > settings.max_abandoned {
@@ -148,8 +149,10 @@ enum Next {
     Late,
     Drain,
     Upkeep(Event),
-    Accept(Option<Result<(http::Request<RecvStream>, SendResponse<Bytes>), h2::Error>>),
+    Accept(Option<Result<Box<Accepted>, h2::Error>>),
 }
+
+type Accepted = (http::Request<RecvStream>, SendResponse<Bytes>);
 
 /// One well-formed CONNECT, to be accepted once the application has, or refused. Dropping it resets the stream.
 pub struct Request {

@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use metrics::gauge;
 
@@ -41,9 +41,11 @@ impl WindowBudget {
     }
 }
 
+/// The process's own budget: every clone draws from the same.
 impl Default for WindowBudget {
     fn default() -> Self {
-        Self::new(128 * MIB)
+        static PROCESS: LazyLock<WindowBudget> = LazyLock::new(|| WindowBudget::new(128 * MIB));
+        PROCESS.clone()
     }
 }
 

@@ -46,10 +46,12 @@ impl End for TcpEnd {
         let limit = limit.min(SIZE);
         let mut data = Bytes::new();
         let outcome = self.stream.try_io(Interest::READABLE, || {
-            data = buffer::read_with(limit, |into| loop {
-                match nix::unistd::read(&*self.stream, into) {
-                    Err(Errno::EINTR) => {}
-                    other => break other.map_err(io::Error::from),
+            data = buffer::read_with(limit, |into| {
+                loop {
+                    match nix::unistd::read(&*self.stream, into) {
+                        Err(Errno::EINTR) => {}
+                        other => break other.map_err(io::Error::from),
+                    }
                 }
             })?;
             // A short read emptied the socket: saying so now saves the read that would find nothing.
