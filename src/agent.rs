@@ -36,7 +36,8 @@ pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     if !handover::is_worker() {
         return Ok(handover::supervise(std::env::args_os().skip(1)));
     }
-    let (keeper, inherited) = Keeper::inherit().map_err(|cause| Failure::new(format!("the parent process: {cause}")))?;
+    let (keeper, inherited) =
+        Keeper::inherit().map_err(|cause| Failure::new(format!("the parent process: {cause}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
     runtime.block_on(worker(args, log, keeper, inherited))
 }
@@ -50,8 +51,8 @@ async fn worker(
     let metrics_settings = MetricsSettings { idle_timeout: args.metrics_idle };
     let metrics = Metrics::install(&metrics_settings).map_err(Failure::configuration)?;
     describe_metrics();
-    let (access_log, access_log_writer) =
-        AccessLog::start(args.access_log, io::stdout()).map_err(|cause| Failure::new(format!("access log: {cause}")))?;
+    let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
+        .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
     let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
 
     let ca = EmbeddedCa::open(&args.ca_dir, &args.trust_domain).map_err(Failure::configuration)?;
@@ -63,7 +64,9 @@ async fn worker(
     let report = Report::new();
 
     let node_netns = match &args.node_netns {
-        Some(path) => NetNs::open(path).map_err(|cause| Failure::configuration(format!("{}: {cause}", path.display())))?,
+        Some(path) => {
+            NetNs::open(path).map_err(|cause| Failure::configuration(format!("{}: {cause}", path.display())))?
+        }
         None => NetNs::current().map_err(Failure::new)?,
     };
     let connections = Arc::new(Connections::default());

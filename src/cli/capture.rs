@@ -52,7 +52,8 @@ pub fn run(verb: &CaptureVerb) -> Result<ExitCode, Failure> {
             if let Some(pod) = &args.pod {
                 snapshot.pods.retain(|status| status.pod == *pod);
                 if snapshot.pods.is_empty() {
-                    let text = format!("the agent of this node has no joined pod {pod}; `selvedge capture show` lists them");
+                    let text =
+                        format!("the agent of this node has no joined pod {pod}; `selvedge capture show` lists them");
                     return Err(Failure::new(text));
                 }
             }

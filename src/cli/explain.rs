@@ -49,8 +49,7 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
     for problem in &loaded.problems {
         eprintln!("{problem}");
     }
-    let settings =
-        MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
+    let settings = MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
     let model = Model::new(settings);
     model.apply(loaded.deltas);
     let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };

@@ -32,7 +32,12 @@ pub fn run(args: &ValidateArgs) -> Result<ExitCode, Failure> {
                 1 => "1 problem".to_owned(),
                 many => format!("{many} problems"),
             };
-            println!("{}: {} objects, {} of other kinds passed over, {refused}", args.dir.display(), loaded.objects, loaded.ignored);
+            println!(
+                "{}: {} objects, {} of other kinds passed over, {refused}",
+                args.dir.display(),
+                loaded.objects,
+                loaded.ignored
+            );
         }
         Output::Json => {
             let report = serde_json::json!({

@@ -127,7 +127,8 @@ fn targets(state: &State, from: &From, to: &Party, port: Option<u16>) -> Result<
             if let Some(workload) = state.mesh.workload_by_name(name) {
                 return pod_target(from, workload, port);
             }
-            let service = state.mesh.service(name).ok_or_else(|| format!("there is neither a Pod nor a Service {name}"))?;
+            let service =
+                state.mesh.service(name).ok_or_else(|| format!("there is neither a Pod nor a Service {name}"))?;
             service_targets(state, from, service, port)
         }
         Party::Address(ip) => address_target(state, from, *ip, port),
@@ -162,7 +163,13 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
     };
     let Some(found) = state.mesh.service_destination(service, port) else {
         let text = format!("Service {} has no TCP port {port}; it has {}", service.name, list(&ports));
-        return Ok(Targets { words, port, dialled: vip, addresses: Vec::new(), refused: Some((Reason::NoEndpoint, text)) });
+        return Ok(Targets {
+            words,
+            port,
+            dialled: vip,
+            addresses: Vec::new(),
+            refused: Some((Reason::NoEndpoint, text)),
+        });
     };
     // A headless Service has no address: clients dial its pods, on the port that they have.
     let candidates = found.candidates.iter().filter(|candidate| {
@@ -174,7 +181,10 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
         TargetPort::Name(name) => name.to_string(),
     };
     let refused = addresses.is_empty().then(|| {
-        (Reason::NoEndpoint, format!("Service {} has no ready endpoint for port {port} (target {target})", service.name))
+        (
+            Reason::NoEndpoint,
+            format!("Service {} has no ready endpoint for port {port} (target {target})", service.name),
+        )
     });
     Ok(Targets { words, port, dialled: vip, addresses, refused })
 }
@@ -340,15 +350,24 @@ impl fmt::Display for Explanation {
             }
             match &endpoint.policies {
                 Some(policies) => {
-                    for line in policies.to_string().lines() {
-                        writeln!(f, "    {line}")?;
-                    }
+                    writeln!(f, "    {}", policies.sentence)?;
+                    policies.policies.iter().try_for_each(|policy| write_policy(f, policy))?;
                 }
                 None => writeln!(f, "    {}", endpoint.summary)?,
             }
         }
         Ok(())
     }
+}
+
+fn write_policy(f: &mut fmt::Formatter<'_>, policy: &policy::Considered) -> fmt::Result {
+    let mark = if policy.matched { "matches" } else { "does not match" };
+    let mark = if policy.stands { mark } else { "does not apply" };
+    writeln!(f, "    - {} {} ({}) {mark}: {}", policy.kind, policy.policy, policy.action, policy.why)?;
+    for rule in policy.rules.iter().filter(|rule| rule.matched || policy.rules.len() > 1) {
+        writeln!(f, "        {}: {}", if rule.matched { "yes" } else { "no " }, rule.why)?;
+    }
+    Ok(())
 }
 
 fn only(ports: &[u16]) -> Option<u16> {

@@ -1,6 +1,5 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
@@ -11,7 +10,7 @@ use tracing::warn;
 ///
 /// A descriptor or memory shortage is waited out: the kernel keeps the queue meanwhile, and old connections live.
 pub async fn accept_loop(
-    listener: Arc<TcpListener>,
+    listener: TcpListener,
     mut stop: watch::Receiver<bool>,
     mut each: impl FnMut(TcpStream, SocketAddr),
 ) {

@@ -72,7 +72,10 @@ pub fn allowed(decision: &Decision) -> Result<(), Failure> {
         Verdict::Allow => Ok(()),
         Verdict::Deny => {
             let reason = decision.reason.clone().unwrap_or(Reason::Denied);
-            let words = decision.clause.as_ref().map_or_else(|| reason.to_string(), ToString::to_string);
+            let words = decision
+                .clause
+                .as_ref()
+                .map_or_else(|| reason.to_string(), |clause| format!("{}: {}", clause.policy, clause.words));
             Err(Failure::new(reason, words))
         }
     }

@@ -35,7 +35,12 @@ impl Limits {
     }
 
     pub fn admits(&self, pod: &PodUid) -> bool {
-        share_admits(self.total, self.connections.total(), self.connections.live(pod), self.pods.load(Ordering::Relaxed))
+        share_admits(
+            self.total,
+            self.connections.total(),
+            self.connections.live(pod),
+            self.pods.load(Ordering::Relaxed),
+        )
     }
 }
 

@@ -116,7 +116,11 @@ impl Proxy {
 
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter};
-    describe_counter!("selvedge_accept_errors_total", Unit::Count, "Times that accepting a connection failed and was tried again");
+    describe_counter!(
+        "selvedge_accept_errors_total",
+        Unit::Count,
+        "Times that accepting a connection failed and was tried again"
+    );
     describe_counter!(
         "selvedge_peer_uncaptured_total",
         Unit::Count,

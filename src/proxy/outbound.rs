@@ -41,7 +41,8 @@ pub async fn serve(
     };
     let opening = Opening { pod: pod.uid(), source: client, dialled, peer: None, info };
     let connection = proxy.connections.register(&proxy.telemetry, opening);
-    let attempt = Attempt { proxy: &proxy, thread: &thread, pod: &pod, client: client.ip(), dialled, connection: &connection };
+    let attempt =
+        Attempt { proxy: &proxy, thread: &thread, pod: &pod, client: client.ip(), dialled, connection: &connection };
     let upstream = tokio::select! {
         upstream = attempt.run() => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
@@ -117,10 +118,7 @@ impl<'a> Attempt<'a> {
 
     /// Tries the endpoints of a Service until one accepts. The application has sent nothing onward yet, so a second
     /// try repeats nothing.
-    async fn any_endpoint(
-        &self,
-        service: &ServiceDestination,
-    ) -> Result<Upstream<'a>, Failure> {
+    async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream<'a>, Failure> {
         self.connection.telemetry.amend(|info| {
             info.service = Some(service.service.name.clone());
             info.requested = Some(self.dialled);
@@ -134,9 +132,8 @@ impl<'a> Attempt<'a> {
         let mut tried = Vec::new();
         let mut last = None;
         while tried.len() < ENDPOINT_TRIES {
-            let picked = with_random(|random| {
-                self.proxy.balancer().pick(service, &client, &tried, Instant::now(), random)
-            });
+            let picked =
+                with_random(|random| self.proxy.balancer().pick(service, &client, &tried, Instant::now(), random));
             let Some(endpoint) = picked else { break };
             let counted = Counted::begin(self.proxy, endpoint);
             match self.endpoint(endpoint).await {
@@ -170,11 +167,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn workload(
-        &self,
-        workload: &Arc<Workload>,
-        to: SocketAddr,
-    ) -> Result<Way, Failure> {
+    async fn workload(&self, workload: &Arc<Workload>, to: SocketAddr) -> Result<Way, Failure> {
         self.connection.telemetry.amend(|info| info.destination = Party::of(to, workload));
         match Path::between(&self.pod.captured.workload, workload, to.port()) {
             Path::Plain(_) => self.plain(to).await,

@@ -20,11 +20,14 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
     let _accepted = proxy.source_ports.note(client, to);
     let source = proxy.model.read().mesh.workload_by_ip(client.ip()).cloned();
-    let source = source.map_or_else(|| Party::stranger(client), |workload| Party {
-        // Nothing proved it.
-        identity: None,
-        ..Party::of(client, &workload)
-    });
+    let source = source.map_or_else(
+        || Party::stranger(client),
+        |workload| Party {
+            // Nothing proved it.
+            identity: None,
+            ..Party::of(client, &workload)
+        },
+    );
     let info = ConnectionInfo {
         direction: Direction::Inbound,
         transport: Transport::Plaintext,

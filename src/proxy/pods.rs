@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tracing::error;
 
 use super::accept::accept_loop;
 use super::{Proxy, outbound, plaintext, tunnel};
@@ -25,11 +26,7 @@ pub struct ServedPod {
 impl Proxy {
     /// Starts to accept what a captured pod's listeners bring. A pod captured anew replaces its former self.
     pub fn serve(self: &Arc<Self>, captured: Arc<CapturedPod>) {
-        let pod = Arc::new(ServedPod {
-            stop: watch::Sender::new(false),
-            sockets: Mutex::new(None),
-            captured,
-        });
+        let pod = Arc::new(ServedPod { stop: watch::Sender::new(false), sockets: Mutex::new(None), captured });
         let replaced = self.pods.lock().insert(pod.uid().clone(), pod.clone());
         if let Some(replaced) = replaced {
             replaced.stop.send_replace(true);
@@ -40,7 +37,14 @@ impl Proxy {
         let plaintext = listeners.plaintext.iter().map(|l| (l, Port::Plaintext));
         let tunnel = listeners.tunnel.iter().map(|l| (l, Port::Tunnel));
         for (index, (listener, port)) in outbound.chain(plaintext).chain(tunnel).enumerate() {
-            let (proxy, pod, listener) = (self.clone(), pod.clone(), listener.clone());
+            let (proxy, pod) = (self.clone(), pod.clone());
+            let listener = match listener.try_clone() {
+                Ok(listener) => listener,
+                Err(cause) => {
+                    error!(%cause, pod = %pod.captured.workload.name(), "A listener could not be shared; its connections wait.");
+                    continue;
+                }
+            };
             self.workers.spawn_on(index, move |_| async move {
                 let stop = pod.stop.subscribe();
                 accept_loop(listener, stop, |stream, peer| {
