@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -40,3 +41,25 @@ pub fn addresses() -> io::Result<HashSet<IpAddr>> {
 pub fn ipv6_usable() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|value| value.trim() == "0")
 }
+
+/// The number that the kernel gives the thread's present namespace and never gives again (`SO_NETNS_COOKIE`, Linux
+/// 5.14); none before that.
+pub fn namespace_cookie() -> Option<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    let mut cookie: u64 = 0;
+    let mut length = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the option writes a u64 into the space whose size is given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then_some(cookie)
+}
+
+/// `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;

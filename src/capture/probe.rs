@@ -28,7 +28,8 @@ impl ProbeQueue {
         let queue = pod.enter(|| Queue::open(number))?;
         let diag = SockDiag::open(node)?;
         let _runtime = runtime.enter();
-        let queue = AsyncFd::with_interest(queue, Interest::READABLE)?;
+        // SAFETY: the queue owns its one descriptor and keeps it open and the same until it is dropped.
+        let queue = unsafe { AsyncFd::register_with_interest(queue, Interest::READABLE) }.map_err(io::Error::from)?;
         Ok(Self(runtime.spawn(answer(queue, diag))))
     }
 

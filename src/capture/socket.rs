@@ -84,6 +84,12 @@ pub fn listener(version: IpVersion, addr: ListenAddr, port: u16, mark: u32) -> i
     Ok(socket.into())
 }
 
+/// Makes a listener that another process made ours: nonblocking, and with our mark.
+pub fn adopt_listener(listener: &TcpListener, mark: u32) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    SockRef::from(listener).set_mark(mark)
+}
+
 /// Where a listener listens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ListenAddr {
