@@ -131,19 +131,19 @@ impl PodCapture {
         let marks = *self.marks.get_or_insert_with(|| Marks::draw(rand::random));
 
         let lost = self.captured.as_ref().is_some_and(|captured| !captured.listeners.all_listen());
-        if lost {
-            self.captured = None;
-            drift.push(Drift::Listener);
-        }
-        if self.captured.is_none() {
+        if lost || self.captured.is_none() {
+            let listeners = self.listen(kernel, marks, self.captured.as_ref().map(|before| &before.listeners))?;
             self.captured = Some(Arc::new(CapturedPod {
                 workload: self.workload.clone(),
                 netns: self.netns.clone(),
                 marks,
                 mode: kernel.chosen.mode,
                 ports: kernel.ports,
-                listeners: self.listen(kernel, marks, lost)?,
+                listeners,
             }));
+        }
+        if lost {
+            drift.push(Drift::Listener);
         }
 
         let rules = self.rules(kernel, marks, node_addresses);
@@ -228,8 +228,8 @@ impl PodCapture {
         Ok(())
     }
 
-    /// `anew`: what was inherited or kept is lost, and must not be taken again.
-    fn listen(&self, kernel: &Kernel, marks: Marks, anew: bool) -> io::Result<Listeners> {
+    /// Takes over what still listens, of `before` or of a worker before this one, and makes the rest.
+    fn listen(&self, kernel: &Kernel, marks: Marks, before: Option<&Listeners>) -> io::Result<Listeners> {
         let mut listeners = Listeners::default();
         let near = if kernel.chosen.mode == Mode::Tproxy { ListenAddr::Loopback } else { ListenAddr::Any };
         let roles = [
@@ -246,9 +246,10 @@ impl PodCapture {
                     let as_wanted = listener.local_addr().is_ok_and(|local| {
                         local.port() == port && local.ip().is_loopback() == (addr == ListenAddr::Loopback)
                     });
-                    as_wanted && !anew && socket::is_listening(listener)
+                    as_wanted && socket::is_listening(listener)
                 });
-                let listener = match inherited {
+                let still = before.and_then(|before| before.listening(role, *version));
+                let listener = match inherited.or(still) {
                     Some(listener) => {
                         socket::adopt_listener(&listener, marks.own)?;
                         listener
@@ -309,6 +310,17 @@ impl PodCapture {
 impl Listeners {
     fn all_listen(&self) -> bool {
         self.iter().all(|(_, listener)| socket::is_listening(listener))
+    }
+
+    fn listening(&self, role: Role, version: IpVersion) -> Option<TcpListener> {
+        let mut of_role = match role {
+            Role::Outbound => &self.outbound,
+            Role::Plaintext => &self.plaintext,
+            Role::Tunnel => &self.tunnel,
+        }
+        .iter();
+        let found = of_role.find(|listener| listener.local_addr().is_ok_and(|local| version.has(local.ip())))?;
+        socket::is_listening(found).then(|| found.try_clone().ok()).flatten()
     }
 
     /// Every listener with its role's name.

@@ -129,10 +129,9 @@ impl Evidence {
         let free = |seen: &Seen| held.holder(seen).is_none_or(|holder| *holder == pod.uid);
         let counts = |seen: &&Seen| free(seen) && seen.holds(pod) && (seen.of_the_node || !pod.host_users);
         // The cgroup names the pod itself, so it comes before the directory, which names only that the runtime made it.
-        if let Some((_, id)) = self.by_cgroup.get(&normal(pod.uid.as_str())) {
-            if let Some(seen) = self.seen.get(id).filter(counts) {
-                return Ok(seen.netns.clone());
-            }
+        let oldest = self.by_cgroup.get(&normal(pod.uid.as_str()));
+        if let Some(seen) = oldest.and_then(|(_, id)| self.seen.get(id)).filter(counts) {
+            return Ok(seen.netns.clone());
         }
         let mut named = self.seen.values().filter(|seen| seen.named).filter(counts);
         match (named.next(), named.next()) {

@@ -317,7 +317,7 @@ fn a_pod_is_captured_mended_and_left_without_a_trace() {
             let pod_ns = PodNamespace::new("10.9.0.2");
             let before = pod_ns.netns.run(|| Ok(sh("ip rule; ip route show table all; ip -6 rule"))).unwrap();
             let mut agent = Agent::start(pod_ns.directory.path(), OnExit::Keep, pod("u1", "10.9.0.2", true, &[8080]));
-            let captured = agent.captured().await;
+            let mut captured = agent.captured().await;
             assert_eq!(captured.netns.id(), pod_ns.netns.id());
             assert_eq!(captured.listeners.iter().count(), 6);
 
@@ -334,6 +334,12 @@ fn a_pod_is_captured_mended_and_left_without_a_trace() {
                     && actual.routing_v6 == whole.routing_v6
             })
             .await;
+
+            // A listener that somebody shuts is made anew, and the others go on.
+            nix::sys::socket::shutdown(captured.listeners.tunnel[0].as_raw_fd(), nix::sys::socket::Shutdown::Both)
+                .unwrap();
+            captured = agent.captured().await;
+            assert!(captured.listeners.iter().all(|(_, listener)| socket::is_listening(listener)));
 
             // Leaving waits for the last flow, with nothing new captured, and joining again meanwhile is one set.
             agent.flows.live.store(1, Ordering::SeqCst);
@@ -459,7 +465,7 @@ fn probes_reach_the_application_and_everything_else_reaches_us() {
             let (accepted, client) = captured.listeners.plaintext[0].accept().expect("it came to us");
             let meant = socket::original_destination(&accepted, captured.mode).unwrap();
             assert_eq!((meant, client.ip()), ("10.9.0.2:7070".parse().unwrap(), "10.9.0.1".parse().unwrap()));
-            let masqueraded = netns::in_scratch(|| NetNs::current()).unwrap();
+            let masqueraded = netns::in_scratch(NetNs::current).unwrap();
             sh("sysctl -qw net.ipv4.ip_forward=1");
             sh(
                 "ip link add veth-out type veth peer name out0; ip addr add 10.8.0.1/24 dev veth-out; ip link set veth-out up",
