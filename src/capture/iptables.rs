@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::address;
 use super::netns::{self, NetNs};
@@ -17,7 +17,7 @@ use super::rules::{InPlace, IpVersion, Marks, Mode, OtherMesh, Phase, Ports, Pro
 use crate::mesh::Exclusions;
 
 /// The kernel's two packet filters, each with its own tables: rules in the one do not show in the other.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackEnd {
     Nft,
@@ -37,14 +37,14 @@ pub struct Chosen {
 }
 
 /// Everything of ours in one namespace, in both back ends and families.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Found {
     pub places: Vec<Place>,
     pub other_mesh: Option<OtherMesh>,
 }
 
 /// What is ours in one back end's tables of one family.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Place {
     pub back_end: BackEnd,
     pub version: IpVersion,

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A held network namespace: while a clone lives, the kernel keeps the namespace and no other gets its number.
 #[derive(Clone)]
@@ -18,7 +18,7 @@ pub struct NetNs {
 }
 
 /// Device and inode of a namespace's file: what the kernel tells namespaces apart by.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct NetNsId {
     pub dev: u64,
     pub ino: u64,

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::address;
 use super::netns::{NetNs, NetNsId};
@@ -50,7 +50,7 @@ struct Seen {
 }
 
 /// A namespace that holds a pod's address and is not proven to be the pod's.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Impostor {
     pub netns: NetNsId,
     pub place: PathBuf,

@@ -10,13 +10,13 @@ use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, Rou
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::netlink::Netlink;
 use super::rules::{IpVersion, MASK, Marks};
 
 /// What of our routing is in place in one family.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Routing {
     /// Mark and mask of each rule that leads to our table, in order.
     pub rules: Vec<(u32, u32)>,
@@ -97,7 +97,7 @@ pub fn raise_timeouts() -> io::Result<Timeouts> {
 }
 
 /// conntrack's time-outs of half-closed connections, in seconds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Timeouts {
     pub close_wait: u32,
     pub fin_wait: u32,

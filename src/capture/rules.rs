@@ -5,17 +5,18 @@
 //!
 //! Marks are compared by their low 16 bits ([`MASK`]); the bits above are the verdicts of a packet's wait in a queue.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::mesh::Exclusions;
 
 /// How connections are taken.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// The accepted socket's local address is the original destination; no NAT.
@@ -25,7 +26,7 @@ pub enum Mode {
 }
 
 /// IPv4 and IPv6 have rules, tables and routes of their own.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IpVersion {
     V4,
@@ -45,7 +46,7 @@ pub struct Marks {
 }
 
 /// Where our listeners are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ports {
     pub outbound: u16,
     pub plaintext: u16,
@@ -53,7 +54,7 @@ pub struct Ports {
 }
 
 /// Whether new connections are captured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     Capturing,
@@ -81,13 +82,13 @@ pub struct Probes {
 }
 
 /// What is in place of ours in one family, as `iptables-save` shows it.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct InPlace {
     pub tables: Vec<TableInPlace>,
 }
 
 /// One table's part of it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TableInPlace {
     pub table: String,
     /// Our chains, and whatever else is named like them.
@@ -291,7 +292,7 @@ impl InPlace {
                 if chain.starts_with(PREFIX) {
                     table.chains.push(chain.to_owned());
                 } else if let Some((_, mesh)) = OTHER_MESHES.iter().find(|(prefix, _)| chain.starts_with(prefix)) {
-                    other = other.or(Some(OtherMesh { mesh, chain: chain.to_owned() }));
+                    other = other.or(Some(OtherMesh { mesh: Cow::Borrowed(mesh), chain: chain.to_owned() }));
                 }
                 continue;
             }
@@ -325,9 +326,9 @@ impl TableInPlace {
 }
 
 /// Rules of another mesh in the pod: two captures of one connection would fight.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct OtherMesh {
-    pub mesh: &'static str,
+    pub mesh: Cow<'static, str>,
     pub chain: String,
 }
 

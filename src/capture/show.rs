@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::iptables::{BackEnd, Chosen, Found};
 use super::netns::NetNs;
@@ -20,7 +20,7 @@ use crate::mesh::Workload;
 pub struct CaptureStatus(Arc<RwLock<Snapshot>>);
 
 /// One moment of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
     pub mode: Mode,
     pub back_end: BackEnd,
@@ -29,7 +29,7 @@ pub struct Snapshot {
     pub pods: Vec<PodStatus>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PodState {
     Captured,
@@ -38,7 +38,7 @@ pub enum PodState {
     Leaving,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodStatus {
     pub pod: String,
     pub uid: String,
@@ -57,7 +57,7 @@ pub struct PodStatus {
 }
 
 /// What is in place of ours in one namespace, read from the kernel.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Actual {
     pub netns: String,
     pub rules: Found,

@@ -1,8 +1,8 @@
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -10,11 +10,11 @@ use tracing::warn;
 ///
 /// A descriptor or memory shortage is waited out: the kernel keeps the queue meanwhile, and old connections live.
 pub async fn accept_loop(
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     mut stop: watch::Receiver<bool>,
     mut each: impl FnMut(TcpStream, SocketAddr),
 ) {
-    let listener = match AsyncFd::new(listener) {
+    let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(cause) => {
             warn!(%cause, "A listener could not be watched; connections to it will wait.");
@@ -22,26 +22,19 @@ pub async fn accept_loop(
         }
     };
     loop {
-        let ready = tokio::select! {
-            ready = listener.readable() => ready,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        let Ok(mut ready) = ready else { return };
-        // A burst is taken in one turn, bounded, so that a flood on one listener does not starve the thread.
-        for _ in 0..BURST {
-            match ready.try_io(|listener| listener.get_ref().accept()) {
-                Ok(Ok((stream, peer))) => each(stream, peer),
-                Ok(Err(cause)) if is_passing(&cause) => continue,
-                Ok(Err(cause)) => {
-                    warn!(%cause, "Accepting a connection failed; trying again in a moment.");
-                    metrics::counter!("selvedge_accept_errors_total").increment(1);
-                    tokio::time::sleep(SHORTAGE_PAUSE).await;
-                    break;
-                }
-                Err(_would_block) => break,
+        match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+            Ok((stream, peer)) => each(stream, peer),
+            Err(cause) if is_passing(&cause) => {}
+            Err(cause) => {
+                warn!(%cause, "Accepting a connection failed; trying again in a moment.");
+                metrics::counter!("selvedge_accept_errors_total").increment(1);
+                tokio::time::sleep(SHORTAGE_PAUSE).await;
             }
         }
-        tokio::task::yield_now().await;
     }
 }
 
@@ -53,5 +46,4 @@ fn is_passing(cause: &io::Error) -> bool {
     )
 }
 
-const BURST: usize = 32;
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

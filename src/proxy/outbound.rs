@@ -59,7 +59,6 @@ pub async fn serve(
 
 /// Makes a captured socket ready, and asks the kernel where the client meant to go.
 pub(super) fn prepare(pod: &ServedPod, stream: std::net::TcpStream) -> std::io::Result<(TcpStream, SocketAddr)> {
-    stream.set_nonblocking(true)?;
     socket::prepare_accepted(&stream, &dial::application_options(pod))?;
     let dialled = socket::original_destination(&stream, pod.captured.mode)?;
     Ok((TcpStream::from_std(stream)?, dialled))

@@ -61,7 +61,6 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
 }
 
 fn prepare(pod: &ServedPod, stream: std::net::TcpStream) -> std::io::Result<(TcpStream, SocketAddr)> {
-    stream.set_nonblocking(true)?;
     let options = ConnectOptions { reset_on_close: false, ..dial::application_options(pod) };
     socket::prepare_accepted(&stream, &options)?;
     let local = stream.local_addr()?;

@@ -136,6 +136,6 @@ fn marks_are_drawn_apart_and_read_back_in_either_mode_and_phase() {
 fn rules_of_another_mesh_are_known_by_their_chains() {
     for (chain, mesh) in [("ISTIO_PRERT", "Istio"), ("PROXY_INIT_OUTPUT", "Linkerd"), ("KUMA_MESH_INBOUND", "Kuma")] {
         let (_, other) = InPlace::parse(&format!("*nat\n:PREROUTING ACCEPT [0:0]\n:{chain} - [0:0]\nCOMMIT\n"));
-        assert_eq!(other, Some(OtherMesh { mesh, chain: chain.into() }));
+        assert_eq!(other, Some(OtherMesh { mesh: mesh.into(), chain: chain.into() }));
     }
 }
