@@ -1,0 +1,223 @@
+//! One `selvedge agent`, run on a node as a person would run it.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::lab::Node;
+use crate::metrics::Metrics;
+use crate::namespace::Namespace;
+use crate::wait::{BOUND, eventually};
+
+/// A running agent; dropping it ends it by SIGKILL, parent and worker.
+#[derive(Debug)]
+pub struct Agent {
+    node: String,
+    network: Namespace,
+    child: Mutex<Child>,
+    log: PathBuf,
+    access_log: PathBuf,
+}
+
+impl Agent {
+    pub(crate) fn spawn(
+        node: &Node,
+        binary: &Path,
+        manifests: &Path,
+        lab_directory: &Path,
+        options: &AgentOptions,
+    ) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("{}-{}", node.name(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let logs = lab_directory.join("logs");
+        let (log, access_log) = (logs.join(format!("{name}.log")), logs.join(format!("{name}.access.jsonl")));
+        let mut command = Command::new(binary);
+        command.args(["agent", "--node", node.name()]).arg("--manifests").arg(manifests);
+        command.arg("--ca-dir").arg(options.ca.clone().unwrap_or_else(|| lab_directory.join("ca")));
+        command.arg("--netns-dir").arg(node.netns_dir()).args(ACCESS_LOG).args(&options.args);
+        command.envs(options.env.iter().map(|(key, value)| (key, value)));
+        command.stdin(Stdio::null()).stdout(File::create(&access_log)?).stderr(File::create(&log)?);
+        let child = node.spawn(&mut command).with_context(|| format!("cannot run {}", binary.display()))?;
+        let network = Namespace::clone(node);
+        Ok(Self { node: node.name().to_owned(), network, child: Mutex::new(child), log, access_log })
+    }
+
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Waits until `/ready` says so.
+    pub fn wait_ready(&self) -> Result<()> {
+        let what = format!("the agent of {} is ready", self.node);
+        let ready = eventually(&what, BOUND, || {
+            if let Ok(Some(status)) = self.lock().try_wait() {
+                return Some(Err(status));
+            }
+            self.is_ready().then_some(Ok(()))
+        });
+        match ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(status)) => bail!("the agent of {} ended with {status}:\n{}", self.node, self.log_tail()),
+            Err(error) => Err(error.context(self.log_tail())),
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.network.http_get(loopback(15021), "/ready").is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// What `/metrics` says now.
+    pub fn metrics(&self) -> Result<Metrics> {
+        Metrics::parse(&self.network.http_get(loopback(15020), "/metrics")?.text())
+    }
+
+    /// What `/dump` says now.
+    pub fn dump(&self) -> Result<Value> {
+        self.network.http_get(loopback(15000), "/dump")?.json()
+    }
+
+    /// The access log so far, a JSON object a line.
+    pub fn access_log(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(&self.access_log)?;
+        // A last line without its end is being written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
+    }
+
+    /// Waits for an access log line.
+    pub fn access_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let found = eventually(&format!("an access log line of {}: {what}", self.node), BOUND, || {
+            self.access_log().ok()?.into_iter().find(|line| wanted(line))
+        });
+        found.with_context(|| fs::read_to_string(&self.access_log).unwrap_or_default())
+    }
+
+    /// Everything it logged to people.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn log_tail(&self) -> String {
+        tail(&self.log)
+    }
+
+    /// The process that was started: the parent that keeps the listeners.
+    pub fn pid(&self) -> i32 {
+        self.lock().id() as i32
+    }
+
+    /// The worker, a child of the parent.
+    pub fn worker(&self) -> Option<i32> {
+        children(self.pid()).first().copied()
+    }
+
+    /// Sends a signal to the parent.
+    pub fn kill(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.pid()), signal)?)
+    }
+
+    /// Kills the worker with SIGKILL, and returns the pid it had.
+    pub fn kill_worker(&self) -> Result<i32> {
+        let worker = self.worker().with_context(|| format!("the agent of {} has no worker", self.node))?;
+        kill(Pid::from_raw(worker), Signal::SIGKILL)?;
+        Ok(worker)
+    }
+
+    /// Ends it in order (SIGTERM) and waits for that.
+    pub fn stop(self) -> Result<ExitStatus> {
+        self.kill(Signal::SIGTERM)?;
+        self.wait(BOUND)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self, bound: Duration) -> Result<ExitStatus> {
+        eventually(&format!("the agent of {} ends", self.node), bound, || self.lock().try_wait().ok().flatten())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let pid = self.pid();
+        if self.lock().try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
+        let workers = children(pid);
+        // The parent first, for it would start another worker.
+        for pid in [pid].into_iter().chain(workers) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = self.lock().wait();
+    }
+}
+
+/// How to run an agent.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// A CA folder of its own; by default the lab's.
+    pub ca: Option<PathBuf>,
+}
+
+impl AgentOptions {
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+}
+
+/// The last lines of every log in a folder.
+pub(crate) fn log_tails(folder: &Path) -> String {
+    let mut files: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let with_name = |file: &PathBuf| format!("--- {}\n{}", file.file_name().unwrap_or_default().display(), tail(file));
+    files.iter().map(with_name).collect()
+}
+
+fn tail(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    let mut tail = String::new();
+    for line in &lines[lines.len().saturating_sub(TAIL_LINES)..] {
+        tail.push_str(line);
+        tail.push('\n');
+    }
+    tail
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| parent_of(*pid) == Some(parent)).collect()
+}
+
+/// `ppid` is the second field behind the command's closing bracket, in proc_pid_stat(5).
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+const ACCESS_LOG: [&str; 2] = ["--access-log", "json"];
+const TAIL_LINES: usize = 40;

@@ -1,0 +1,28 @@
+//! The real-network tests: nodes and pods as namespaces, the real kernel, the real binary.
+//!
+//! Each module is one subject. Each trial makes a lab of its own, so that trials run side by side; `--test-threads`
+//! says how many (4 unless said otherwise).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use selvedge_lab::{LabOptions, enter};
+
+mod plain;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    enter();
+    arguments.test_threads.get_or_insert(4);
+    libtest_mimic::run(&arguments, trials()).exit_code()
+}
+
+fn trials() -> Vec<Trial> {
+    [plain::trials()].into_iter().flatten().collect()
+}
+
+/// Two nodes, both families, and the binary that this test was built with.
+fn lab() -> LabOptions {
+    LabOptions { binary: Some(PathBuf::from(env!("CARGO_BIN_EXE_selvedge"))), ..LabOptions::default() }
+}
