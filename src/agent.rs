@@ -77,7 +77,7 @@ async fn worker(
         node: args.node.as_str().into(),
         cluster: args.cluster.clone(),
         source_ports: args.source_ports.clone(),
-        node_netns: node_netns.clone(),
+        node_netns,
     };
     let proxy = Proxy::new(
         settings,
@@ -108,6 +108,7 @@ async fn worker(
 
     let stopping = Arc::new(Stopping::default());
     let state = Arc::new(AgentState {
+        node: args.node.clone(),
         model: model.clone(),
         capture: reconciler.status(),
         stopping: stopping.clone(),
@@ -127,7 +128,7 @@ async fn worker(
     tokio::spawn(follow(proxy.clone()));
     tokio::spawn(serve_captured(proxy.clone(), captured));
     tokio::spawn(retain_identities(args.node.clone(), model.clone(), identities.clone()));
-    tokio::spawn(housekeeping(proxy.clone(), node_netns, report.clone()));
+    tokio::spawn(housekeeping(proxy.clone(), report.clone()));
     let source = tokio::spawn(directory::run(args.manifests.clone(), model.clone(), report.clone()));
     let shutdown = stopping.clone();
     let reconciler = tokio::spawn(reconciler.run(async move { shutdown.asked().await }));
@@ -188,22 +189,13 @@ async fn retain_identities(node: String, model: Arc<Model>, identities: Arc<Iden
     }
 }
 
-/// What is done now and then: bytes of long connections, the age of the model, the node's own addresses.
-async fn housekeeping(proxy: Arc<Proxy>, node: NetNs, report: Arc<Report>) {
+/// What is done now and then: bytes of long connections are counted, and the age of the model.
+async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING);
-    let mut known = None;
     loop {
         ticks.tick().await;
         proxy.tick();
         report.record_metrics();
-        match capture::addresses_in(&node) {
-            Ok(addresses) if known.as_ref() != Some(&addresses) => {
-                proxy.model.update(|state| state.mesh.set_local_addresses(addresses.clone()));
-                known = Some(addresses);
-            }
-            Ok(_) => {}
-            Err(cause) => warn!(%cause, "The node's own addresses could not be read."),
-        }
     }
 }
 
@@ -281,6 +273,7 @@ impl Stopping {
 
 /// What the admin servers ask and tell.
 struct AgentState {
+    node: String,
     model: Arc<Model>,
     capture: CaptureStatus,
     stopping: Arc<Stopping>,
@@ -297,12 +290,17 @@ impl Control for AgentState {
             reasons.push(format!("the agent drains; {} connections are left", self.connections.total()));
         }
         let snapshot = self.capture.snapshot();
-        // A pod whose capture failed is named in metrics and by `selvedge capture show`; it must not take the
-        // readiness of all others with it.
-        let pending = snapshot.pods.iter().filter(|pod| pod.state == PodState::Pending);
-        reasons.extend(pending.map(|pod| {
-            format!("pod {} is not captured yet: {}", pod.pod, pod.reason.as_deref().unwrap_or("under way"))
-        }));
+        let state = self.model.read();
+        let joined = state.mesh.workloads_on(&self.node);
+        for workload in joined.filter(|w| w.membership.is_joined() && w.pod.is_live() && !w.pod.ips.is_empty()) {
+            let status = snapshot.pods.iter().find(|status| status.uid == workload.uid().as_str());
+            // A pod whose capture failed is named in metrics and by `selvedge capture show`; it must not take the
+            // readiness of all others with it.
+            if !status.is_some_and(|status| matches!(status.state, PodState::Captured | PodState::Failed)) {
+                let why = status.and_then(|status| status.reason.as_deref()).unwrap_or("under way");
+                reasons.push(format!("pod {} is not captured yet: {why}", workload.name()));
+            }
+        }
         Readiness { reasons }
     }
 
