@@ -19,7 +19,11 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
     let _accepted = proxy.source_ports.note(client, to);
-    let source = proxy.model.read().mesh.workload_by_ip(client.ip()).cloned();
+    let (source, service) = {
+        let state = proxy.model.read();
+        let service = state.mesh.services_at(to).next().cloned();
+        (state.mesh.workload_by_ip(client.ip()).cloned(), service)
+    };
     let source = source.map_or_else(
         || Party::stranger(client),
         |workload| Party {
@@ -33,7 +37,7 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
         transport: Transport::Plaintext,
         source,
         destination: Party::of(to, &pod.captured.workload),
-        service: None,
+        service,
         requested: None,
         key_exchange: None,
     };

@@ -7,9 +7,15 @@ use crate::model::Model;
 /// What the model makes of a dialled address. One that lies inside the cluster's ranges and that no object has is
 /// held for a moment: the object may be on its way. It is never taken for an outside address.
 pub async fn resolve(model: &Model, addr: SocketAddr) -> Destination {
-    model.synced().await;
-    let mut moves = model.subscribe();
     let look = || model.read().mesh.destination(addr);
+    if !model.is_synced() {
+        model.synced().await;
+    }
+    match look() {
+        Destination::Unknown => {}
+        known => return known,
+    }
+    let mut moves = model.subscribe();
     let waiting = async {
         loop {
             moves.borrow_and_update();

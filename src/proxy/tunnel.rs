@@ -129,7 +129,7 @@ impl Arriving {
             transport: Transport::Hbone,
             source: Party { identity, ..source },
             destination: Party::of(to, &self.pod.captured.workload),
-            service: None,
+            service: self.proxy.model.read().mesh.services_at(to).next().cloned(),
             requested: None,
             key_exchange: Some(self.peer.key_exchange),
         }
