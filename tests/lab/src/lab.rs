@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -113,6 +114,26 @@ impl Lab {
         spec.manifests().iter().try_for_each(|manifest| self.manifests.put(manifest))
     }
 
+    /// Lets nobody talk to the pods of a namespace.
+    pub fn deny_all(&self, namespace: &str) -> Result<()> {
+        self.put(&json!({
+            "apiVersion": "selvedge.dev/v1alpha1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"namespace": namespace, "name": "deny-all"},
+            "spec": {},
+        }))
+    }
+
+    /// Lets no plaintext into the pods of a namespace; of the mesh, where that is `selvedge-system`.
+    pub fn strict(&self, namespace: &str) -> Result<()> {
+        self.put(&json!({
+            "apiVersion": "selvedge.dev/v1alpha1",
+            "kind": "PeerAuthentication",
+            "metadata": {"namespace": namespace, "name": "strict"},
+            "spec": {"mtls": {"mode": "STRICT"}},
+        }))
+    }
+
     /// Writes any object into a file of its own, replacing what was there of that kind and name.
     pub fn put(&self, manifest: &Value) -> Result<()> {
         self.manifests.put(manifest)
@@ -172,6 +193,15 @@ impl Lab {
         let started: Vec<_> = self.nodes.iter().map(|node| node.spawn_agent(options)).collect::<Result<_>>()?;
         started.iter().try_for_each(Agent::wait_ready)?;
         Ok(started)
+    }
+
+    /// What a verb of the binary prints, run on a node; an error is what it complains of.
+    pub fn selvedge(&self, node: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.find_node(node)?.output(Command::new(self.binary()?).args(arguments))?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// The last lines of every agent's log, for a failure's message.
