@@ -10,6 +10,7 @@ use libtest_mimic::{Arguments, Trial};
 use selvedge_lab::{LabOptions, enter};
 
 mod capture;
+mod capture_modes;
 mod crash;
 mod identity;
 mod lifecycle;
@@ -19,6 +20,7 @@ mod plain;
 mod policy;
 mod probes;
 mod services;
+mod source_address;
 mod transport;
 mod tunnel;
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
 fn trials() -> Vec<Trial> {
     let modules = [
         capture::trials(),
+        capture_modes::trials(),
         crash::trials(),
         identity::trials(),
         lifecycle::trials(),
@@ -41,6 +44,7 @@ fn trials() -> Vec<Trial> {
         policy::trials(),
         probes::trials(),
         services::trials(),
+        source_address::trials(),
         transport::trials(),
         tunnel::trials(),
     ];
