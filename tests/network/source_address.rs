@@ -14,36 +14,44 @@ use socket2::SockRef;
 use crate::lab;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        trial_with(
-            "source_address::a_port_of_a_connection_older_than_the_mesh_is_never_taken",
-            lab(),
+    let bodies: [(&str, Body); 6] = [
+        (
+            "a_port_of_a_connection_that_was_excluded_is_never_taken",
+            a_port_of_a_connection_that_was_excluded_is_never_taken,
+        ),
+        (
+            "a_port_of_a_connection_older_than_the_mesh_is_never_taken",
             a_port_of_a_connection_older_than_the_mesh_is_never_taken,
         ),
-        trial_with(
-            "source_address::a_port_of_an_accepted_plaintext_connection_is_never_taken",
-            lab(),
+        (
+            "a_port_of_an_accepted_plaintext_connection_is_never_taken",
             a_port_of_an_accepted_plaintext_connection_is_never_taken,
         ),
-        trial_with(
-            "source_address::a_client_that_comes_upon_a_port_of_ours_breaks_nothing_and_gets_through",
-            lab(),
+        (
+            "a_client_that_comes_upon_a_port_of_ours_breaks_nothing_and_gets_through",
             a_client_that_comes_upon_a_port_of_ours_breaks_nothing_and_gets_through,
         ),
-        trial_with(
-            "source_address::a_port_is_free_again_as_soon_as_the_application_has_closed",
-            lab(),
+        (
+            "a_port_is_free_again_as_soon_as_the_application_has_closed",
             a_port_is_free_again_as_soon_as_the_application_has_closed,
         ),
-        trial_with(
-            "source_address::loopback_link_local_and_the_pods_own_addresses_are_not_believed",
-            lab(),
+        (
+            "loopback_link_local_and_the_pods_own_addresses_are_not_believed",
             loopback_link_local_and_the_pods_own_addresses_are_not_believed,
         ),
-    ]
+    ];
+    let in_both_modes = bodies.into_iter().flat_map(|(name, body)| {
+        ["tproxy", "redirect"].map(|mode| {
+            let options = AgentOptions::default().arg("--capture").arg(mode);
+            trial_with(&format!("source_address::{name}_by_{mode}"), lab(), move |lab| body(lab, options))
+        })
+    });
+    in_both_modes.collect()
 }
 
-fn a_port_of_a_connection_older_than_the_mesh_is_never_taken(lab: &Lab) -> Result<()> {
+type Body = fn(&Lab, AgentOptions) -> Result<()>;
+
+fn a_port_of_a_connection_older_than_the_mesh_is_never_taken(lab: &Lab, options: AgentOptions) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b"))?;
     let server = cart.serve_echo(8080)?;
@@ -51,7 +59,7 @@ fn a_port_of_a_connection_older_than_the_mesh_is_never_taken(lab: &Lab) -> Resul
     for (own, ip) in web.ips().iter().zip(cart.ips()) {
         older.push(web.connect_from((*own, 2000).into(), (*ip, 8080))?);
     }
-    let _agents = lab.start_agents(&AgentOptions::default().arg("--source-ports=2000-2001"))?;
+    let _agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
     for ((own, ip), older) in web.ips().iter().zip(cart.ips()).zip(&mut older) {
         // Several times: a port drawn at random would be wrong in half of them.
         for _ in 0..4 {
@@ -76,10 +84,43 @@ fn a_port_of_a_connection_older_than_the_mesh_is_never_taken(lab: &Lab) -> Resul
     Ok(())
 }
 
-fn a_port_of_an_accepted_plaintext_connection_is_never_taken(lab: &Lab) -> Result<()> {
+fn a_port_of_a_connection_that_was_excluded_is_never_taken(lab: &Lab, options: AgentOptions) -> Result<()> {
+    let stranger = lab.pod(PodSpec::new("shop/stranger", "node-a").outside())?;
+    let cart = lab.pod(PodSpec::new("shop/cart", "node-b").annotation("selvedge.dev/exclude-inbound-ports", "8080"))?;
+    let agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
+    let server = cart.serve_echo(8080)?;
+    let mut direct = stranger.connect_from((stranger.ip(), 2000).into(), (cart.ip(), 8080))?;
+    echoes(&mut direct)?;
+    ensure!(server.peers() == [(stranger.ip(), 2000).into()], "not direct: {:?}", server.peers());
+    let mut manifest = cart.manifest().clone();
+    manifest["metadata"]["annotations"] = serde_json::json!({});
+    lab.put(&manifest)?;
+    eventually("the port is captured", BOUND, || {
+        let mut stream = stranger.connect((cart.ip(), 8080)).ok()?;
+        echoes(&mut stream).ok()?;
+        // A reset leaves no TIME_WAIT, which would hold the port for a minute.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).ok()?;
+        let captured = agents[1].metrics().ok()?.sum("selvedge_tcp_connections_opened_total", &[]) > 0.0;
+        captured.then_some(())
+    })?;
+    eventually("earlier ones have left the application", BOUND, || (server.live() == 1).then_some(()))?;
+    for _ in 0..4 {
+        let mut newer = stranger.connect((cart.ip(), 8080))?;
+        echoes(&mut newer)?;
+        let seen = server.peers().last().copied();
+        ensure!(seen == Some((stranger.ip(), 2001).into()), "the application saw {seen:?}");
+        echoes(&mut direct).context("the connection that was excluded")?;
+        SockRef::from(&newer).set_linger(Some(Duration::ZERO))?;
+        drop(newer);
+        eventually("it has left the application", BOUND, || (server.live() == 1).then_some(()))?;
+    }
+    Ok(())
+}
+
+fn a_port_of_an_accepted_plaintext_connection_is_never_taken(lab: &Lab, options: AgentOptions) -> Result<()> {
     let stranger = lab.pod(PodSpec::new("shop/stranger", "node-a").outside())?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b"))?;
-    let _agents = lab.start_agents(&AgentOptions::default().arg("--source-ports=2000-2001"))?;
+    let _agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
     let server = cart.serve_echo(8080)?;
     for (own, ip) in stranger.ips().iter().zip(cart.ips()) {
         for chosen in [2000, 2001] {
@@ -92,10 +133,13 @@ fn a_port_of_an_accepted_plaintext_connection_is_never_taken(lab: &Lab) -> Resul
     Ok(())
 }
 
-fn a_client_that_comes_upon_a_port_of_ours_breaks_nothing_and_gets_through(lab: &Lab) -> Result<()> {
+fn a_client_that_comes_upon_a_port_of_ours_breaks_nothing_and_gets_through(
+    lab: &Lab,
+    options: AgentOptions,
+) -> Result<()> {
     let stranger = lab.pod(PodSpec::new("shop/stranger", "node-a").outside())?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b"))?;
-    let _agents = lab.start_agents(&AgentOptions::default().arg("--source-ports=2000-2001"))?;
+    let _agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
     let server = cart.serve_echo(8080)?;
     for (own, ip) in stranger.ips().iter().zip(cart.ips()) {
         let to = SocketAddr::from((*ip, 8080));
@@ -120,10 +164,10 @@ fn a_client_that_comes_upon_a_port_of_ours_breaks_nothing_and_gets_through(lab: 
     Ok(())
 }
 
-fn a_port_is_free_again_as_soon_as_the_application_has_closed(lab: &Lab) -> Result<()> {
+fn a_port_is_free_again_as_soon_as_the_application_has_closed(lab: &Lab, options: AgentOptions) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b"))?;
-    let _agents = lab.start_agents(&AgentOptions::default().arg("--source-ports=2000-2001"))?;
+    let _agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
     let _server = cart.serve_http(8080, "cart")?;
     let request = Request::get("/").header("connection", "close");
     for ip in cart.ips() {
@@ -134,10 +178,10 @@ fn a_port_is_free_again_as_soon_as_the_application_has_closed(lab: &Lab) -> Resu
     Ok(())
 }
 
-fn loopback_link_local_and_the_pods_own_addresses_are_not_believed(lab: &Lab) -> Result<()> {
+fn loopback_link_local_and_the_pods_own_addresses_are_not_believed(lab: &Lab, options: AgentOptions) -> Result<()> {
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b"))?;
     let node = lab.node("node-b");
-    let agent = node.start_agent(&AgentOptions::default())?;
+    let agent = node.start_agent(&options)?;
     let server = cart.serve_http(8080, "cart")?;
     node.ip_batch(["addr add 169.254.7.7/32 dev lo"])?;
     let link_local = node.connect_from("169.254.7.7:0".parse()?, (cart.ip(), 8080));
