@@ -11,18 +11,28 @@ use selvedge_lab::{LabOptions, enter};
 
 mod capture;
 mod crash;
+mod floods;
+mod hbone;
 mod identity;
 mod lifecycle;
+mod load;
 mod manifests;
 mod observability;
 mod plain;
 mod policy;
+mod pool;
 mod probes;
+mod raw_peer;
+mod retry;
+mod rotation;
 mod services;
 mod transport;
 mod tunnel;
 
 fn main() -> ExitCode {
+    if let Some(code) = load::application() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     enter();
     arguments.test_threads.get_or_insert(4);
@@ -33,13 +43,19 @@ fn trials() -> Vec<Trial> {
     let modules = [
         capture::trials(),
         crash::trials(),
+        floods::trials(),
+        hbone::trials(),
         identity::trials(),
         lifecycle::trials(),
+        load::trials(),
         manifests::trials(),
         observability::trials(),
         plain::trials(),
         policy::trials(),
+        pool::trials(),
         probes::trials(),
+        retry::trials(),
+        rotation::trials(),
         services::trials(),
         transport::trials(),
         tunnel::trials(),
