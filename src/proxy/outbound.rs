@@ -1,7 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
@@ -17,7 +17,7 @@ use crate::mesh::balance::Client;
 use crate::mesh::{Destination, Identity, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port};
 use crate::policy::{PeerMode, Query, Verdict};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
-use crate::transport::hbone::{ConnectHead, Flow, PoolKey};
+use crate::transport::hbone::{ConnectHead, Flow, OpenError, PoolKey};
 
 /// The life of one connection that a joined pod dialled.
 pub async fn serve(
@@ -223,11 +223,21 @@ impl<'a> Attempt<'a> {
             baggage: baggage(&self.proxy.settings.cluster, own),
             traceparent: None,
         };
-        let dial = async {
+        let dial = async || {
             let tcp = dial::tunnel(self.pod, self.own_address(), hop).await?;
             Ok(self.proxy.tls.connect(tcp, identity, wanted).await?)
         };
-        match self.thread.pool.open(&key, &head, dial).await {
+        let mut opened = self.thread.pool.open(&key, &head, dial()).await;
+        // The application's first byte is still here, so that nothing is repeated: an agent that restarts, or a tunnel
+        // that broke as it was used, costs no connection.
+        for pause in TUNNEL_PAUSES {
+            if !opened.as_ref().is_err_and(OpenError::is_passing) {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            opened = self.thread.pool.open(&key, &head, dial()).await;
+        }
+        match opened {
             Ok((flow, peer)) => {
                 self.connection.telemetry.amend(|info| {
                     info.destination.identity = Some(peer.identity.clone());
@@ -285,3 +295,5 @@ impl Drop for Counted<'_> {
 }
 
 const ENDPOINT_TRIES: usize = 5;
+/// Before each further try of one tunnel.
+const TUNNEL_PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];

@@ -12,19 +12,29 @@ use selvedge_lab::{LabOptions, enter};
 mod capture;
 mod capture_modes;
 mod crash;
+mod floods;
+mod hbone;
 mod identity;
 mod lifecycle;
+mod load;
 mod manifests;
 mod observability;
 mod plain;
 mod policy;
+mod pool;
 mod probes;
+mod raw_peer;
+mod retry;
+mod rotation;
 mod services;
 mod source_address;
 mod transport;
 mod tunnel;
 
 fn main() -> ExitCode {
+    if let Some(code) = load::application() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     enter();
     arguments.test_threads.get_or_insert(4);
@@ -36,13 +46,19 @@ fn trials() -> Vec<Trial> {
         capture::trials(),
         capture_modes::trials(),
         crash::trials(),
+        floods::trials(),
+        hbone::trials(),
         identity::trials(),
         lifecycle::trials(),
+        load::trials(),
         manifests::trials(),
         observability::trials(),
         plain::trials(),
         policy::trials(),
+        pool::trials(),
         probes::trials(),
+        retry::trials(),
+        rotation::trials(),
         services::trials(),
         source_address::trials(),
         transport::trials(),
