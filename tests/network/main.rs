@@ -11,7 +11,9 @@ use selvedge_lab::{LabOptions, enter};
 
 mod capture;
 mod crash;
+mod explain;
 mod identity;
+mod knock;
 mod lifecycle;
 mod manifests;
 mod observability;
@@ -33,6 +35,7 @@ fn trials() -> Vec<Trial> {
     let modules = [
         capture::trials(),
         crash::trials(),
+        explain::trials(),
         identity::trials(),
         lifecycle::trials(),
         manifests::trials(),
