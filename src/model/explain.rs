@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::State;
+use crate::mesh::balance::{self, Client};
 use crate::mesh::{
-    Destination, Identity, Membership, NamespacedName, Path, PlainBecause, Reason, Service, ServiceKind, TargetPort,
-    Workload, believable_source, is_reserved_port,
+    Destination, Identity, InternalTrafficPolicy, Membership, NamespacedName, Path, PlainBecause, Reason, Service,
+    ServiceKind, TUNNEL_PORT, TargetPort, Workload, believable_source, is_reserved_port,
 };
 use crate::policy::{self, PeerMode, Query, Verdict};
 
@@ -63,12 +64,26 @@ pub struct EndpointExplanation {
 /// Answers a question, or says what is wrong with it.
 pub fn explain(state: &State, question: &Question) -> Result<Explanation, String> {
     let from = From::find(state, &question.from)?;
-    let targets = targets(state, &from, &question.to, question.port)?;
+    let from = match question.to {
+        Party::Address(ip) => from.towards(ip),
+        Party::Named(_) => from,
+    };
+    let mut targets = targets(state, &from, &question.to, question.port)?;
+    // The source's agent looks at the port before anything else.
+    if targets.dialled.is_some_and(|dialled| is_reserved_port(dialled.port()) && from.is_captured_towards(dialled)) {
+        targets.refused = Some((Reason::Protocol, reserved(targets.port)));
+        targets.addresses.clear();
+    }
     let endpoints: Vec<EndpointExplanation> =
         targets.addresses.iter().map(|address| one_endpoint(state, &from, &targets, *address)).collect();
+    let denied = endpoints.iter().filter(|endpoint| endpoint.verdict == Verdict::Deny).count();
     let deciding = endpoints.iter().find(|endpoint| endpoint.verdict == Verdict::Deny).or(endpoints.first());
     let (verdict, reason, summary) = match (deciding, targets.refused) {
         (_, Some((reason, text))) => (Verdict::Deny, Some(reason.to_string()), text),
+        (Some(endpoint), None) if denied > 0 && denied < endpoints.len() => {
+            let text = format!("{denied} of {} endpoints deny it, such as: {}", endpoints.len(), endpoint.summary);
+            (endpoint.verdict, endpoint.reason.clone(), text)
+        }
         (Some(endpoint), None) => (endpoint.verdict, endpoint.reason.clone(), endpoint.summary.clone()),
         (None, None) => (Verdict::Deny, Some(Reason::NoEndpoint.to_string()), "nobody answers there".to_owned()),
     };
@@ -76,6 +91,7 @@ pub fn explain(state: &State, question: &Question) -> Result<Explanation, String
 }
 
 /// The side that dials.
+#[derive(Clone)]
 struct From {
     words: String,
     ip: IpAddr,
@@ -100,6 +116,23 @@ impl From {
                 Ok(Self { words: format!("pod {name}"), ip: *ip, workload: Some(workload.clone()) })
             }
         }
+    }
+
+    /// The same pod, at its address of the family of what it dials: that is the one it is seen with.
+    fn towards(mut self, dialled: IpAddr) -> Self {
+        let ips = self.workload.iter().flat_map(|workload| &workload.pod.ips);
+        let same_family = ips.copied().find(|ip| ip.is_ipv4() == dialled.is_ipv4());
+        if self.ip.is_ipv4() != dialled.is_ipv4() {
+            self.ip = same_family.unwrap_or(self.ip);
+        }
+        self
+    }
+
+    /// As the balancer knows this side.
+    fn client(&self, state: &State) -> Client {
+        let node = self.workload.as_ref().and_then(|workload| workload.pod.node.clone());
+        let zone = node.as_ref().and_then(|node| state.mesh.node(node)).and_then(|node| node.zone.clone());
+        Client { ip: self.ip, node, zone }
     }
 
     /// Whether this side's agent carries what it dials there.
@@ -172,10 +205,7 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
         });
     };
     // A headless Service has no address: clients dial its pods, on the port that they have.
-    let candidates = found.candidates.iter().filter(|candidate| {
-        candidate.ready || service.publish_not_ready_addresses || (candidate.serving && candidate.terminating)
-    });
-    let addresses: Vec<SocketAddr> = candidates.map(|candidate| candidate.addr).collect();
+    let addresses = balance::endpoints(&found, &from.client(state));
     let target = match &found.port.target {
         TargetPort::Number(number) => number.to_string(),
         TargetPort::Name(name) => name.to_string(),
@@ -183,7 +213,16 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
     let refused = addresses.is_empty().then(|| {
         (
             Reason::NoEndpoint,
-            format!("Service {} has no ready endpoint for port {port} (target {target})", service.name),
+            match service.internal_traffic_policy {
+                InternalTrafficPolicy::Cluster => {
+                    format!("Service {} has no ready endpoint for port {port} (target {target})", service.name)
+                }
+                InternalTrafficPolicy::Local => format!(
+                    "Service {} has no ready endpoint for port {port} (target {target}) on the source's node, and its \
+                     internalTrafficPolicy is Local",
+                    service.name
+                ),
+            },
         )
     });
     Ok(Targets { words, port, dialled: vip, addresses, refused })
@@ -216,6 +255,7 @@ fn address_target(state: &State, from: &From, ip: IpAddr, port: Option<u16>) -> 
 
 fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAddr) -> EndpointExplanation {
     let captured = from.is_captured_towards(targets.dialled.unwrap_or(address));
+    let from = &from.clone().towards(address.ip());
     let destination = match state.mesh.destination(address) {
         Destination::Workload(workload) => Some(workload),
         Destination::Unknown if captured => {
@@ -227,14 +267,13 @@ fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAd
     let Some(destination) = destination else {
         return open(address, None, "plaintext", "it is not in the mesh, so no policy of the mesh applies".to_owned());
     };
-    if captured && targets.dialled.is_some_and(|dialled| is_reserved_port(dialled.port())) {
-        let text = format!("port {} belongs to the mesh and is no destination", targets.port);
-        return refused(address, Some(&destination), Reason::Protocol, text);
-    }
     let source = from.workload.as_ref().filter(|_| captured);
     let path = source.map(|source| Path::between(source, &destination, address.port()));
     match path {
         Some(Path::Refused(reason, text)) => refused(address, Some(&destination), reason, text),
+        Some(Path::Tunnel { .. }) if is_reserved_port(address.port()) => {
+            refused(address, Some(&destination), Reason::Protocol, reserved(address.port()))
+        }
         Some(Path::Tunnel { own, .. }) => decided(state, from, &destination, address, Some(&own)),
         Some(Path::Plain(PlainBecause::OwnPod)) => {
             open(address, Some(&destination), "plaintext", "a pod that talks to itself is not captured".to_owned())
@@ -268,13 +307,16 @@ fn arriving_in_plaintext(
             let text = format!("port {} of pod {} is excluded from capture", address.port(), destination.name());
             open(address, Some(destination), "plaintext", text)
         }
-        Membership::Joined(_) if is_reserved_port(address.port()) => {
-            let text = format!("port {} belongs to the mesh and is no destination", address.port());
-            refused(address, Some(destination), Reason::Protocol, text)
-        }
         Membership::Joined(_) if !believable_source(from.ip, &destination.pod.ips) => {
             let text = format!("{} cannot have come from outside the pod", from.ip);
             refused(address, Some(destination), Reason::Source, text)
+        }
+        Membership::Joined(_) if address.port() == TUNNEL_PORT => {
+            let text = format!("port {TUNNEL_PORT} is the tunnel's, which takes mutual TLS alone");
+            refused(address, Some(destination), Reason::Tls, text)
+        }
+        Membership::Joined(_) if is_reserved_port(address.port()) => {
+            refused(address, Some(destination), Reason::Protocol, reserved(address.port()))
         }
         Membership::Joined(_) => decided(state, from, destination, address, None),
     }
@@ -368,6 +410,10 @@ fn write_policy(f: &mut fmt::Formatter<'_>, policy: &policy::Considered) -> fmt:
         writeln!(f, "        {}: {}", if rule.matched { "yes" } else { "no " }, rule.why)?;
     }
     Ok(())
+}
+
+fn reserved(port: u16) -> String {
+    format!("port {port} belongs to the mesh and is no destination")
 }
 
 fn only(ports: &[u16]) -> Option<u16> {

@@ -192,7 +192,7 @@ impl<'a> Attempt<'a> {
                 info.destination = Party::stranger(to);
             }
         });
-        let stream = dial::from_pod(self.pod, self.own_address(), to).await;
+        let stream = dial::from_pod(self.pod, self.own_address(to), to).await;
         stream.map(Way::Plain).map_err(|cause| Failure::connect(&to.to_string(), &cause))
     }
 
@@ -224,7 +224,7 @@ impl<'a> Attempt<'a> {
             traceparent: None,
         };
         let dial = async {
-            let tcp = dial::tunnel(self.pod, self.own_address(), hop).await?;
+            let tcp = dial::tunnel(self.pod, self.own_address(hop), hop).await?;
             Ok(self.proxy.tls.connect(tcp, identity, wanted).await?)
         };
         match self.thread.pool.open(&key, &head, dial).await {
@@ -247,7 +247,7 @@ impl<'a> Attempt<'a> {
         let state = self.proxy.model.read();
         let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
         let decision = state.policies.decide(&Query {
-            source_ip: self.client,
+            source_ip: self.own_address(to).unwrap_or(self.client),
             source_identity: self.pod.captured.workload.identity.as_ref(),
             destination: workload,
             destination_addr: to,
@@ -259,9 +259,12 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The address that the client used, where it is one of the pod's: what peers see must be it.
-    fn own_address(&self) -> Option<IpAddr> {
-        self.pod.captured.workload.pod.ips.contains(&self.client).then_some(self.client)
+    /// The address that the client used, where it is one of the pod's: what peers see must be it. An endpoint of
+    /// the other family sees the pod's address of that family.
+    fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
+        let own = &self.pod.captured.workload.pod.ips;
+        let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
+        own.iter().find(|ip| **ip == self.client).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Policy on real traffic: three callers, one server, and who gets through.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -61,9 +62,7 @@ impl<'a> Shop<'a> {
         let callers = [caller("shop/web")?, caller("bank/teller")?, caller("old/stranger")?];
         let spec = PodSpec::new("shop/cart", "node-b").service_account("cart").port("http", 8080).port("admin", 9090);
         let cart = lab.pod(spec)?;
-        lab.service(
-            &ServiceSpec::new("shop/cart").cluster_ip([10, 96, 0, 1].into()).port("http", 80, 8080).endpoint(&cart),
-        )?;
+        lab.service(&ServiceSpec::new("shop/cart").cluster_ip(SERVICE.ip()).port("http", 80, 8080).endpoint(&cart))?;
         let mut servers = Vec::new();
         for port in PORTS {
             servers.push((port, cart.serve_greeting(port, "hello")?));
@@ -74,23 +73,7 @@ impl<'a> Shop<'a> {
 
     /// Puts policies in force, in the place of those before.
     fn enforce(&self, policies: &[Value]) -> Result<()> {
-        let documents: Vec<String> = policies.iter().map(ToString::to_string).collect();
-        self.lab.write("policies.yaml", &documents.join("\n---\n"))?;
-        let name = |policy: &Value| {
-            let metadata = &policy["metadata"];
-            format!("{} {}/{}", text(&policy["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
-        };
-        let mut wanted: Vec<String> = policies.iter().map(name).collect();
-        wanted.sort();
-        for agent in &self.agents {
-            eventually(&format!("{} has {wanted:?}", agent.node()), BOUND, || {
-                let dump = agent.dump().ok()?;
-                let mut have: Vec<&str> = dump["policies"].as_array()?.iter().map(|p| text(&p["name"])).collect();
-                have.sort_unstable();
-                (have == wanted).then_some(())
-            })?;
-        }
-        Ok(())
+        enforce(self.lab, &self.agents, policies)
     }
 
     /// Every caller calls every port, and gets through where the case says so.
@@ -103,20 +86,26 @@ impl<'a> Shop<'a> {
         }
         self.enforce(&policies)?;
         for at in 0..self.callers.len() {
-            for port in PORTS {
-                let name = self.callers[at].name().to_owned();
+            let name = self.callers[at].name().to_owned();
+            let mut ways = PORTS.map(|port| (SocketAddr::new(self.cart.ip(), port), port)).to_vec();
+            // Nobody leads a pod outside the mesh from a Service's address to its endpoints here.
+            if name != "stranger" {
+                ways.push((SERVICE, 8080));
+            }
+            for (to, port) in ways {
                 let allowed = case.allowed.split(' ').any(|one| one == name || one == format!("{name}:{port}"));
-                self.call(at, port, allowed).map_err(|error| error.context(format!("{what}: {name} to {port}")))?;
+                self.call(at, to, port, allowed).map_err(|error| error.context(format!("{what}: {name} to {to}")))?;
             }
         }
         Ok(())
     }
 
-    fn call(&mut self, caller: usize, port: u16, allowed: bool) -> Result<()> {
+    /// `port` is the pod's, whatever was dialled.
+    fn call(&mut self, caller: usize, to: SocketAddr, port: u16, allowed: bool) -> Result<()> {
         let caller = &self.callers[caller];
         let accepted = || self.servers.iter().map(|(_, server)| server.peers().len()).sum::<usize>();
         let (accepted_before, inbound_before) = (accepted(), self.inbound()?.len());
-        let call = knock(caller, (self.cart.ip(), port))?;
+        let call = knock(caller, to)?;
         if allowed {
             ensure!(call.ended == Ended::Greeted("hello".into()), "it is to be allowed: {:?}", call.ended);
             return Ok(());
@@ -159,6 +148,27 @@ impl<'a> Shop<'a> {
     }
 }
 
+/// Writes policies in the place of those before, and waits until the agents have them. Names tell versions apart.
+pub fn enforce(lab: &Lab, agents: &[Agent], policies: &[Value]) -> Result<()> {
+    let documents: Vec<String> = policies.iter().map(ToString::to_string).collect();
+    lab.write("policies.yaml", &documents.join("\n---\n"))?;
+    let name = |policy: &Value| {
+        let metadata = &policy["metadata"];
+        format!("{} {}/{}", text(&policy["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
+    };
+    let mut wanted: Vec<String> = policies.iter().map(name).collect();
+    wanted.sort();
+    for agent in agents {
+        eventually(&format!("{} has {wanted:?}", agent.node()), BOUND, || {
+            let dump = agent.dump().ok()?;
+            let mut have: Vec<&str> = dump["policies"].as_array()?.iter().map(|p| text(&p["name"])).collect();
+            have.sort_unstable();
+            (have == wanted).then_some(())
+        })?;
+    }
+    Ok(())
+}
+
 fn authorization(full_name: &str, spec: Value) -> Value {
     policy("AuthorizationPolicy", full_name, spec)
 }
@@ -179,6 +189,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
+const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)), 80);
 const PORTS: [u16; 2] = [8080, 9090];
 /// A change of policy is to be felt at once; this bounds "at once" on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
