@@ -1,7 +1,6 @@
 //! Says what would become of a connection: which way it goes, and what policy makes of it. The same model decides
 //! here and in the agent.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -14,6 +13,8 @@ use crate::mesh::{
     ServiceKind, TUNNEL_PORT, TargetPort, Workload, believable_source, is_reserved_port,
 };
 use crate::policy::{self, PeerMode, Query, Verdict};
+
+mod text;
 
 /// Who is asked about, as a person names it.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ pub struct EndpointExplanation {
     /// The identity that the source proves there, if any.
     pub source_identity: Option<String>,
     pub summary: String,
+    /// What beside policy may matter.
+    pub note: Option<String>,
     /// What each policy said; absent where no policy has a word.
     pub policies: Option<policy::Explanation>,
 }
@@ -345,8 +348,16 @@ fn decided(
         path: if identity.is_some() { "tunnel" } else { "plaintext" }.to_owned(),
         source_identity: identity.map(ToString::to_string),
         summary: explanation.sentence.clone(),
+        note: probe_note(state, from, destination, address),
         policies: Some(explanation),
     }
+}
+
+/// A node's address proves nothing: what counts is whether the socket is the node's own, which no manifest tells.
+fn probe_note(state: &State, from: &From, destination: &Workload, address: SocketAddr) -> Option<String> {
+    let probed = destination.pod.probes.iter().any(|probe| probe.port == address.port());
+    (from.workload.is_none() && probed && state.mesh.is_node_address(from.ip))
+        .then(|| "the pod's spec probes this port: a probe by its own node's kubelet is let through".to_owned())
 }
 
 fn refused(address: SocketAddr, workload: Option<&Arc<Workload>>, reason: Reason, text: String) -> EndpointExplanation {
@@ -358,6 +369,7 @@ fn refused(address: SocketAddr, workload: Option<&Arc<Workload>>, reason: Reason
         path: "none".to_owned(),
         source_identity: None,
         summary: text,
+        note: None,
         policies: None,
     }
 }
@@ -371,45 +383,9 @@ fn open(address: SocketAddr, workload: Option<&Arc<Workload>>, path: &str, text:
         path: path.to_owned(),
         source_identity: None,
         summary: text,
+        note: None,
         policies: None,
     }
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.verdict == Verdict::Allow { "allowed" } else { "denied" };
-        writeln!(f, "{} to {} port {}: {verdict}", self.from, self.to, self.port)?;
-        writeln!(f, "  because {}", self.summary)?;
-        if let Some(reason) = &self.reason {
-            writeln!(f, "  reason  {reason}")?;
-        }
-        for endpoint in &self.endpoints {
-            let verdict = if endpoint.verdict == Verdict::Allow { "allowed" } else { "denied" };
-            let workload = endpoint.workload.as_deref().map(|name| format!(" (pod {name})")).unwrap_or_default();
-            writeln!(f, "\n  {}{workload}: {verdict}, by {}", endpoint.address, endpoint.path)?;
-            if let Some(identity) = &endpoint.source_identity {
-                writeln!(f, "    source is {identity}")?;
-            }
-            match &endpoint.policies {
-                Some(policies) => {
-                    writeln!(f, "    {}", policies.sentence)?;
-                    policies.policies.iter().try_for_each(|policy| write_policy(f, policy))?;
-                }
-                None => writeln!(f, "    {}", endpoint.summary)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-fn write_policy(f: &mut fmt::Formatter<'_>, policy: &policy::Considered) -> fmt::Result {
-    let mark = if policy.matched { "matches" } else { "does not match" };
-    let mark = if policy.stands { mark } else { "does not apply" };
-    writeln!(f, "    - {} {} ({}) {mark}: {}", policy.kind, policy.policy, policy.action, policy.why)?;
-    for rule in policy.rules.iter().filter(|rule| rule.matched || policy.rules.len() > 1) {
-        writeln!(f, "        {}: {}", if rule.matched { "yes" } else { "no " }, rule.why)?;
-    }
-    Ok(())
 }
 
 fn reserved(port: u16) -> String {

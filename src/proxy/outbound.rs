@@ -49,7 +49,9 @@ pub async fn serve(
     };
     match upstream {
         Ok(Upstream { way, endpoint: _counted }) => match way {
-            Way::Tunnel(flow) => carry::into_tunnel(&connection, stream, flow).await,
+            Way::Tunnel(flow) => {
+                carry::into_tunnel(&connection, stream, flow, || attempt.denied_now()).await;
+            }
             Way::Plain(upstream) => carry::plain(&connection, stream, upstream).await,
         },
         // `stream` is dropped with SO_LINGER {1,0}: the client sees a reset.
@@ -244,6 +246,20 @@ impl<'a> Attempt<'a> {
         if failure.reason != Reason::Denied {
             return failure;
         }
+        match self.denial(workload, to) {
+            Some(reason) => Failure { reason, ..failure },
+            None => failure,
+        }
+    }
+
+    /// Why policy allows the connection no more, if it does not.
+    fn denied_now(&self) -> Option<Reason> {
+        let to = self.connection.telemetry.destination()?;
+        let Destination::Workload(workload) = self.proxy.model.read().mesh.destination(to) else { return None };
+        self.denial(&workload, to)
+    }
+
+    fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<Reason> {
         let state = self.proxy.model.read();
         let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
         let decision = state.policies.decide(&Query {
@@ -253,10 +269,7 @@ impl<'a> Attempt<'a> {
             destination_addr: to,
             services: &services,
         });
-        match (decision.verdict, decision.reason) {
-            (Verdict::Deny, Some(reason)) => Failure { reason, ..failure },
-            _ => failure,
-        }
+        decision.reason.filter(|_| decision.verdict == Verdict::Deny)
     }
 
     /// The address that the client used, where it is one of the pod's: what peers see must be it. An endpoint of

@@ -71,7 +71,7 @@ impl<'a> World<'a> {
             let account = name.split('/').next_back().unwrap_or(name);
             let account = if random.random_bool(0.1) { "" } else { account };
             let mut spec =
-                PodSpec::new(name, node).service_account(account).label("tier", *pick::<&str>(random, &TIERS));
+                PodSpec::new(name, node).service_account(account).label("tier", pick::<&str>(random, &TIERS));
             for (key, value, chance) in [
                 ("selvedge.dev/mesh", "disabled", 0.15),
                 ("selvedge.dev/exclude-inbound-ports", "9090", 0.15),
@@ -142,13 +142,14 @@ impl<'a> World<'a> {
             }
         }
         drop(state);
+        let before = self.lines()?;
         let knocks = self.knock(&calls)?;
         for call in (0..COMMANDS).filter_map(|_| calls.choose(random)) {
             let said = self.ask_the_command(call)?;
             ensure!(said == serde_json::to_value(&call.explanation)?, "the command says {said}");
         }
         calls.iter().zip(&knocks).try_for_each(|(call, knock)| {
-            self.check(call, knock).with_context(|| {
+            self.check(call, knock, &before).with_context(|| {
                 let from = self.pods[call.caller].full_name();
                 format!("{from} to {}: {knock:?}, and explain says\n{}", call.to, call.explanation)
             })
@@ -184,11 +185,11 @@ impl<'a> World<'a> {
         Ok(made.into_values().collect())
     }
 
-    fn check(&self, call: &Call, knock: &Knock) -> Result<()> {
+    fn check(&self, call: &Call, knock: &Knock, before: &[usize]) -> Result<()> {
         let (verdict, reason) = match &call.explanation.endpoints[..] {
             [] | [_] => (call.explanation.verdict, call.explanation.reason.clone()),
             several => {
-                let line = self.line(&self.pods[call.caller], knock)?;
+                let line = self.line(self.pods[call.caller].node_name(), call, knock, before)?;
                 let chosen = |endpoint: &&EndpointExplanation| line["destination_addr"] == endpoint.address.to_string();
                 let endpoint =
                     several.iter().find(chosen).with_context(|| format!("an endpoint unheard of: {line}"))?;
@@ -200,7 +201,7 @@ impl<'a> World<'a> {
             (Verdict::Deny, Ended::Reset) => {
                 let logger =
                     if call.captured { self.pods[call.caller].node_name() } else { self.node_of(call.to.ip())? };
-                let line = self.line_at(logger, knock)?;
+                let line = self.line(logger, call, knock, before)?;
                 ensure!(line["reason"].as_str() == reason.as_deref(), "the agent says {line}");
                 Ok(())
             }
@@ -208,16 +209,21 @@ impl<'a> World<'a> {
         }
     }
 
-    fn line(&self, caller: &Pod, knock: &Knock) -> Result<Value> {
-        self.line_at(caller.node_name(), knock)
+    /// The line of a call among those that its agent has written since: ports are used again.
+    fn line(&self, node: &str, call: &Call, knock: &Knock, before: &[usize]) -> Result<Value> {
+        let at = self.agents.iter().position(|agent| agent.node() == node).context("a node without an agent")?;
+        let (from, to) = (knock.from.to_string(), call.to.to_string());
+        let is_it = |line: &Value| {
+            line["source_addr"] == from && (line["destination_addr"] == to || line["requested_addr"] == to)
+        };
+        eventually("the call's line", BOUND, || {
+            self.agents[at].access_log().ok()?.into_iter().skip(before[at]).find(is_it)
+        })
     }
 
-    fn line_at(&self, node: &str, knock: &Knock) -> Result<Value> {
-        let agent = self.agents.iter().find(|agent| agent.node() == node).context("a node without an agent")?;
-        let from = knock.from.to_string();
-        // The newest: a port may be used again.
-        let newest = || agent.access_log().ok()?.into_iter().rev().find(|line| line["source_addr"] == from);
-        eventually("the call's line", BOUND, newest)
+    /// How many lines each agent has written.
+    fn lines(&self) -> Result<Vec<usize>> {
+        self.agents.iter().map(|agent| Ok(agent.access_log()?.len())).collect()
     }
 
     fn node_of(&self, ip: IpAddr) -> Result<&str> {

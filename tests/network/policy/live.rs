@@ -33,6 +33,10 @@ fn a_change_of_policy(lab: &Lab) -> Result<()> {
         line["source_pod"] == "bank/teller" && line["reason"] == "policy:shop/no-bank"
     })?;
     ensure!(line["direction"] == "inbound", "{line}");
+    // The client's agent may have seen the reset before it read the policy.
+    shop.agents[0].access_line("the same at the client's agent", |line| {
+        line["source_pod"] == "bank/teller" && (line["reason"] == "policy:shop/no-bank" || line["reason"] == "reset")
+    })?;
     shop.enforce(&[authorization("shop/no-bank", bank), peer("shop/strict", json!({"mtls": {"mode": "STRICT"}}))])?;
     stranger.is_reset("stranger, denied in plaintext")?;
     web.still_talks("web")?;
