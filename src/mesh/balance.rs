@@ -137,9 +137,11 @@ impl Balancer {
     }
 }
 
-/// The endpoints that a connection may go to while all of them are well, sorted.
-pub fn endpoints(destination: &ServiceDestination, client: &Client) -> Vec<SocketAddr> {
-    addresses(&near(&eligible(destination, client), &destination.service, client)).to_vec()
+/// The endpoints that a connection may go to, sorted: the near ones, and all of them, which serve where no near one
+/// does.
+pub fn endpoints(destination: &ServiceDestination, client: &Client) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    let all = eligible(destination, client);
+    (addresses(&near(&all, &destination.service, client)).to_vec(), addresses(&all).to_vec())
 }
 
 /// What is known of one endpoint.

@@ -64,6 +64,14 @@ pub struct EndpointExplanation {
     pub policies: Option<policy::Explanation>,
 }
 
+impl EndpointExplanation {
+    /// Whether another endpoint of a Service is tried instead of this one.
+    fn is_passed_over(&self) -> bool {
+        let passed_over = [Reason::Tls, Reason::PeerUncaptured, Reason::UnknownDestination];
+        passed_over.iter().any(|reason| self.reason.as_deref() == Some(reason.code()))
+    }
+}
+
 /// Answers a question, or says what is wrong with it.
 pub fn explain(state: &State, question: &Question) -> Result<Explanation, String> {
     let from = From::find(state, &question.from)?;
@@ -77,10 +85,18 @@ pub fn explain(state: &State, question: &Question) -> Result<Explanation, String
         targets.refused = Some((Reason::Protocol, reserved(targets.port)));
         targets.addresses.clear();
     }
-    let endpoints: Vec<EndpointExplanation> =
-        targets.addresses.iter().map(|address| one_endpoint(state, &from, &targets, *address)).collect();
-    let denied = endpoints.iter().filter(|endpoint| endpoint.verdict == Verdict::Deny).count();
-    let deciding = endpoints.iter().find(|endpoint| endpoint.verdict == Verdict::Deny).or(endpoints.first());
+    let look = |address: &SocketAddr| one_endpoint(state, &from, &targets, *address);
+    let mut endpoints: Vec<EndpointExplanation> = targets.addresses.iter().map(look).collect();
+    if endpoints.iter().all(EndpointExplanation::is_passed_over) {
+        endpoints.extend(targets.further.iter().map(look));
+    }
+    // Only where nobody else is left does one that is passed over decide.
+    let counts = |endpoint: &&EndpointExplanation| {
+        !endpoint.is_passed_over() || endpoints.iter().all(EndpointExplanation::is_passed_over)
+    };
+    let denies = |endpoint: &&EndpointExplanation| counts(endpoint) && endpoint.verdict == Verdict::Deny;
+    let denied = endpoints.iter().filter(denies).count();
+    let deciding = endpoints.iter().find(denies).or(endpoints.iter().find(counts));
     let (verdict, reason, summary) = match (deciding, targets.refused) {
         (_, Some((reason, text))) => (Verdict::Deny, Some(reason.to_string()), text),
         (Some(endpoint), None) if denied > 0 && denied < endpoints.len() => {
@@ -154,6 +170,8 @@ struct Targets {
     port: u16,
     dialled: Option<SocketAddr>,
     addresses: Vec<SocketAddr>,
+    /// Those that are tried once all of these have been passed over.
+    further: Vec<SocketAddr>,
     refused: Option<(Reason, String)>,
 }
 
@@ -183,6 +201,7 @@ fn pod_target(from: &From, workload: &Workload, port: Option<u16>) -> Result<Tar
         port,
         dialled: Some(address),
         addresses: vec![address],
+        further: Vec::new(),
         refused: None,
     })
 }
@@ -204,11 +223,13 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
             port,
             dialled: vip,
             addresses: Vec::new(),
+            further: Vec::new(),
             refused: Some((Reason::NoEndpoint, text)),
         });
     };
     // A headless Service has no address: clients dial its pods, on the port that they have.
-    let addresses = balance::endpoints(&found, &from.client(state));
+    let (addresses, mut further) = balance::endpoints(&found, &from.client(state));
+    further.retain(|address| !addresses.contains(address));
     let target = match &found.port.target {
         TargetPort::Number(number) => number.to_string(),
         TargetPort::Name(name) => name.to_string(),
@@ -228,7 +249,7 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
             },
         )
     });
-    Ok(Targets { words, port, dialled: vip, addresses, refused })
+    Ok(Targets { words, port, dialled: vip, addresses, further, refused })
 }
 
 fn address_target(state: &State, from: &From, ip: IpAddr, port: Option<u16>) -> Result<Targets, String> {
@@ -251,7 +272,14 @@ fn address_target(state: &State, from: &From, ip: IpAddr, port: Option<u16>) -> 
         Destination::Node | Destination::Outside | Destination::Unknown => {
             let port = port.ok_or_else(|| format!("{ip} is no pod or service: give --port"))?;
             let address = SocketAddr::new(ip, port);
-            Ok(Targets { words: ip.to_string(), port, dialled: Some(address), addresses: vec![address], refused: None })
+            Ok(Targets {
+                words: ip.to_string(),
+                port,
+                dialled: Some(address),
+                addresses: vec![address],
+                further: Vec::new(),
+                refused: None,
+            })
         }
     }
 }

@@ -173,7 +173,11 @@ impl<'a> Attempt<'a> {
         match Path::between(&self.pod.captured.workload, workload, to.port()) {
             Path::Plain(_) => self.plain(to).await,
             Path::Tunnel { own, wanted } => self.tunnel(workload, &own, &wanted, to).await,
-            Path::Refused(reason, text) => Err(Failure::new(reason, text)),
+            Path::Refused(reason, text) => {
+                // A peer that cannot prove who it is may be passed over; a source that cannot finds no other.
+                let retry = reason == Reason::Tls;
+                Err(Failure { retry, ..Failure::new(reason, text) })
+            }
             Path::Uncaptured => {
                 let mode = self.proxy.model.read().policies.peer_mode(workload, to.port());
                 if let PeerMode::Strict(_) = mode {
