@@ -14,7 +14,9 @@ mod capture_modes;
 mod crash;
 mod floods;
 mod hbone;
+mod explain;
 mod identity;
+mod knock;
 mod lifecycle;
 mod load;
 mod manifests;
@@ -48,6 +50,7 @@ fn trials() -> Vec<Trial> {
         crash::trials(),
         floods::trials(),
         hbone::trials(),
+        explain::trials(),
         identity::trials(),
         lifecycle::trials(),
         load::trials(),

@@ -16,6 +16,7 @@ use crate::manifest::{Manifests, ServiceSpec, read_documents};
 use crate::namespace::Namespace;
 use crate::packets::Capture;
 use crate::pod::{Pod, PodSpec};
+use crate::wait::{BOUND, eventually};
 
 /// A cluster of namespaces. Dropping it ends what still runs in it.
 #[derive(Debug)]
@@ -202,6 +203,24 @@ impl Lab {
             bail!("{}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Waits until the agents have taken what was written so far. What was removed is believed a little later.
+    pub fn settle(&self, agents: &[Agent]) -> Result<()> {
+        static MARKS: AtomicU32 = AtomicU32::new(1);
+        let spec = ServiceSpec::new(&format!("lab/mark-{}", MARKS.fetch_add(1, Ordering::Relaxed)));
+        let mark = spec.manifests().swap_remove(0);
+        self.manifests.put(&mark)?;
+        let name = format!("{}/{}", spec.namespace, spec.name);
+        let has_mark = |agent: &Agent| {
+            agent.dump().is_ok_and(|dump| {
+                dump["services"].as_array().is_some_and(|all| all.iter().any(|service| service["name"] == *name))
+            })
+        };
+        for agent in agents {
+            eventually(&format!("{} has taken the manifests", agent.node()), BOUND, || has_mark(agent).then_some(()))?;
+        }
+        self.manifests.delete("Service", &spec.namespace, &spec.name)
     }
 
     /// The last lines of every agent's log, for a failure's message.
