@@ -114,7 +114,7 @@ pub enum AdminError {
         "the admin server would listen on {0}, which others can reach; give a loopback address such as 127.0.0.1:15000"
     )]
     NotLoopback(SocketAddr),
-    #[error("the {server} server cannot listen on {address}; free the port, or give another address")]
+    #[error("the {server} server cannot listen on {address}: {cause}; free the port, or give another address")]
     Bind {
         server: &'static str,
         address: SocketAddr,
