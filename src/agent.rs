@@ -35,6 +35,8 @@ use dump::AgentDump;
 pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     let log = LogControl::install(args.log_format, &args.log).map_err(Failure::usage)?;
     if !handover::is_worker() {
+        // Before anything is made: a folder of that name is most likely a slip of the hand.
+        directory::check_readable(&args.manifests).map_err(Failure::configuration)?;
         return Ok(handover::supervise(std::env::args_os().skip(1)));
     }
     let (keeper, inherited) =

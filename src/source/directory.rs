@@ -22,7 +22,7 @@ use crate::model::{Delta, Model};
 ///
 /// The model is synced once every file has been read. What is wrong in the files goes to `report`.
 pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result<Infallible, DirectoryError> {
-    fs::read_dir(&dir).map_err(|error| DirectoryError { dir: dir.clone(), error })?;
+    check_readable(&dir)?;
     let changed = Arc::new(Notify::new());
     let mut watch = Watch::default();
     let mut folder = Folder::default();
@@ -72,9 +72,14 @@ pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result
     }
 }
 
+/// Whether a folder can be listed at all.
+pub fn check_readable(dir: &Path) -> Result<(), DirectoryError> {
+    fs::read_dir(dir).map(drop).map_err(|error| DirectoryError { dir: dir.to_owned(), error })
+}
+
 /// Reads a folder once, as it is.
 pub fn load(dir: &Path) -> Result<Loaded, DirectoryError> {
-    fs::read_dir(dir).map_err(|error| DirectoryError { dir: dir.to_owned(), error })?;
+    check_readable(dir)?;
     let mut folder = Folder::default();
     let (scan, ..) = walk(dir);
     let now = Instant::now();
