@@ -16,7 +16,7 @@ use crate::capture::socket;
 use crate::mesh::balance::Client;
 use crate::mesh::{Destination, Identity, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port};
 use crate::policy::{PeerMode, Query, Verdict};
-use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::hbone::{ConnectHead, Flow, PoolKey};
 
 /// The life of one connection that a joined pod dialled.
@@ -233,6 +233,7 @@ impl<'a> Attempt<'a> {
                     info.destination.identity = Some(peer.identity.clone());
                     info.key_exchange = Some(peer.key_exchange);
                 });
+                self.connection.telemetry.decided_there(telemetry::Verdict::Allow, None);
                 Ok(Way::Tunnel(flow))
             }
             Err(error) => Err(self.explain(Failure::open(&hop.to_string(), &error), workload, to)),
@@ -253,10 +254,13 @@ impl<'a> Attempt<'a> {
             destination_addr: to,
             services: &services,
         });
-        match (decision.verdict, decision.reason) {
-            (Verdict::Deny, Some(reason)) => Failure { reason, ..failure },
-            _ => failure,
-        }
+        let (reason, clause) = match decision.verdict {
+            Verdict::Deny => (decision.reason.unwrap_or(Reason::Denied), decision.clause),
+            Verdict::Allow => (Reason::Denied, None),
+        };
+        let policy = clause.map(|clause| clause.policy.name);
+        self.connection.telemetry.decided_there(telemetry::Verdict::Deny, policy);
+        Failure { reason, ..failure }
     }
 
     /// The address that the client used, where it is one of the pod's: what peers see must be it.

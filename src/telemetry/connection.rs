@@ -218,6 +218,13 @@ impl ConnectionTelemetry {
         state.policy = policy.cloned();
     }
 
+    /// The agent at the far side decided, and counts it: here it is for the access log alone.
+    pub fn decided_there(&self, verdict: Verdict, policy: Option<NamespacedName>) {
+        let mut state = self.state();
+        state.verdict = Some(verdict);
+        state.policy = policy;
+    }
+
     /// An AUDIT or dry-run policy matched, and would have said `verdict`.
     pub fn observed(&self, verdict: Verdict, policy: &NamespacedName) {
         count_policy(catalogue::OBSERVED, verdict, Some(policy));

@@ -9,8 +9,11 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 use selvedge_lab::{LabOptions, enter};
 
+mod access_log;
+mod admin;
 mod capture;
 mod crash;
+mod exposition;
 mod identity;
 mod lifecycle;
 mod manifests;
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
 
 fn trials() -> Vec<Trial> {
     let modules = [
+        access_log::trials(),
+        admin::trials(),
         capture::trials(),
         crash::trials(),
         identity::trials(),
