@@ -32,7 +32,7 @@ pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result
         if let Err(error) = watch.keep(&dir, &changed)
             && !std::mem::replace(&mut told_unwatched, true)
         {
-            warn!(dir = %dir.display(), %error, "The folder cannot be watched for events; it is polled instead");
+            warn!(dir = %dir.display(), %error, "The folder cannot be watched for events; it is polled instead.");
         }
         let walked = dir.clone();
         let checked = tokio::task::spawn_blocking(move || {
@@ -49,13 +49,13 @@ pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result
         };
         if let Some(step) = check.step {
             if !step.deltas.is_empty() {
-                debug!(deltas = step.deltas.len(), "The folder changed");
+                debug!(deltas = step.deltas.len(), "The folder changed.");
                 model.apply(step.deltas);
             }
             report.replace_problems(&step.problems);
             if step.synced && !model.is_synced() {
                 let (objects, ignored) = folder.counts();
-                info!(dir = %dir.display(), objects, ignored, problems = step.problems.len(), "The folder has been read");
+                info!(dir = %dir.display(), objects, ignored, problems = step.problems.len(), "The folder has been read.");
                 model.set_synced();
             }
         }

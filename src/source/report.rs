@@ -56,13 +56,13 @@ impl Report {
         for problem in new.difference(&old) {
             warn!(
                 file = %problem.file.display(), line = problem.line, object = problem.object, field = problem.field,
-                cause = problem.cause, "A manifest is not in force as written"
+                cause = problem.cause, "A manifest is not in force as written."
             );
         }
         for problem in old.difference(&new) {
             info!(
                 file = %problem.file.display(), object = problem.object, field = problem.field,
-                "A problem of a manifest is gone"
+                "A problem of a manifest is gone."
             );
         }
         self.lock().problems = problems.into();
