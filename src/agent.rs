@@ -1,6 +1,7 @@
 //! Wires the rooms together, nothing else.
 
 mod dump;
+mod metrics;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,15 +15,15 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminSettings, Control, Readiness, Sources};
 use crate::capture::show::{CaptureStatus, PodState};
-use crate::capture::{self, CaptureSettings, Event, NetNs, OnExit, Ports, Reconciler};
+use crate::capture::{CaptureSettings, Event, NetNs, OnExit, Ports, Reconciler};
 use crate::cli::{AgentArgs, Failure};
 use crate::handover::{self, Keeper, ListenerKey};
 use crate::identity::{EmbeddedCa, Identities, IdentitySettings};
 use crate::mesh::MeshSettings;
 use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
-use crate::source::{self, Report, directory};
-use crate::telemetry::{self, AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::source::{Report, directory};
+use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
 use dump::AgentDump;
@@ -34,6 +35,8 @@ use dump::AgentDump;
 pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     let log = LogControl::install(args.log_format, &args.log).map_err(Failure::usage)?;
     if !handover::is_worker() {
+        // Before anything is made: a folder of that name is most likely a slip of the hand.
+        directory::check_readable(&args.manifests).map_err(Failure::configuration)?;
         return Ok(handover::supervise(std::env::args_os().skip(1)));
     }
     let (keeper, inherited) =
@@ -50,7 +53,8 @@ async fn worker(
 ) -> Result<ExitCode, Failure> {
     let metrics_settings = MetricsSettings { idle_timeout: args.metrics_idle };
     let metrics = Metrics::install(&metrics_settings).map_err(Failure::configuration)?;
-    describe_metrics();
+    metrics::describe();
+    handover::record_restarts();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
     let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
@@ -204,18 +208,6 @@ async fn finish(writer: AccessLogWriter) {
     if !matches!(flushed, Ok(true)) {
         error!("The access log's last lines could not be written in time.");
     }
-}
-
-fn describe_metrics() {
-    handover::describe_metrics();
-    handover::record_restarts();
-    capture::describe_metrics();
-    source::describe_metrics();
-    crate::policy::describe_metrics();
-    crate::identity::describe_metrics();
-    crate::transport::describe_metrics();
-    crate::proxy::describe_metrics();
-    telemetry::describe_metrics();
 }
 
 fn admin_settings(args: &AgentArgs) -> AdminSettings {

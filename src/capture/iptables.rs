@@ -248,7 +248,7 @@ impl Tools {
                     Ok(saved) => saved,
                     // A kernel without nf_tables has no rules there.
                     Err(error) if back_end == BackEnd::Nft && self.legacy.is_some() => {
-                        tracing::debug!(%error, "The nft back end cannot be read");
+                        tracing::debug!(%error, "The nft back end cannot be read.");
                         continue;
                     }
                     Err(error) => return Err(error),

@@ -144,7 +144,7 @@ struct Back(NetNs);
 impl Drop for Back {
     fn drop(&mut self) {
         if let Err(error) = set_ns(self.0.fd.as_raw_fd()) {
-            tracing::error!(%error, "A thread cannot come back from a pod's network namespace; the process ends");
+            tracing::error!(%error, "A thread cannot come back from a pod's network namespace; the process ends.");
             std::process::abort();
         }
     }

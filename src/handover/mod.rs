@@ -119,7 +119,7 @@ pub fn describe_metrics() {
     metrics::describe_counter!(
         "selvedge_worker_restarts_total",
         metrics::Unit::Count,
-        "How often the worker has died and was started again since the agent started"
+        "How often the worker has died and was started again since the agent started."
     );
 }
 

@@ -147,7 +147,7 @@ impl Identities {
         entries.retain(|identity, entry| {
             let keep = wanted.contains(identity);
             if !keep {
-                // Neither a time nor an alarm; the series goes once it has been silent.
+                // `/metrics` leaves it out from now on.
                 gauge!(EXPIRY, "identity" => identity.to_string()).set(f64::NAN);
                 entry.held.take().inspect(|held| held.supersede());
             }

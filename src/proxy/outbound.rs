@@ -14,9 +14,11 @@ use super::workers::{Thread, with_random};
 use super::{Proxy, carry, dial};
 use crate::capture::socket;
 use crate::mesh::balance::Client;
-use crate::mesh::{Destination, Identity, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port};
+use crate::mesh::{
+    Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
+};
 use crate::policy::{PeerMode, Query, Verdict};
-use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::hbone::{ConnectHead, Flow, OpenError, PoolKey};
 
 /// The life of one connection that a joined pod dialled.
@@ -249,6 +251,7 @@ impl<'a> Attempt<'a> {
                     info.destination.identity = Some(peer.identity.clone());
                     info.key_exchange = Some(peer.key_exchange);
                 });
+                self.connection.telemetry.decided_there(telemetry::Verdict::Allow, None);
                 Ok(Way::Tunnel(flow))
             }
             Err(error) => Err(self.explain(Failure::open(&hop.to_string(), &error), workload, to)),
@@ -260,20 +263,20 @@ impl<'a> Attempt<'a> {
         if failure.reason != Reason::Denied {
             return failure;
         }
-        match self.denial(workload, to) {
-            Some(reason) => Failure { reason, ..failure },
-            None => failure,
-        }
+        let (reason, policy) = self.denial(workload, to).unwrap_or((Reason::Denied, None));
+        self.connection.telemetry.decided_there(telemetry::Verdict::Deny, policy);
+        Failure { reason, ..failure }
     }
 
     /// Why policy allows the connection no more, if it does not.
     fn denied_now(&self) -> Option<Reason> {
         let to = self.connection.telemetry.destination()?;
         let Destination::Workload(workload) = self.proxy.model.read().mesh.destination(to) else { return None };
-        self.denial(&workload, to)
+        self.denial(&workload, to).map(|(reason, _)| reason)
     }
 
-    fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<Reason> {
+    /// What policy holds against the connection, and which policy.
+    fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
         let state = self.proxy.model.read();
         let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
         let decision = state.policies.decide(&Query {
@@ -283,7 +286,8 @@ impl<'a> Attempt<'a> {
             destination_addr: to,
             services: &services,
         });
-        decision.reason.filter(|_| decision.verdict == Verdict::Deny)
+        let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
+        Some((reason, decision.clause.map(|clause| clause.policy.name)))
     }
 
     /// The address that the client used, where it is one of the pod's: what peers see must be it. An endpoint of

@@ -9,12 +9,15 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 use selvedge_lab::{LabOptions, enter};
 
+mod access_log;
+mod admin;
 mod capture;
 mod capture_modes;
 mod crash;
+mod explain;
+mod exposition;
 mod floods;
 mod hbone;
-mod explain;
 mod identity;
 mod knock;
 mod lifecycle;
@@ -45,6 +48,8 @@ fn main() -> ExitCode {
 
 fn trials() -> Vec<Trial> {
     let modules = [
+        access_log::trials(),
+        admin::trials(),
         capture::trials(),
         capture_modes::trials(),
         crash::trials(),

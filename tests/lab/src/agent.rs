@@ -87,10 +87,15 @@ impl Agent {
 
     /// The access log so far, a JSON object a line.
     pub fn access_log(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(&self.access_log)?;
+        let text = self.access_log_text();
         // A last line without its end is being written.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
+    }
+
+    /// The access log so far, as it was written.
+    pub fn access_log_text(&self) -> String {
+        fs::read_to_string(&self.access_log).unwrap_or_default()
     }
 
     /// Waits for an access log line.
@@ -98,7 +103,7 @@ impl Agent {
         let found = eventually(&format!("an access log line of {}: {what}", self.node), BOUND, || {
             self.access_log().ok()?.into_iter().find(|line| wanted(line))
         });
-        found.with_context(|| fs::read_to_string(&self.access_log).unwrap_or_default())
+        found.with_context(|| self.access_log_text())
     }
 
     /// Everything it logged to people.
