@@ -11,6 +11,7 @@ use selvedge_lab::{LabOptions, enter};
 
 mod capture;
 mod crash;
+mod drift;
 mod identity;
 mod lifecycle;
 mod manifests;
@@ -33,6 +34,7 @@ fn trials() -> Vec<Trial> {
     let modules = [
         capture::trials(),
         crash::trials(),
+        drift::trials(),
         identity::trials(),
         lifecycle::trials(),
         manifests::trials(),

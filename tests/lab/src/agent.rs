@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::lab::Node;
 use crate::metrics::Metrics;
 use crate::namespace::Namespace;
+use crate::pod::Pod;
 use crate::wait::{BOUND, eventually};
 
 /// A running agent; dropping it ends it by SIGKILL, parent and worker.
@@ -150,6 +151,23 @@ impl Agent {
         let what = format!("{count} pods of {} are {state}", self.node);
         let reached = eventually(&what, BOUND, || (self.pods(state).ok()? == count).then_some(()));
         reached.with_context(|| format!("{:?}", self.dump().map(|dump| dump["capture"]["pods"].clone())))
+    }
+
+    /// Waits until it knows a pod as the one that has its addresses, and has captured it if it is its own.
+    pub fn wait_pod(&self, pod: &Pod) -> Result<()> {
+        eventually(&format!("{} knows {}", self.node, pod.full_name()), BOUND, || {
+            let dump = self.dump().ok()?;
+            let known = dump["workloads"].as_array()?.iter().filter(|known| {
+                let ips = known["ips"].as_array().into_iter().flatten();
+                ips.filter_map(Value::as_str).any(|ip| *ip == pod.ip().to_string())
+            });
+            let alone = known.map(|known| &known["uid"]).eq([pod.uid()]);
+            let captured = dump["capture"]["pods"]
+                .as_array()?
+                .iter()
+                .any(|captured| captured["uid"] == pod.uid() && captured["state"] == "captured");
+            (alone && (captured || pod.node_name() != self.node)).then_some(())
+        })
     }
 
     /// Ends it in order (SIGTERM) and waits for that.

@@ -17,7 +17,12 @@ impl Networking {
         for command in COMMANDS {
             let lines = namespace.sh(command)?;
             let lines = lines.lines().map(str::trim_end).filter(|line| !is_passing(line)).map(str::to_owned);
-            parts.insert(command.to_owned(), lines.collect());
+            let mut lines: Vec<_> = lines.collect();
+            if command.ends_with("rule") {
+                // Those of one priority stand in the order in which they came.
+                lines.sort();
+            }
+            parts.insert(command.to_owned(), lines);
         }
         let read = |path: &str| namespace.run(|| fs::read_to_string(path)).ok().map(|value| value.trim().to_owned());
         for (path, default) in SETTINGS {
@@ -39,7 +44,7 @@ impl Networking {
         };
         let parts = self.0.iter().map(|(part, lines)| {
             let mut lines: Vec<_> = lines.iter().map(blot).collect();
-            if part.contains("ip") && part.contains("rule") {
+            if part.ends_with("rule") {
                 lines.sort();
             }
             (part.clone(), lines)
