@@ -11,7 +11,9 @@ use selvedge_lab::{LabOptions, enter};
 
 mod capture;
 mod crash;
+mod drain;
 mod drift;
+mod held;
 mod identity;
 mod lifecycle;
 mod manifests;
@@ -19,6 +21,7 @@ mod observability;
 mod plain;
 mod policy;
 mod probes;
+mod reuse;
 mod services;
 mod transport;
 mod tunnel;
@@ -34,7 +37,9 @@ fn trials() -> Vec<Trial> {
     let modules = [
         capture::trials(),
         crash::trials(),
+        drain::trials(),
         drift::trials(),
+        held::trials(),
         identity::trials(),
         lifecycle::trials(),
         manifests::trials(),
@@ -42,6 +47,7 @@ fn trials() -> Vec<Trial> {
         plain::trials(),
         policy::trials(),
         probes::trials(),
+        reuse::trials(),
         services::trials(),
         transport::trials(),
         tunnel::trials(),

@@ -53,6 +53,15 @@ impl Conversation {
         Ok(self.0.shutdown(Shutdown::Write)?)
     }
 
+    /// Says something and waits for the end. The reset may come before the words, and is told but once.
+    pub fn end_after(&mut self, text: &str) -> Result<End> {
+        match self.0.write_all(text.as_bytes()) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(End::Reset(0)),
+            Err(error) => Err(error).context("neither sent nor reset"),
+            Ok(()) => self.end(),
+        }
+    }
+
     /// Waits for the end.
     pub fn end(&mut self) -> Result<End> {
         let mut heard = Vec::new();
