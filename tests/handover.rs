@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         ("sigterm_reaches_the_worker_and_its_code_passes_through", sigterm_is_forwarded),
         ("a_worker_that_is_killed_while_stopping_is_not_started_again", killed_while_stopping),
         ("other_signals_reach_the_worker_and_stop_nothing", other_signals_are_forwarded),
-        ("a_worker_ends_in_order_when_its_parent_dies", worker_ends_with_its_parent),
+        ("a_worker_dies_with_its_parent", worker_ends_with_its_parent),
     ];
     let trials = tests
         .into_iter()

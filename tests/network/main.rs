@@ -21,6 +21,7 @@ mod observability;
 mod plain;
 mod policy;
 mod probes;
+mod proof;
 mod reuse;
 mod services;
 mod transport;
@@ -47,6 +48,7 @@ fn trials() -> Vec<Trial> {
         plain::trials(),
         policy::trials(),
         probes::trials(),
+        proof::trials(),
         reuse::trials(),
         services::trials(),
         transport::trials(),
