@@ -155,8 +155,10 @@ async fn worker(
         let _ = reconciler.await;
         connections.none_left().await;
     };
-    // The reconciler resets what outlives the limit and then needs a moment to take its rules away.
-    if tokio::time::timeout(args.drain + TEARDOWN, drained).await.is_err() {
+    // The reconciler resets what outlives the limit and then needs a moment to take its rules away; where the rules
+    // stay, the end of the process resets it.
+    let limit = if args.keep_capture { args.drain } else { args.drain + TEARDOWN };
+    if tokio::time::timeout(limit, drained).await.is_err() {
         warn!(connections = connections.total(), "Some connections outlived the drain and are reset.");
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");

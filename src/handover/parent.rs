@@ -175,7 +175,9 @@ impl Worker {
         unsafe {
             command.pre_exec(move || {
                 SigSet::empty().thread_set_mask()?;
-                nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+                // Like any crash, and not in order: a worker that ends in order takes its rules away, and the pods'
+                // connections would leave in plaintext.
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
                 // The parent may have died before the line above, which then came too late.
                 if getppid() != parent {
                     return Err(Errno::ESRCH.into());

@@ -14,10 +14,13 @@ mod admin;
 mod capture;
 mod capture_modes;
 mod crash;
+mod drain;
+mod drift;
 mod explain;
 mod exposition;
 mod floods;
 mod hbone;
+mod held;
 mod identity;
 mod knock;
 mod lifecycle;
@@ -28,8 +31,10 @@ mod plain;
 mod policy;
 mod pool;
 mod probes;
+mod proof;
 mod raw_peer;
 mod retry;
+mod reuse;
 mod rotation;
 mod services;
 mod source_address;
@@ -56,6 +61,9 @@ fn trials() -> Vec<Trial> {
         floods::trials(),
         hbone::trials(),
         explain::trials(),
+        drain::trials(),
+        drift::trials(),
+        held::trials(),
         identity::trials(),
         lifecycle::trials(),
         load::trials(),
@@ -67,6 +75,8 @@ fn trials() -> Vec<Trial> {
         probes::trials(),
         retry::trials(),
         rotation::trials(),
+        proof::trials(),
+        reuse::trials(),
         services::trials(),
         source_address::trials(),
         transport::trials(),

@@ -100,6 +100,14 @@ impl Lab {
         self.manifests.delete("Pod", pod.namespace_name(), pod.name())
     }
 
+    /// Writes a pod's manifest anew, in the mesh or not.
+    pub fn join(&self, pod: &Pod, joined: bool) -> Result<()> {
+        let mode = if joined { "enabled" } else { "disabled" };
+        let mut manifest = pod.manifest().clone();
+        manifest["metadata"]["annotations"]["selvedge.dev/mesh"] = mode.into();
+        self.manifests.put(&manifest)
+    }
+
     /// Writes a Namespace, in the mesh or not.
     pub fn namespace(&self, name: &str, joined: bool) -> Result<()> {
         let mode = if joined { "enabled" } else { "disabled" };

@@ -14,7 +14,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Socket, Type};
 
+use crate::conversation::Conversation;
 use crate::http::{self, Request, Response};
+use crate::netfilter::Networking;
 use crate::packets::Capture;
 use crate::server::Server;
 
@@ -120,6 +122,26 @@ impl Namespace {
             socket.connect_timeout(&to.into(), CONNECT_BOUND)?;
             Ok(socket.into())
         })
+    }
+
+    /// Connects, to talk with an echo server for a while.
+    pub fn converse(&self, to: impl Into<SocketAddr>) -> Result<Conversation> {
+        let to = to.into();
+        Conversation::over(self.connect(to).with_context(|| format!("cannot connect to {to}"))?)
+    }
+
+    /// Packet filter, routing and settings of the namespace as they are now.
+    pub fn networking(&self) -> Result<Networking> {
+        Networking::read(self)
+    }
+
+    /// Runs a shell script inside the namespace; fails where it fails.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        let output = self.output(Command::new("sh").args(["-ec", script]))?;
+        if !output.status.success() {
+            bail!("{script}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Answers HTTP on a port: who asked, and what, as JSON. See [`Server`].
