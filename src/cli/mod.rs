@@ -1,1 +1,88 @@
-//! (room to be furnished)
+//! The command line: one file a verb.
+
+mod agent;
+mod capture;
+mod crd;
+mod explain;
+mod validate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use agent::AgentArgs;
+
+/// Selvedge, a node-level ambient service mesh: encryption, identity and policy between pods, without sidecars and
+/// without touching applications, for the price of one small process a node.
+#[derive(Parser, Debug)]
+#[command(name = "selvedge", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Agent(Box<agent::AgentArgs>),
+    Validate(validate::ValidateArgs),
+    Explain(explain::ExplainArgs),
+    #[command(subcommand)]
+    Capture(capture::CaptureVerb),
+    Crd(crd::CrdArgs),
+}
+
+/// Reads the command line and runs the verb.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Verb::Agent(args) => agent::run(*args),
+        Verb::Validate(args) => validate::run(&args),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Capture(verb) => capture::run(&verb),
+        Verb::Crd(args) => crd::run(&args),
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("selvedge: {failure}");
+        ExitCode::from(failure.exit_code)
+    })
+}
+
+/// A verb that could not do its work: a sentence for the person at the terminal.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    exit_code: u8,
+}
+
+impl Failure {
+    /// Something on this machine failed: exit code 1.
+    pub fn new(message: impl std::fmt::Display) -> Self {
+        Self { message: message.to_string(), exit_code: 1 }
+    }
+
+    /// Starting again would not help until a person has mended it: exit code 78, at which the agent's parent ends too.
+    pub fn configuration(message: impl std::fmt::Display) -> Self {
+        Self { message: message.to_string(), exit_code: crate::handover::EXIT_CONFIG }
+    }
+
+    /// What was asked for makes no sense: exit code 2, as for a flag that does not exist.
+    pub fn usage(message: impl std::fmt::Display) -> Self {
+        Self { message: message.to_string(), exit_code: crate::handover::EXIT_USAGE }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// How a verb prints what it found.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}

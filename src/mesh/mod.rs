@@ -3,11 +3,14 @@
 //! Sans-io: no socket, no clock, no runtime. `source` decodes objects into these types once, at the edge;
 //! [`Mesh`] keeps them indexed, and everything else asks it.
 
+pub mod balance;
 mod destination;
 mod identity;
 mod membership;
 mod name;
+mod path;
 mod pod;
+mod ranges;
 mod reason;
 mod service;
 mod table;
@@ -16,6 +19,7 @@ pub use destination::{Candidate, Destination, ServiceDestination};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use membership::{Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};
 pub use name::{NamespacedName, PodUid};
+pub use path::{Path, PlainBecause, RESERVED_PORTS, TUNNEL_PORT, believable_source, is_reserved_port};
 pub use pod::{ContainerPort, Owner, Phase, Pod, Probe, Workload};
 pub use reason::Reason;
 pub use service::{

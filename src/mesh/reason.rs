@@ -11,6 +11,8 @@ pub enum Reason {
     Policy(NamespacedName),
     /// The destination speaks mutual TLS only (PeerAuthentication STRICT), and this was plaintext.
     Plaintext(Option<NamespacedName>),
+    /// The destination's agent denied it, by a policy that this agent does not know.
+    Denied,
     /// No certificate for the source pod's own identity could be had.
     Identity,
     /// The TLS handshake failed, or the peer is not who it should be.
@@ -45,6 +47,7 @@ impl Reason {
         match self {
             Self::Policy(_) => "policy",
             Self::Plaintext(_) => "plaintext",
+            Self::Denied => "denied",
             Self::Identity => "identity",
             Self::Tls => "tls",
             Self::Connect => "connect",

@@ -1,9 +1,11 @@
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::ranges::Ranges;
 use super::{
     AddressScope, Candidate, Destination, EndpointSlice, Identity, Membership, Namespace, NamespacedName, Node, Pod,
     PodUid, Service, ServiceDestination, ServiceKind, TrustDomain, Workload,
@@ -15,7 +17,9 @@ pub struct Mesh {
     settings: MeshSettings,
     namespaces: HashMap<Arc<str>, Namespace>,
     nodes: HashMap<Arc<str>, Node>,
-    node_addresses: HashSet<IpAddr>,
+    node_addresses: HashMap<IpAddr, usize>,
+    /// Every range of the cluster: given by flag, by nodes, by ServiceCIDRs.
+    ranges: Ranges,
     pods: HashMap<PodUid, Arc<Workload>>,
     pods_by_name: HashMap<NamespacedName, PodUid>,
     pods_by_namespace: HashMap<Arc<str>, BTreeSet<PodUid>>,
@@ -23,7 +27,8 @@ pub struct Mesh {
     /// Who claims an address, in the order of the claims: the first live holder has it.
     claims: HashMap<IpAddr, Vec<PodUid>>,
     services: HashMap<NamespacedName, Arc<Service>>,
-    services_by_ip: HashMap<IpAddr, NamespacedName>,
+    /// Which Services claim an address, in the order of the claims: the first has it.
+    services_by_ip: HashMap<IpAddr, Vec<NamespacedName>>,
     slices: HashMap<NamespacedName, EndpointSlice>,
     slices_by_service: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// Endpoints of each Service by port name, joined over its slices.
@@ -94,6 +99,7 @@ impl ObjectRef {
 
 /// One step of the model.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most steps apply an object, and none is kept")]
 pub enum Delta {
     Apply(Object),
     Delete(ObjectRef),
@@ -121,11 +127,14 @@ impl Change {
 
 impl Mesh {
     pub fn new(settings: MeshSettings) -> Self {
+        let mut ranges = Ranges::default();
+        settings.cluster_cidrs.iter().for_each(|range| ranges.insert(*range));
         Self {
+            ranges,
             settings,
             namespaces: HashMap::new(),
             nodes: HashMap::new(),
-            node_addresses: HashSet::new(),
+            node_addresses: HashMap::new(),
             pods: HashMap::new(),
             pods_by_name: HashMap::new(),
             pods_by_namespace: HashMap::new(),
@@ -153,18 +162,11 @@ impl Mesh {
                 self.namespaces.insert(name.clone(), namespace);
                 self.rebuild_pods_of_namespace(&name)
             }
-            Delta::Apply(Object::Node(node)) => {
-                let name = node.name.clone();
-                self.nodes.insert(name.clone(), node);
-                self.rebuild_node(&name)
-            }
+            Delta::Apply(Object::Node(node)) => self.set_node(&node.name.clone(), Some(node)),
             Delta::Apply(Object::Pod(pod)) => self.apply_pod(pod),
             Delta::Apply(Object::Service(service)) => self.apply_service(service),
             Delta::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
-            Delta::Apply(Object::ServiceCidr { name, cidrs }) => {
-                self.service_cidrs.insert(name, cidrs);
-                Change::default()
-            }
+            Delta::Apply(Object::ServiceCidr { name, cidrs }) => self.set_service_cidrs(name, cidrs),
             Delta::Delete(object) => self.delete(&object),
         }
     }
@@ -172,7 +174,7 @@ impl Mesh {
     /// What an address is. Costs the same in a mesh of ten pods and of a hundred thousand.
     pub fn destination(&self, addr: SocketAddr) -> Destination {
         let ip = addr.ip().to_canonical();
-        if let Some(service) = self.services_by_ip.get(&ip).and_then(|name| self.services.get(name)) {
+        if let Some(service) = self.services_by_ip.get(&ip).and_then(|claims| self.services.get(claims.first()?)) {
             return match self.service_destination(service, addr.port()) {
                 Some(found) => Destination::Service(found),
                 None => Destination::NoSuchPort(service.clone()),
@@ -181,7 +183,7 @@ impl Mesh {
         if let Some(workload) = self.workload_by_ip(ip) {
             return Destination::Workload(workload.clone());
         }
-        if self.node_addresses.contains(&ip) || self.local_addresses.contains(&ip) {
+        if self.is_node_address(ip) {
             return Destination::Node;
         }
         match self.scope(ip) {
@@ -242,6 +244,7 @@ impl Mesh {
 
     /// The Services that have this address and port among their endpoints.
     pub fn services_at(&self, endpoint: SocketAddr) -> impl Iterator<Item = &NamespacedName> {
+        let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
         self.services_by_endpoint.get(&endpoint).into_iter().flatten()
     }
 
@@ -251,14 +254,11 @@ impl Mesh {
     }
 
     pub fn is_node_address(&self, ip: IpAddr) -> bool {
-        self.node_addresses.contains(&ip) || self.local_addresses.contains(&ip)
+        self.node_addresses.contains_key(&ip) || self.local_addresses.contains(&ip)
     }
 
     pub fn scope(&self, ip: IpAddr) -> AddressScope {
-        let ranges = self.settings.cluster_cidrs.iter();
-        let ranges = ranges.chain(self.nodes.values().flat_map(|node| &node.pod_cidrs));
-        let mut ranges = ranges.chain(self.service_cidrs.values().flatten());
-        if ranges.any(|range| range.contains(&ip)) { AddressScope::Cluster } else { AddressScope::Outside }
+        if self.ranges.contains(ip) { AddressScope::Cluster } else { AddressScope::Outside }
     }
 
     fn delete(&mut self, object: &ObjectRef) -> Change {
@@ -267,20 +267,14 @@ impl Mesh {
                 self.namespaces.remove(&object.name.name);
                 self.rebuild_pods_of_namespace(&object.name.name)
             }
-            ObjectKind::Node => {
-                self.nodes.remove(&object.name.name);
-                self.rebuild_node(&object.name.name)
-            }
+            ObjectKind::Node => self.set_node(&object.name.name, None),
             ObjectKind::Pod => match self.pods_by_name.get(&object.name).cloned() {
                 Some(uid) => self.remove_pod(&uid),
                 None => Change::default(),
             },
             ObjectKind::Service => self.remove_service(&object.name),
             ObjectKind::EndpointSlice => self.remove_slice(&object.name),
-            ObjectKind::ServiceCidr => {
-                self.service_cidrs.remove(&object.name.name);
-                Change::default()
-            }
+            ObjectKind::ServiceCidr => self.set_service_cidrs(object.name.name.clone(), Vec::new()),
         }
     }
 
@@ -290,6 +284,9 @@ impl Mesh {
         if let Some(old) = replaced {
             change.merge(self.remove_pod(&old));
         }
+        if self.pods.get(&pod.uid).is_some_and(|old| *old.name() != pod.name) {
+            change.merge(self.remove_pod(&pod.uid));
+        }
         let previous = self.pods.get(&pod.uid).cloned();
         let workload = Arc::new(self.build(Arc::new(pod)));
         if previous.as_ref() == Some(&workload) {
@@ -297,20 +294,19 @@ impl Mesh {
         }
         let uid = workload.uid().clone();
         let pod = &workload.pod;
+        let held = held_addresses(pod);
         if let Some(previous) = &previous {
-            for ip in previous.pod.ips.iter().filter(|ip| !pod.ips.contains(ip)) {
+            for ip in held_addresses(&previous.pod).difference(&held) {
                 self.release(*ip, &uid);
             }
             if previous.pod.node != pod.node {
                 self.leave_node(previous);
             }
         }
-        if !pod.host_network {
-            for ip in &pod.ips {
-                let claims = self.claims.entry(*ip).or_default();
-                if !claims.contains(&uid) {
-                    claims.push(uid.clone());
-                }
+        for ip in held {
+            let claims = self.claims.entry(ip).or_default();
+            if !claims.contains(&uid) {
+                claims.push(uid.clone());
             }
         }
         if let Some(node) = &pod.node {
@@ -325,8 +321,8 @@ impl Mesh {
 
     fn remove_pod(&mut self, uid: &PodUid) -> Change {
         let Some(workload) = self.pods.remove(uid) else { return Change::default() };
-        for ip in &workload.pod.ips {
-            self.release(*ip, uid);
+        for ip in held_addresses(&workload.pod) {
+            self.release(ip, uid);
         }
         self.leave_node(&workload);
         self.pods_by_name.remove(workload.name());
@@ -366,10 +362,33 @@ impl Mesh {
         self.rebuild(uids)
     }
 
-    fn rebuild_node(&mut self, name: &str) -> Change {
-        self.node_addresses = self.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect();
+    fn set_node(&mut self, name: &Arc<str>, node: Option<Node>) -> Change {
+        if let Some(old) = self.nodes.remove(name) {
+            old.pod_cidrs.iter().for_each(|range| self.ranges.remove(*range));
+            for address in &old.addresses {
+                if let Entry::Occupied(mut count) = self.node_addresses.entry(*address) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
+                }
+            }
+        }
+        if let Some(node) = node {
+            node.pod_cidrs.iter().for_each(|range| self.ranges.insert(*range));
+            node.addresses.iter().for_each(|address| *self.node_addresses.entry(*address).or_default() += 1);
+            self.nodes.insert(name.clone(), node);
+        }
         let uids: Vec<PodUid> = self.pods_by_node.get(name).into_iter().flatten().cloned().collect();
         self.rebuild(uids)
+    }
+
+    fn set_service_cidrs(&mut self, name: Arc<str>, cidrs: Vec<IpNet>) -> Change {
+        cidrs.iter().for_each(|range| self.ranges.insert(*range));
+        let old =
+            if cidrs.is_empty() { self.service_cidrs.remove(&name) } else { self.service_cidrs.insert(name, cidrs) };
+        old.iter().flatten().for_each(|range| self.ranges.remove(*range));
+        Change::default()
     }
 
     fn rebuild(&mut self, uids: Vec<PodUid>) -> Change {
@@ -389,10 +408,14 @@ impl Mesh {
         if self.services.get(&name).is_some_and(|old| **old == service) {
             return Change::default();
         }
-        self.forget_addresses(&name);
-        if let ServiceKind::ClusterIp(ips) = &service.kind {
-            for ip in ips {
-                self.services_by_ip.entry(*ip).or_insert_with(|| name.clone());
+        let claimed = service_addresses(&service);
+        if let Some(old) = self.services.get(&name).cloned() {
+            self.release_addresses(&name, service_addresses(&old).difference(&claimed));
+        }
+        for ip in claimed {
+            let claims = self.services_by_ip.entry(ip).or_default();
+            if !claims.contains(&name) {
+                claims.push(name.clone());
             }
         }
         self.services.insert(name.clone(), Arc::new(service));
@@ -400,25 +423,18 @@ impl Mesh {
     }
 
     fn remove_service(&mut self, name: &NamespacedName) -> Change {
-        self.forget_addresses(name);
-        match self.services.remove(name) {
-            Some(_) => Change { services: BTreeSet::from([name.clone()]), ..Change::default() },
-            None => Change::default(),
-        }
+        let Some(service) = self.services.remove(name) else { return Change::default() };
+        self.release_addresses(name, &service_addresses(&service));
+        Change { services: BTreeSet::from([name.clone()]), ..Change::default() }
     }
 
-    fn forget_addresses(&mut self, name: &NamespacedName) {
-        let Some(service) = self.services.get(name) else { return };
-        let ServiceKind::ClusterIp(ips) = &service.kind else { return };
-        let freed: Vec<IpAddr> = ips.iter().copied().filter(|ip| self.services_by_ip.get(ip) == Some(name)).collect();
-        for ip in &freed {
-            self.services_by_ip.remove(ip);
-        }
-        // An address that two Services claim passes to the other one.
-        for other in self.services.values().filter(|other| other.name != *name) {
-            let ServiceKind::ClusterIp(theirs) = &other.kind else { continue };
-            for ip in freed.iter().filter(|ip| theirs.contains(ip)) {
-                self.services_by_ip.entry(*ip).or_insert_with(|| other.name.clone());
+    fn release_addresses<'a>(&mut self, name: &NamespacedName, addresses: impl IntoIterator<Item = &'a IpAddr>) {
+        for ip in addresses {
+            if let Some(claims) = self.services_by_ip.get_mut(ip) {
+                claims.retain(|other| other != name);
+                if claims.is_empty() {
+                    self.services_by_ip.remove(ip);
+                }
             }
         }
     }
@@ -453,15 +469,16 @@ impl Mesh {
             remove_from(&mut self.services_by_endpoint, &candidate.addr, service);
         }
         let mut by_port: HashMap<Arc<str>, Vec<Candidate>> = HashMap::new();
+        let mut seen: HashSet<(Arc<str>, SocketAddr)> = HashSet::new();
         let slices = self.slices_by_service.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name));
         for slice in slices {
             for (port, number) in &slice.ports {
                 let candidates = by_port.entry(port.clone()).or_default();
                 for endpoint in &slice.endpoints {
                     for ip in &endpoint.addresses {
-                        let addr = SocketAddr::new(*ip, *number);
+                        let addr = SocketAddr::new(ip.to_canonical(), *number);
                         // Two slices may list one endpoint while the controller moves it: it counts once.
-                        if !candidates.iter().any(|other| other.addr == addr) {
+                        if seen.insert((port.clone(), addr)) {
                             candidates.push(Candidate::of(endpoint, addr));
                         }
                         self.services_by_endpoint.entry(addr).or_default().insert(service.clone());
@@ -473,6 +490,21 @@ impl Mesh {
             let shared = by_port.into_iter().map(|(port, candidates)| (port, candidates.into())).collect();
             self.candidates.insert(service.clone(), shared);
         }
+    }
+}
+
+/// The addresses that a pod holds: none of its own on the host's network, none any more once it has finished.
+fn held_addresses(pod: &Pod) -> BTreeSet<IpAddr> {
+    if pod.host_network || !pod.is_live() {
+        return BTreeSet::new();
+    }
+    pod.ips.iter().map(IpAddr::to_canonical).collect()
+}
+
+fn service_addresses(service: &Service) -> BTreeSet<IpAddr> {
+    match &service.kind {
+        ServiceKind::ClusterIp(ips) => ips.iter().map(IpAddr::to_canonical).collect(),
+        ServiceKind::Headless | ServiceKind::ExternalName => BTreeSet::new(),
     }
 }
 

@@ -1,19 +1,36 @@
 //! Compile, decide, explain: who may talk to whom, and why.
+//!
+//! An object is read once by [`decode`], which refuses what is malformed and notes what cannot be enforced. [`Policies`]
+//! keeps what was read, compiled, and answers [`Policies::decide`] from what stands over one destination.
+//! Sans-io: no socket, no clock, no runtime.
 
-use crate::mesh::TrustDomain;
+mod block;
+mod compile;
+mod decide;
+mod decode;
+mod explain;
+mod matcher;
+mod object;
+mod problem;
+mod scope;
+mod standing;
+mod store;
+mod word;
 
-#[derive(Debug)]
-pub struct Policies;
+pub use decide::{Clause, Decision, Observed, Query, Verdict};
+pub use decode::{DecodeError, decode, malformed};
+pub use explain::{Considered, Explanation, RuleOutcome};
+pub use object::{
+    Action, Attribute, AuthorizationPolicy, Malformed, Mode, Pattern, PeerAuthentication, PolicyKind, PolicyObject,
+    PolicyRef, Rule, Term, Terms, Unenforced, Values,
+};
+pub use problem::{Problem, describe_metrics};
+pub use scope::{Scope, Selection};
+pub use standing::PeerMode;
+pub use store::{Delta, Policies};
 
-#[derive(Clone, Debug)]
-pub enum Delta {}
+/// The namespace whose policies stand over the whole mesh.
+pub const ROOT_NAMESPACE: &str = "selvedge-system";
 
-impl Policies {
-    pub fn new(_trust_domain: TrustDomain) -> Self {
-        Self
-    }
-
-    pub fn apply(&mut self, delta: Delta) {
-        match delta {}
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,129 @@
-//! (room to be furnished)
+//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext.
+//!
+//! | listener | what arrives | file |
+//! | --- | --- | --- |
+//! | 15001 | what a joined pod dials | `outbound` |
+//! | 15008 | the tunnel, from peers in the mesh | `tunnel` |
+//! | 15006 | plaintext for a joined pod, and probes where the kernel cannot queue them | `plaintext` |
+//!
+//! Decisions are the model's; this room asks, dials and relays.
+
+mod accept;
+mod baggage;
+mod carry;
+mod connections;
+mod dial;
+mod failure;
+mod inbound;
+mod limits;
+mod outbound;
+mod plaintext;
+mod pods;
+mod recheck;
+mod resolve;
+mod source_ports;
+mod tunnel;
+mod workers;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+pub use connections::{Connection, ConnectionStatus, Connections};
+pub use limits::Limits;
+pub use recheck::follow;
+pub use source_ports::PortRanges;
+pub use workers::Workers;
+
+use crate::capture::NetNs;
+use crate::identity::Identities;
+use crate::mesh::balance::Balancer;
+use crate::model::Model;
+use crate::telemetry::Telemetry;
+use crate::transport::tls::Tls;
+use pods::Pods;
+use source_ports::SourcePorts;
+
+/// What every connection of the agent shares.
+pub struct Proxy {
+    pub model: Arc<Model>,
+    pub identities: Arc<Identities>,
+    pub tls: Tls,
+    pub telemetry: Telemetry,
+    pub connections: Arc<Connections>,
+    pub limits: Limits,
+    pub workers: Workers,
+    settings: ProxySettings,
+    balancer: Mutex<Balancer>,
+    source_ports: Arc<SourcePorts>,
+    pods: Pods,
+    draining: watch::Sender<bool>,
+}
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct ProxySettings {
+    pub node: Arc<str>,
+    pub cluster: String,
+    pub source_ports: PortRanges,
+    pub node_netns: NetNs,
+}
+
+impl Proxy {
+    #[expect(clippy::too_many_arguments, reason = "the wiring calls it once, with one argument a room")]
+    pub fn new(
+        settings: ProxySettings,
+        model: Arc<Model>,
+        identities: Arc<Identities>,
+        tls: Tls,
+        telemetry: Telemetry,
+        connections: Arc<Connections>,
+        limits: Limits,
+        workers: Workers,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            source_ports: SourcePorts::new(settings.source_ports.clone()),
+            model,
+            identities,
+            tls,
+            telemetry,
+            connections,
+            limits,
+            workers,
+            settings,
+            balancer: Mutex::default(),
+            pods: Pods::default(),
+            draining: watch::Sender::new(false),
+        })
+    }
+
+    /// Asks tunnel peers to take their new connections elsewhere; what is open goes on.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// What is done every few seconds: bytes of connections that go on are counted, old balancer state expires.
+    pub fn tick(&self) {
+        self.connections.all().iter().for_each(|connection| connection.tick());
+        self.balancer().expire(Instant::now());
+    }
+
+    fn balancer(&self) -> MutexGuard<'_, Balancer> {
+        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub fn describe_metrics() {
+    use metrics::{Unit, describe_counter};
+    describe_counter!(
+        "selvedge_accept_errors_total",
+        Unit::Count,
+        "Times that accepting a connection failed and was tried again"
+    );
+    describe_counter!(
+        "selvedge_peer_uncaptured_total",
+        Unit::Count,
+        "Connections sent in plaintext to a joined pod that its node has not captured yet, as PERMISSIVE allows"
+    );
+}

@@ -1,1 +1,18 @@
-//! (room to be furnished)
+//! Metrics, the access log, and the agent's own log.
+//!
+//! A connection is told to [`ConnectionTelemetry`] once, as [`ConnectionInfo`]; metrics and the access log both follow
+//! from that. Metrics carry bounded labels only: a cap on label sets stands behind them, and series that nothing
+//! moves expire ([`Metrics`]). The access log never makes a connection wait ([`AccessLog`]).
+
+mod access_log;
+mod catalogue;
+mod connection;
+mod log;
+mod metrics;
+mod series;
+
+pub use self::access_log::{AccessLog, AccessLogFormat, AccessLogWriter};
+pub use self::catalogue::{Kind, Metric, catalogue, describe_metrics};
+pub use self::connection::{ConnectionInfo, ConnectionTelemetry, Direction, Party, Telemetry, Transport, Verdict};
+pub use self::log::{LogControl, LogError, LogFormat};
+pub use self::metrics::{Metrics, MetricsError, MetricsSettings};

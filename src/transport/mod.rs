@@ -1,1 +1,12 @@
-//! (room to be furnished)
+//! What carries a connection between nodes: mutual TLS, HBONE tunnels in it, and the relay between two ends.
+
+#![forbid(unsafe_code)]
+
+mod admission;
+pub mod hbone;
+mod metrics;
+pub mod relay;
+pub mod tls;
+
+pub use admission::{Admission, AdmissionSettings, Permit};
+pub use metrics::describe_metrics;

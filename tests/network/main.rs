@@ -9,7 +9,18 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 use selvedge_lab::{LabOptions, enter};
 
+mod capture;
+mod crash;
+mod identity;
+mod lifecycle;
+mod manifests;
+mod observability;
 mod plain;
+mod policy;
+mod probes;
+mod services;
+mod transport;
+mod tunnel;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -19,7 +30,21 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Vec<Trial> {
-    [plain::trials()].into_iter().flatten().collect()
+    let modules = [
+        capture::trials(),
+        crash::trials(),
+        identity::trials(),
+        lifecycle::trials(),
+        manifests::trials(),
+        observability::trials(),
+        plain::trials(),
+        policy::trials(),
+        probes::trials(),
+        services::trials(),
+        transport::trials(),
+        tunnel::trials(),
+    ];
+    modules.into_iter().flatten().collect()
 }
 
 /// Two nodes, both families, and the binary that this test was built with.

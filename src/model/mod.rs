@@ -1,10 +1,12 @@
 //! `mesh` and `policy` together: fed by deltas, read by every shell.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+pub mod explain;
 
-use tokio::sync::watch;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::mesh::{self, Mesh, MeshSettings};
+use tokio::sync::{broadcast, watch};
+
+use crate::mesh::{self, Change, Mesh, MeshSettings};
 use crate::policy::{self, Policies};
 
 /// The one model of an agent. Readers hold the lock for one look-up and never across an await.
@@ -14,6 +16,7 @@ pub struct Model {
     /// How many deltas were applied: who follows the model waits for it to move.
     generation: watch::Sender<u64>,
     synced: watch::Sender<bool>,
+    steps: broadcast::Sender<Arc<Step>>,
 }
 
 #[derive(Debug)]
@@ -24,9 +27,17 @@ pub struct State {
 
 /// One step of the model.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most steps are of the mesh, and none is kept")]
 pub enum Delta {
     Mesh(mesh::Delta),
     Policy(policy::Delta),
+}
+
+/// What one step of the model changed.
+#[derive(Debug, Default)]
+pub struct Step {
+    pub change: Change,
+    pub policies: bool,
 }
 
 impl Model {
@@ -36,21 +47,28 @@ impl Model {
             state: RwLock::new(State { mesh: Mesh::new(settings), policies }),
             generation: watch::Sender::new(0),
             synced: watch::Sender::new(false),
+            steps: broadcast::Sender::new(STEPS_KEPT),
         }
     }
 
     /// Applies deltas as one step: no reader sees a part of them.
     pub fn apply(&self, deltas: impl IntoIterator<Item = Delta>) {
+        let mut step = Step::default();
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             for delta in deltas {
                 match delta {
-                    Delta::Mesh(delta) => drop(state.mesh.apply(delta)),
-                    Delta::Policy(delta) => state.policies.apply(delta),
+                    Delta::Mesh(delta) => step.change.merge(state.mesh.apply(delta)),
+                    Delta::Policy(delta) => {
+                        state.policies.apply(delta);
+                        step.policies = true;
+                    }
                 }
             }
         }
         self.generation.send_modify(|generation| *generation += 1);
+        // Nobody may be listening, and that is no error.
+        let _ = self.steps.send(Arc::new(step));
     }
 
     /// Changes what is not an object, such as the node's own addresses.
@@ -78,8 +96,15 @@ impl Model {
         let _ = synced.wait_for(|synced| *synced).await;
     }
 
+    /// What each later step changes. Who falls behind is told so, and looks at everything.
+    pub fn steps(&self) -> broadcast::Receiver<Arc<Step>> {
+        self.steps.subscribe()
+    }
+
     /// Moves whenever the model did.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 }
+
+const STEPS_KEPT: usize = 256;

@@ -1,0 +1,103 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::admin::Dump;
+use crate::capture::show::CaptureStatus;
+use crate::mesh::{NamespacedName, PodUid, ServiceKind, Workload};
+use crate::proxy::{ConnectionStatus, Proxy};
+use crate::source::Report;
+use crate::transport::hbone::PoolStatus;
+
+/// All that the agent knows and does, for people: no key, no secret.
+pub struct AgentDump {
+    node: String,
+    proxy: Arc<Proxy>,
+    capture: CaptureStatus,
+    report: Arc<Report>,
+}
+
+impl AgentDump {
+    pub fn new(node: &str, proxy: Arc<Proxy>, capture: CaptureStatus, report: Arc<Report>) -> Self {
+        Self { node: node.to_owned(), proxy, capture, report }
+    }
+
+    fn pools(&self) -> Vec<PoolStatus> {
+        let found: Arc<Mutex<Vec<PoolStatus>>> = Arc::default();
+        let (done, answers) = std::sync::mpsc::channel();
+        let into = found.clone();
+        self.proxy.workers.on_each(move |thread| {
+            into.lock().unwrap_or_else(PoisonError::into_inner).extend(thread.pool.snapshot());
+            let _ = done.send(());
+        });
+        // A thread that is too busy to answer is left out: a dump must not wait for what it is to explain.
+        for _ in 0..self.proxy.workers.count() {
+            if answers.recv_timeout(Duration::from_millis(250)).is_err() {
+                break;
+            }
+        }
+        std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Dump for AgentDump {
+    fn dump(&self) -> Value {
+        let pools = self.pools();
+        let connections = self.proxy.connections.all();
+        let state = self.proxy.model.read();
+        let names: HashMap<&PodUid, &NamespacedName> =
+            connections.iter().filter_map(|c| Some((&c.pod, state.mesh.workload(&c.pod)?.name()))).collect();
+        let mut workloads: Vec<&Arc<Workload>> = state.mesh.workloads().collect();
+        workloads.sort_by_key(|workload| workload.name());
+        let mut services: Vec<_> = state.mesh.services().collect();
+        services.sort_by(|one, other| one.name.cmp(&other.name));
+        json!({
+            "node": self.node,
+            "version": env!("CARGO_PKG_VERSION"),
+            "synced": self.proxy.model.is_synced(),
+            "modelAgeSeconds": self.report.age().map(|age| age.as_secs_f64()),
+            "manifestProblems": &*self.report.problems(),
+            "capture": self.capture.snapshot(),
+            "workloads": workloads.into_iter().map(|workload| json!({
+                "name": workload.name().to_string(),
+                "uid": workload.uid().as_str(),
+                "node": workload.pod.node,
+                "ips": workload.pod.ips,
+                "identity": workload.identity.as_ref().map(ToString::to_string),
+                "joined": workload.membership.is_joined(),
+                "captured": workload.captured,
+                "zone": workload.zone,
+            })).collect::<Vec<_>>(),
+            "services": services.into_iter().map(|service| json!({
+                "name": service.name.to_string(),
+                "addresses": match &service.kind {
+                    ServiceKind::ClusterIp(ips) => json!(ips),
+                    ServiceKind::Headless => json!("headless"),
+                    ServiceKind::ExternalName => json!("externalName"),
+                },
+                "ports": service.ports.iter().map(|port| json!({
+                    "name": &*port.name,
+                    "port": port.port,
+                    "endpoints": state.mesh.service_destination(service, port.port).into_iter()
+                        .flat_map(|found| found.candidates.iter().map(|candidate| json!({
+                            "address": candidate.addr,
+                            "ready": candidate.ready,
+                        })).collect::<Vec<_>>()).collect::<Vec<_>>(),
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "policies": state.policies.iter().map(|policy| json!({
+                "name": policy.reference().to_string(),
+                "scope": policy.scope().to_string(),
+                "notEnforced": policy.unenforced().iter()
+                    .map(|part| format!("{}: {}", part.field, part.cause)).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "connections": connections.iter()
+                .map(|c| ConnectionStatus::of(c, names.get(&c.pod).copied())).collect::<Vec<_>>(),
+            "certificates": self.proxy.identities.status(),
+            "trustAnchors": self.proxy.identities.trust().certificates().len(),
+            "pools": pools,
+        })
+    }
+}

@@ -1,0 +1,259 @@
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{PolicyStatus, TargetRef, WorkloadSelector};
+
+/// Who may connect to which pods.
+///
+/// Any matching DENY policy denies. Otherwise, where no ALLOW policy stands over the destination, the connection is
+/// allowed; where one does, a rule of some ALLOW policy must match. AUDIT policies, and any policy annotated with
+/// `selvedge.dev/dry-run: "true"`, are counted and logged and change nothing. A policy in namespace
+/// `selvedge-system` stands over the whole mesh.
+///
+/// A field that cannot be enforced fails closed: an ALLOW rule that has one matches nothing, a DENY rule that has one
+/// matches as if that field were not there.
+#[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "selvedge.dev",
+    version = "v1alpha1",
+    kind = "AuthorizationPolicy",
+    plural = "authorizationpolicies",
+    namespaced,
+    status = "PolicyStatus",
+    shortname = "sap",
+    category = "selvedge",
+    doc = "Who may connect to which pods.",
+    derive = "PartialEq",
+    printcolumn(
+        name = "Action",
+        type_ = "string",
+        json_path = ".spec.action",
+        description = "What a match does; ALLOW where empty."
+    ),
+    printcolumn(
+        name = "Enforced",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Enforced\")].status",
+        description = "Whether the policy is enforced as written."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[schemars(extend(
+    "x-kubernetes-preserve-unknown-fields" = true,
+    "x-kubernetes-validations" = [
+        {
+            "rule": "!(has(self.selector) && has(self.targetRefs))",
+            "message": "selector and targetRefs exclude each other: split the policy in two",
+        },
+        {
+            "rule": "!has(self.action) || self.action != 'CUSTOM' || has(self.provider)",
+            "message": "action CUSTOM needs a provider",
+        },
+    ],
+))]
+pub struct AuthorizationPolicySpec {
+    /// The pods that the policy stands over. Without selector and targetRefs: all of its namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<WorkloadSelector>,
+    /// The Services whose endpoints the policy stands over, at the ports that the Service leads to, however reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub target_refs: Option<Vec<TargetRef>>,
+    /// What a match does; ALLOW where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Action")]
+    pub action: Option<Action>,
+    /// The policy matches where any of its rules does. ALLOW without a rule allows nothing; DENY without one denies
+    /// nothing. An empty rule `{}` matches everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    pub rules: Vec<Rule>,
+    /// The external authorizer of action CUSTOM. It cannot be asked at layer 4: what CUSTOM matches is denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Extension>,
+}
+
+/// What a match of the policy does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[schemars(inline)]
+pub enum Action {
+    #[default]
+    Allow,
+    Deny,
+    Audit,
+    Custom,
+}
+
+/// An external authorizer.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+pub struct Extension {
+    /// Name of the provider.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+}
+
+/// Matches where one of `from`, one of `to` and all of `when` do; what is left out matches anything.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+pub struct Rule {
+    /// Sources, of which one must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub from: Option<Vec<From>>,
+    /// Operations, of which one must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub to: Option<Vec<To>>,
+    /// Conditions, all of which must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub when: Option<Vec<Condition>>,
+}
+
+/// One source.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+#[schemars(extend("minProperties" = 1))]
+pub struct From {
+    /// Who connects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// Who connects. Every field given must match; a field matches where any of its values does.
+///
+/// Patterns are exact (`abc`), prefix (`abc*`), suffix (`*abc`) or presence (`*`: any, but not none). A source that
+/// has proven no identity matches no principals, namespaces or serviceAccounts, and every not-field of these.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+#[schemars(extend("minProperties" = 1))]
+pub struct Source {
+    /// Identities: `<trust domain>/ns/<namespace>/sa/<service account>`, without `spiffe://`. `cluster.local` stands
+    /// for the mesh's own trust domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^([^:*]+\*?|\*[^:*]*)$")))]
+    pub principals: Option<Vec<String>>,
+    /// Identities that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^([^:*]+\*?|\*[^:*]*)$")))]
+    pub not_principals: Option<Vec<String>>,
+    /// Namespaces of the identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^([^*]+\*?|\*[^*]*)$")))]
+    pub namespaces: Option<Vec<String>>,
+    /// Namespaces of the identity that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^([^*]+\*?|\*[^*]*)$")))]
+    pub not_namespaces: Option<Vec<String>>,
+    /// Service accounts: `namespace/name`, or `name` in the policy's own namespace. No patterns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^[^/*]+(/[^/*]+)?$")))]
+    pub service_accounts: Option<Vec<String>>,
+    /// Service accounts that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^[^/*]+(/[^/*]+)?$")))]
+    pub not_service_accounts: Option<Vec<String>>,
+    /// Source addresses: an IP or a range such as `10.0.0.0/8`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$")))]
+    pub ip_blocks: Option<Vec<String>>,
+    /// Source addresses that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$")))]
+    pub not_ip_blocks: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: identities from a request's token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub request_principals: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: identities from a request's token that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub not_request_principals: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: addresses from a request's headers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub remote_ip_blocks: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: addresses from a request's headers that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub not_remote_ip_blocks: Option<Vec<String>>,
+}
+
+/// One operation.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+#[schemars(extend("minProperties" = 1))]
+pub struct To {
+    /// What is connected to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Operation>,
+}
+
+/// What is connected to. Every field given must match; a field matches where any of its values does.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+#[schemars(extend("minProperties" = 1))]
+pub struct Operation {
+    /// Ports of the pod, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = "^[1-9][0-9]{0,4}$")))]
+    pub ports: Option<Vec<String>>,
+    /// Ports of the pod that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(regex(pattern = "^[1-9][0-9]{0,4}$")))]
+    pub not_ports: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: hosts of a request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub hosts: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: hosts that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub not_hosts: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: methods of a request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub methods: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: methods that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub not_methods: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: paths of a request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub paths: Option<Vec<String>>,
+    /// Layer 7, cannot be enforced here: paths that must not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub not_paths: Option<Vec<String>>,
+}
+
+/// One further condition, on one attribute of the connection.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend(
+    "x-kubernetes-preserve-unknown-fields" = true,
+    "x-kubernetes-validations" = [
+        { "rule": "has(self.values) || has(self.notValues)", "message": "values or notValues must be given" },
+    ],
+))]
+pub struct Condition {
+    /// `source.ip`, `source.namespace`, `source.principal`, `destination.ip` or `destination.port`. Any other key
+    /// fails closed.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+    /// Values, of which one must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub values: Option<Vec<String>>,
+    /// Values, of which none may match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub not_values: Option<Vec<String>>,
+}

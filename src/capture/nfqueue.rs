@@ -1,0 +1,223 @@
+//! A netfilter queue (`linux/netfilter/nfnetlink_queue.h`): packets that a rule sent to wait, and their verdicts.
+//! Nonblocking, so that one runtime can hold the queues of all pods.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+
+/// One queue of one network namespace.
+#[derive(Debug)]
+pub struct Queue {
+    socket: Socket,
+    number: u16,
+}
+
+/// A packet that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    pub id: u32,
+    /// The packet's mark, which a verdict replaces.
+    pub mark: u32,
+    /// The two ends, if the packet is TCP.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It leaves the table that queued it, with this mark.
+    Accept { mark: u32 },
+    /// It goes through the chain again, with this mark.
+    Repeat { mark: u32 },
+}
+
+impl Queue {
+    /// Opens a queue in the thread's present namespace.
+    pub fn open(number: u16) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&NetlinkAddr::new(0, 0))?;
+        // A queue that overflows drops packets, and TCP sends them again; the error would tell nothing more.
+        socket.set_no_enobufs(true)?;
+        let queue = Self { socket, number };
+        queue.configure(NFQA_CFG_CMD, &[NFQNL_CFG_CMD_BIND, 0, 0, 0])?;
+        let mut params = SNAP_LENGTH.to_be_bytes().to_vec();
+        params.push(NFQNL_COPY_PACKET);
+        queue.configure(NFQA_CFG_PARAMS, &params)?;
+        queue.configure(NFQA_CFG_QUEUE_MAXLEN, &MAX_WAITING.to_be_bytes())?;
+        queue.socket.set_non_blocking(true)?;
+        Ok(queue)
+    }
+
+    /// The packets that wait now; `WouldBlock` when none does.
+    pub fn receive(&self) -> io::Result<Vec<Waiting>> {
+        let mut buffer = Vec::with_capacity(16 * 1024);
+        self.socket.recv(&mut buffer, 0)?;
+        Ok(messages(&buffer)
+            .filter(|(kind, _)| *kind == QUEUE | NFQNL_MSG_PACKET)
+            .filter_map(|m| waiting(m.1))
+            .collect())
+    }
+
+    pub fn verdict(&self, packet: &Waiting, verdict: Verdict) -> io::Result<()> {
+        let (code, mark) = match verdict {
+            Verdict::Accept { mark } => (NF_ACCEPT, mark),
+            Verdict::Repeat { mark } => (NF_REPEAT, mark),
+        };
+        let mut attributes = Vec::new();
+        put(&mut attributes, NFQA_VERDICT_HDR, &[code.to_be_bytes(), packet.id.to_be_bytes()].concat());
+        put(&mut attributes, NFQA_MARK, &mark.to_be_bytes());
+        self.send(NFQNL_MSG_VERDICT, 0, &attributes)
+    }
+
+    fn configure(&self, attribute: u16, value: &[u8]) -> io::Result<()> {
+        let mut attributes = Vec::new();
+        put(&mut attributes, attribute, value);
+        self.send(NFQNL_MSG_CONFIG, NLM_F_ACK, &attributes)?;
+        let mut buffer = Vec::with_capacity(4096);
+        self.socket.recv(&mut buffer, 0)?;
+        for (kind, body) in messages(&buffer) {
+            if kind == NLMSG_ERROR
+                && let Some(code) = body.first_chunk().map(|code| i32::from_ne_bytes(*code))
+            {
+                return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
+            }
+        }
+        Err(io::Error::other("the kernel did not answer about a netfilter queue"))
+    }
+
+    fn send(&self, kind: u16, flags: u16, attributes: &[u8]) -> io::Result<()> {
+        let length = HEADER + NFGENMSG + attributes.len();
+        let mut message = Vec::with_capacity(length);
+        message.extend((length as u32).to_ne_bytes());
+        message.extend((QUEUE | kind).to_ne_bytes());
+        message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend([libc::AF_UNSPEC as u8, 0]);
+        message.extend(self.number.to_be_bytes());
+        message.extend(attributes);
+        self.socket.send(&message, 0).map(drop)
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Queue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Type and body of each message of a datagram.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+        let message = bytes.get(..length)?;
+        let kind = u16::from_ne_bytes([*message.get(4)?, *message.get(5)?]);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, message.get(HEADER..)?))
+    })
+}
+
+fn waiting(body: &[u8]) -> Option<Waiting> {
+    let mut rest = body.get(NFGENMSG..)?;
+    let (mut id, mut mark, mut ends) = (None, 0, None);
+    while let Some(length) = rest.first_chunk().map(|length| usize::from(u16::from_ne_bytes(*length))) {
+        let attribute = rest.get(..length).filter(|attribute| attribute.len() >= 4)?;
+        let kind = u16::from_ne_bytes([attribute[2], attribute[3]]) & NLA_TYPE_MASK;
+        let value = &attribute[4..];
+        match kind {
+            NFQA_PACKET_HDR => id = value.first_chunk().map(|id| u32::from_be_bytes(*id)),
+            NFQA_MARK => mark = u32::from_be_bytes(*value.first_chunk()?),
+            NFQA_PAYLOAD => ends = tcp_ends(value),
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(Waiting { id: id?, mark, ends })
+}
+
+/// Source and destination of a TCP packet that begins with its IP header (RFC 791, RFC 8200, RFC 9293). IPv6 extension
+/// headers are not followed: no SYN of a probe has any.
+fn tcp_ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let (source, destination, tcp): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
+        4 if *packet.get(9)? == TCP => {
+            let header = usize::from(packet[0] & 0xf) * 4;
+            let ip = |at: usize| Some(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?));
+            (ip(12)?.into(), ip(16)?.into(), packet.get(header..)?)
+        }
+        6 if *packet.get(6)? == TCP => {
+            let ip = |at: usize| Some(Ipv6Addr::from(*packet.get(at..)?.first_chunk::<16>()?));
+            (ip(8)?.into(), ip(24)?.into(), packet.get(40..)?)
+        }
+        _ => return None,
+    };
+    let port = |at: usize| Some(u16::from_be_bytes(*tcp.get(at..)?.first_chunk::<2>()?));
+    Some((SocketAddr::new(source, port(0)?), SocketAddr::new(destination, port(2)?)))
+}
+
+fn put(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    into.extend((4 + value.len() as u16).to_ne_bytes());
+    into.extend(kind.to_ne_bytes());
+    into.extend(value);
+    into.resize(into.len().next_multiple_of(4), 0);
+}
+
+const HEADER: usize = 16;
+const NFGENMSG: usize = 4;
+const NLMSG_ERROR: u16 = 2;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLA_TYPE_MASK: u16 = 0x3fff;
+/// `NFNL_SUBSYS_QUEUE << 8`.
+const QUEUE: u16 = 3 << 8;
+const NFQNL_MSG_PACKET: u16 = 0;
+const NFQNL_MSG_VERDICT: u16 = 1;
+const NFQNL_MSG_CONFIG: u16 = 2;
+const NFQA_CFG_CMD: u16 = 1;
+const NFQA_CFG_PARAMS: u16 = 2;
+const NFQA_CFG_QUEUE_MAXLEN: u16 = 3;
+const NFQNL_CFG_CMD_BIND: u8 = 1;
+const NFQNL_COPY_PACKET: u8 = 2;
+const NFQA_PACKET_HDR: u16 = 1;
+const NFQA_VERDICT_HDR: u16 = 2;
+const NFQA_MARK: u16 = 3;
+const NFQA_PAYLOAD: u16 = 10;
+const NF_ACCEPT: u32 = 1;
+const NF_REPEAT: u32 = 4;
+const TCP: u8 = 6;
+/// Enough for an IP header with options and the ports.
+const SNAP_LENGTH: u32 = 128;
+const MAX_WAITING: u32 = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_a_packet_are_read_and_garbage_is_not() {
+        let mut v4 = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        v4.extend([0x30, 0x39, 0x00, 0x50]);
+        let ends = ("10.0.0.1:12345".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+        assert_eq!(tcp_ends(&v4), Some(ends));
+        for length in 0..v4.len() {
+            assert_eq!(tcp_ends(&v4[..length]), None, "cut at {length}");
+        }
+        v4[9] = 17;
+        assert_eq!(tcp_ends(&v4), None, "UDP");
+        let mut v6 = vec![0; 40];
+        v6[0] = 0x60;
+        v6[6] = 6;
+        v6[23] = 1;
+        v6[39] = 2;
+        v6.extend([0, 1, 0, 2]);
+        assert_eq!(tcp_ends(&v6), Some(("[::1]:1".parse().unwrap(), "[::2]:2".parse().unwrap())));
+    }
+}

@@ -1,0 +1,78 @@
+//! Honest probes: a SYN from the node to a probed port waits while we ask whether it is the node's own.
+//!
+//! An address proves nothing, for NodePort traffic is masqueraded to the node's. A probe is a connection whose exact
+//! four ends are a socket in the node's network namespace; it reaches the application untouched, so that a live port
+//! answers and a dead one refuses. Everything else goes on to policy as ordinary plaintext.
+//!
+//! While nobody serves the queue (the worker is being replaced) such SYNs are dropped; the prober sends them again
+//! after a second.
+
+use std::io;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+
+use super::netns::NetNs;
+use super::nfqueue::{Queue, Verdict};
+use super::rules::{PROBE_PROVEN, PROBE_REFUTED};
+use super::sock_diag::SockDiag;
+
+/// Answers one pod's queue until it is dropped.
+#[derive(Debug)]
+pub struct ProbeQueue(JoinHandle<()>);
+
+impl ProbeQueue {
+    /// Takes the pod's queue over. Call within a runtime; the queue itself is opened by a thread of its own.
+    pub fn serve(pod: &NetNs, node: &NetNs, number: u16, runtime: &tokio::runtime::Handle) -> io::Result<Self> {
+        let queue = pod.enter(|| Queue::open(number))?;
+        let diag = SockDiag::open(node)?;
+        let _runtime = runtime.enter();
+        // SAFETY: the queue owns its one descriptor and keeps it open and the same until it is dropped.
+        let queue = unsafe { AsyncFd::register_with_interest(queue, Interest::READABLE) }.map_err(io::Error::from)?;
+        Ok(Self(runtime.spawn(answer(queue, diag))))
+    }
+
+    /// Whether the queue is still answered.
+    pub fn is_alive(&self) -> bool {
+        !self.0.is_finished()
+    }
+}
+
+impl Drop for ProbeQueue {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
+    loop {
+        let Ok(mut ready) = queue.readable().await else { return };
+        let waiting = match ready.try_io(|queue| queue.get_ref().receive()) {
+            Ok(Ok(waiting)) => waiting,
+            Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "The queue for probes failed; it is opened again");
+                return;
+            }
+            Err(_would_block) => continue,
+        };
+        for packet in waiting {
+            let proven = packet.ends.is_some_and(|(client, server)| {
+                diag.has(client, server).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "sock_diag in the node's network namespace failed; a probe goes to policy");
+                    false
+                })
+            });
+            let verdict = match proven {
+                true => Verdict::Accept { mark: packet.mark | PROBE_PROVEN },
+                false => Verdict::Repeat { mark: packet.mark | PROBE_REFUTED },
+            };
+            let word = if proven { "probe" } else { "plaintext" };
+            metrics::counter!("selvedge_capture_probes_total", "verdict" => word).increment(1);
+            if let Err(error) = queue.get_ref().verdict(&packet, verdict) {
+                tracing::warn!(%error, "A verdict on a waiting SYN could not be given; its sender will repeat it");
+            }
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! Desired (the joined pods of this node) against actual (rules, listeners, routes), on events and on a timer.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use super::address;
+use super::iptables::{BackEnd, CaptureUnavailable, Chosen};
+use super::keeper::ListenerKeeper;
+use super::netns::NetNs;
+use super::pod::{CaptureError, CapturedPod, Drift, Kernel, PodCapture, remove_all};
+use super::proof::{Evidence, Held, Impostor, Wanted};
+use super::rules::{Mode, Phase, Ports};
+use super::show::{CaptureStatus, PodStatus};
+use crate::handover::ListenerKey;
+use crate::mesh::{PodUid, Workload};
+use crate::model::Model;
+
+/// What the proxy hears.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Everything is in place: serve these listeners. Comes again when the pod joined anew while it was leaving, and
+    /// with new listeners when one was lost; it takes the place of what came before.
+    Captured(Arc<CapturedPod>),
+    /// Nothing new is captured; flows drain.
+    Leaving(PodUid),
+    /// Nothing of it is left.
+    Gone(PodUid),
+}
+
+/// The flows that the proxy carries.
+pub trait Flows: Send + Sync {
+    fn live(&self, pod: &PodUid) -> usize;
+    fn reset(&self, pod: &PodUid);
+}
+
+/// What becomes of capture when the agent ends in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnExit {
+    /// Rules stay: the pods' connections wait for the next agent, and nothing is in clear.
+    Keep,
+    /// Every pod leaves, as if it had left the mesh.
+    Remove,
+}
+
+#[derive(Debug)]
+pub struct CaptureSettings {
+    pub node: Arc<str>,
+    /// `None`: whatever works best here.
+    pub mode: Option<Mode>,
+    pub back_end: Option<BackEnd>,
+    /// The runtime's root-only directory of named network namespaces.
+    pub netns_dir: PathBuf,
+    /// The node's network namespace; the agent's own unless given.
+    pub node_netns: Option<PathBuf>,
+    pub ports: Ports,
+    /// How often everything is looked at, at least.
+    pub interval: Duration,
+    /// How long flows of a pod that leaves may go on.
+    pub drain: Duration,
+    pub on_exit: OnExit,
+    /// Listeners that a worker before this one left.
+    pub inherited: Vec<(ListenerKey, OwnedFd)>,
+}
+
+/// Makes desired and actual one.
+pub struct Reconciler {
+    settings: CaptureSettings,
+    kernel: Arc<Kernel>,
+    model: Arc<Model>,
+    flows: Arc<dyn Flows>,
+    events: UnboundedSender<Event>,
+    status: CaptureStatus,
+    pods: HashMap<PodUid, Tracked>,
+    /// Namespaces of pods that are gone, by cookie, with the addresses that they had.
+    former: HashMap<u64, (PodUid, Vec<IpAddr>)>,
+    node_addresses: Vec<IpAddr>,
+    evidence: Option<(Instant, Arc<Evidence>)>,
+    reported: HashSet<(PodUid, Impostor)>,
+    first_pass: bool,
+    closing: bool,
+}
+
+/// A pod between joining and gone.
+struct Tracked {
+    capture: PodCapture,
+    leaving: Option<Departure>,
+    /// In how many looks its namespace was not to be seen.
+    missing: u8,
+    failure: Option<String>,
+}
+
+struct Departure {
+    deadline: Instant,
+    reset_at: Option<Instant>,
+}
+
+impl Reconciler {
+    /// Finds out what works here, by trying it for real. Blocking. Call within a runtime.
+    pub fn new(
+        mut settings: CaptureSettings,
+        model: Arc<Model>,
+        flows: Arc<dyn Flows>,
+        keeper: Arc<dyn ListenerKeeper>,
+        events: UnboundedSender<Event>,
+    ) -> Result<Self, ReconcilerError> {
+        let chosen = Chosen::detect(settings.mode, settings.back_end)?;
+        for refused in &chosen.refused {
+            tracing::warn!(cause = %refused, "A way to capture does not work here");
+        }
+        tracing::info!(mode = ?chosen.mode, back_end = ?chosen.back_end, queue = chosen.queue, "Capture works");
+        let node = match &settings.node_netns {
+            Some(path) => NetNs::open(path).map_err(|error| ReconcilerError::NodeNetns(path.clone(), error))?,
+            None => NetNs::current().map_err(|error| ReconcilerError::NodeNetns("its own".into(), error))?,
+        };
+        let inherited = std::mem::take(&mut settings.inherited).into_iter().collect();
+        let status = CaptureStatus::new(&chosen);
+        let kernel = Kernel {
+            chosen,
+            node,
+            ports: settings.ports,
+            keeper,
+            inherited: Mutex::new(inherited),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        Ok(Self {
+            settings,
+            kernel: Arc::new(kernel),
+            model,
+            flows,
+            events,
+            status,
+            pods: HashMap::new(),
+            former: HashMap::new(),
+            node_addresses: Vec::new(),
+            evidence: None,
+            reported: HashSet::new(),
+            first_pass: true,
+            closing: false,
+        })
+    }
+
+    /// What is in place and what should be, kept up to date.
+    pub fn status(&self) -> CaptureStatus {
+        self.status.clone()
+    }
+
+    /// Runs until `shutdown`, and then until every pod has left if so set.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        let model = self.model.clone();
+        let mut moved = model.subscribe();
+        tokio::select! {
+            () = model.synced() => {}
+            () = &mut shutdown => return,
+        }
+        loop {
+            moved.mark_unchanged();
+            self.pass().await;
+            if self.closing && self.pods.is_empty() {
+                return;
+            }
+            let busy = self.pods.values().any(|pod| pod.leaving.is_some());
+            let pause = if busy { self.settings.interval.min(LEAVING_INTERVAL) } else { self.settings.interval };
+            tokio::select! {
+                () = &mut shutdown, if !self.closing => match self.settings.on_exit {
+                    OnExit::Keep => return,
+                    OnExit::Remove => self.closing = true,
+                },
+                _ = moved.changed() => {}
+                () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.1))) => {}
+            }
+        }
+    }
+
+    async fn pass(&mut self) {
+        let (desired, present) = self.desired();
+        self.depart(&desired, &present).await;
+        self.gather(&desired).await;
+        let pending = self.prove(&desired);
+        self.converge(&desired).await;
+        if self.first_pass && !self.closing {
+            self.first_pass = false;
+            self.clean_up(&desired).await;
+        }
+        self.publish(&desired, pending);
+    }
+
+    /// The joined pods of this node, and all that are still there.
+    fn desired(&self) -> (HashMap<PodUid, Arc<Workload>>, HashSet<PodUid>) {
+        let state = self.model.read();
+        let live = || {
+            let here = state.mesh.workloads_on(&self.settings.node);
+            here.filter(|workload| workload.pod.is_live() && !workload.pod.ips.is_empty())
+        };
+        let present = live().map(|workload| workload.uid().clone()).collect();
+        if self.closing {
+            return (HashMap::new(), present);
+        }
+        let joined = live().filter(|workload| workload.membership.is_joined());
+        (joined.map(|workload| (workload.uid().clone(), workload.clone())).collect(), present)
+    }
+
+    /// Starts and ends the leaving of pods that are not desired, or whose namespace is no more.
+    async fn depart(&mut self, desired: &HashMap<PodUid, Arc<Workload>>, present: &HashSet<PodUid>) {
+        let now = Instant::now();
+        let mut jobs = Vec::new();
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            let Some(mut pod) = self.pods.remove(&uid) else { continue };
+            let lost = pod.missing >= MISSING_LOOKS;
+            if desired.contains_key(&uid) && !lost {
+                self.pods.insert(uid, pod);
+                continue;
+            }
+            let mut step = Step::Wait;
+            let departure = pod.leaving.get_or_insert_with(|| {
+                let _ = self.events.send(Event::Leaving(uid.clone()));
+                step = Step::Begin;
+                Departure { deadline: now + self.settings.drain, reset_at: None }
+            });
+            let gone = lost || !present.contains(&uid);
+            let live = self.flows.live(&uid);
+            if live > 0 && departure.reset_at.is_none() && (gone || now >= departure.deadline) {
+                self.flows.reset(&uid);
+                departure.reset_at = Some(now);
+            }
+            let drained = live == 0 || departure.reset_at.is_some_and(|at| now >= at + RESET_TIME);
+            if drained && (step == Step::Wait || gone) {
+                step = Step::Finish;
+            }
+            jobs.push((pod, step));
+        }
+        for (pod, finished) in self.on_threads(jobs, leave).await {
+            let uid = pod.capture.uid().clone();
+            if !finished {
+                self.pods.insert(uid, pod);
+                continue;
+            }
+            if let Some(cookie) = pod.capture.cookie {
+                self.former.insert(cookie, (uid.clone(), pod.capture.workload.pod.ips.clone()));
+            }
+            tracing::info!(pod = %pod.capture.workload.name(), "The pod has left; nothing of ours is in it");
+            let _ = self.events.send(Event::Gone(uid));
+        }
+    }
+
+    /// Looks over the node when a pod waits for its namespace, and now and then for impostors.
+    async fn gather(&mut self, desired: &HashMap<PodUid, Arc<Workload>>) {
+        let waits = desired.keys().any(|uid| !self.pods.contains_key(uid));
+        let age = self.evidence.as_ref().map(|(at, _)| at.elapsed());
+        let fresh = age.is_some_and(|age| age < if waits { WAITING_LOOK } else { LOOK });
+        if fresh || (desired.is_empty() && self.former.is_empty()) {
+            return;
+        }
+        let (directory, kernel) = (self.settings.netns_dir.clone(), self.kernel.clone());
+        let gathered = tokio::task::spawn_blocking(move || {
+            let evidence = Evidence::gather(&directory, &kernel.node)?;
+            Ok::<_, io::Error>((evidence, address::addresses_in(&kernel.node)?))
+        });
+        let (evidence, addresses) = match gathered.await {
+            Ok(Ok(gathered)) => gathered,
+            Ok(Err(error)) => return tracing::error!(%error, "The node's network namespaces cannot be looked over"),
+            Err(error) => return tracing::error!(%error, "Looking over the node's network namespaces failed"),
+        };
+        // Link-local addresses are no probe's source, and mean another host on another link.
+        let mut sorted: Vec<IpAddr> = addresses.iter().copied().filter(|ip| !is_link_local(*ip)).collect();
+        sorted.sort_unstable();
+        if sorted != self.node_addresses {
+            self.node_addresses = sorted;
+            self.model.update(|state| state.mesh.set_local_addresses(addresses));
+        }
+        self.former.retain(|cookie, (_, ips)| evidence.lingers(*cookie, ips));
+        for pod in self.pods.values_mut() {
+            let there = evidence.still_holds(pod.capture.netns.id(), &pod.capture.workload.pod.ips);
+            pod.missing = if there { 0 } else { pod.missing.saturating_add(1) };
+        }
+        self.evidence = Some((Instant::now(), Arc::new(evidence)));
+    }
+
+    /// Gives pods their namespaces, and reports who else holds their addresses. Returns why each other pod waits.
+    fn prove(&mut self, desired: &HashMap<PodUid, Arc<Workload>>) -> BTreeMap<PodUid, (Arc<Workload>, String)> {
+        let mut pending = BTreeMap::new();
+        let Some((_, evidence)) = self.evidence.clone() else { return pending };
+        let mut held = self.held();
+        let mut impostors = HashSet::new();
+        for (uid, workload) in desired {
+            let wanted = wanted(workload);
+            if !self.pods.contains_key(uid) {
+                match evidence.prove(&wanted, &held) {
+                    Ok(netns) => {
+                        held.present.insert(netns.id(), uid.clone());
+                        let capture = PodCapture::new(workload.clone(), netns);
+                        let pod = Tracked { capture, leaving: None, missing: 0, failure: None };
+                        self.pods.insert(uid.clone(), pod);
+                    }
+                    Err(why) => drop(pending.insert(uid.clone(), (workload.clone(), why))),
+                }
+            }
+            let proven = self.pods.get(uid).map(|pod| pod.capture.netns.id());
+            impostors.extend(evidence.impostors(&wanted, proven, &held).into_iter().map(|i| (uid.clone(), i)));
+        }
+        for (uid, impostor) in impostors.difference(&self.reported) {
+            let pod = desired.get(uid).map(|workload| workload.name().to_string()).unwrap_or_default();
+            tracing::warn!(
+                %pod, ip = %impostor.ip, netns = %impostor.netns, place = %impostor.place.display(),
+                "Another network namespace holds the pod's address and is not proven to be the pod's; it gets nothing"
+            );
+        }
+        metrics::gauge!("selvedge_capture_impostors").set(impostors.len() as f64);
+        self.reported = impostors;
+        pending
+    }
+
+    fn held(&self) -> Held {
+        Held {
+            present: self.pods.iter().map(|(uid, pod)| (pod.capture.netns.id(), uid.clone())).collect(),
+            former: self.former.iter().map(|(cookie, (uid, _))| (*cookie, uid.clone())).collect(),
+        }
+    }
+
+    async fn converge(&mut self, desired: &HashMap<PodUid, Arc<Workload>>) {
+        let mut jobs = Vec::new();
+        for (uid, workload) in desired {
+            let Some(mut pod) = self.pods.remove(uid) else { continue };
+            if pod.missing >= MISSING_LOOKS {
+                self.pods.insert(uid.clone(), pod);
+                continue;
+            }
+            pod.capture.workload = workload.clone();
+            let rejoins = pod.leaving.take().is_some();
+            pod.capture.phase = Phase::Capturing;
+            let before = pod.capture.captured.clone().filter(|_| !rejoins && pod.failure.is_none());
+            jobs.push((pod, (self.node_addresses.clone(), before)));
+        }
+        let done = self
+            .on_threads(jobs, |pod, kernel, (addresses, before)| (pod.capture.converge(kernel, &addresses), before))
+            .await;
+        for (mut pod, (result, before)) in done {
+            self.settle(&mut pod, result, before.as_ref());
+            self.pods.insert(pod.capture.uid().clone(), pod);
+        }
+    }
+
+    fn settle(&self, pod: &mut Tracked, result: Result<Vec<Drift>, CaptureError>, before: Option<&Arc<CapturedPod>>) {
+        let name = pod.capture.workload.name().to_string();
+        match result {
+            Ok(drift) => {
+                for what in drift {
+                    let label = format!("{what:?}").to_lowercase();
+                    tracing::warn!(pod = %name, what = %label, "Capture had been changed by somebody else; it is mended");
+                    metrics::counter!("selvedge_capture_drift_repaired_total", "what" => label).increment(1);
+                }
+                pod.failure = None;
+                let Some(captured) = &pod.capture.captured else { return };
+                if !before.is_some_and(|before| Arc::ptr_eq(before, captured)) {
+                    tracing::info!(pod = %name, netns = %pod.capture.netns.id(), "The pod is captured");
+                    let _ = self.events.send(Event::Captured(captured.clone()));
+                }
+            }
+            Err(error) => {
+                let words = error.to_string();
+                if pod.failure.as_ref() != Some(&words) {
+                    tracing::error!(pod = %name, error = %words, "The pod cannot be captured");
+                }
+                pod.failure = Some(words);
+            }
+        }
+    }
+
+    /// Once, after the first pass: what an agent before us left in pods that are not joined any more, and listeners
+    /// of pods that are gone.
+    async fn clean_up(&self, desired: &HashMap<PodUid, Arc<Workload>>) {
+        let stale: Vec<ListenerKey> = {
+            let mut inherited = self.kernel.inherited.lock().unwrap_or_else(PoisonError::into_inner);
+            let stale: Vec<_> = inherited.keys().filter(|key| !desired.contains_key(&key.pod)).cloned().collect();
+            stale.iter().for_each(|key| drop(inherited.remove(key)));
+            stale
+        };
+        let outside: Vec<Wanted> = {
+            let state = self.model.read();
+            let here = state.mesh.workloads_on(&self.settings.node);
+            here.filter(|w| !w.membership.is_joined() && !w.pod.host_network && w.pod.is_live())
+                .map(|w| wanted(w))
+                .collect()
+        };
+        let (directory, kernel, held) = (self.settings.netns_dir.clone(), self.kernel.clone(), self.held());
+        let cleaned = tokio::task::spawn_blocking(move || {
+            stale.iter().for_each(|key| kernel.keeper.forget(key));
+            if outside.is_empty() {
+                return Ok(());
+            }
+            let evidence = Evidence::gather(&directory, &kernel.node)?;
+            for pod in outside {
+                let Ok(netns) = evidence.prove(&pod, &held) else { continue };
+                if !netns.run(|| kernel.chosen.found())?.is_empty() {
+                    tracing::info!(pod = %pod.uid, "Rules of an agent before this one are in a pod that is not joined; they go");
+                    remove_all(&netns, &kernel.chosen)?;
+                }
+            }
+            Ok::<_, io::Error>(())
+        });
+        match cleaned.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "What an agent before this one left could not all be removed"),
+            Err(error) => tracing::warn!(%error, "Removing what an agent before this one left failed"),
+        }
+    }
+
+    /// Runs one blocking step a pod, a few pods at a time.
+    async fn on_threads<A, R>(
+        &self,
+        jobs: Vec<(Tracked, A)>,
+        step: impl Fn(&mut Tracked, &Kernel, A) -> R + Copy + Send + 'static,
+    ) -> Vec<(Tracked, R)>
+    where
+        A: Send + 'static,
+        R: Send + 'static,
+    {
+        let done = stream::iter(jobs).map(|(mut pod, argument)| {
+            let kernel = self.kernel.clone();
+            tokio::task::spawn_blocking(move || {
+                let result = step(&mut pod, &kernel, argument);
+                (pod, result)
+            })
+        });
+        // A step that panicked takes its pod with it; the pod is proven and captured anew in the next pass.
+        done.buffer_unordered(CONCURRENT).filter_map(|done| async { done.ok() }).collect().await
+    }
+
+    fn publish(
+        &mut self,
+        desired: &HashMap<PodUid, Arc<Workload>>,
+        pending: BTreeMap<PodUid, (Arc<Workload>, String)>,
+    ) {
+        let mut pods: Vec<PodStatus> = Vec::new();
+        for pod in self.pods.values() {
+            let impostors = self.reported.iter().filter(|(uid, _)| uid == pod.capture.uid()).map(|(_, i)| i.clone());
+            pods.push(PodStatus::of(&pod.capture, pod.failure.clone(), impostors.collect()));
+        }
+        for (uid, (workload, why)) in pending {
+            let impostors = self.reported.iter().filter(|(of, _)| *of == uid).map(|(_, i)| i.clone());
+            pods.push(PodStatus::pending(&workload, why, impostors.collect()));
+        }
+        let known: HashSet<String> = pods.iter().map(|pod| pod.uid.clone()).collect();
+        for workload in desired.values().filter(|workload| !known.contains(workload.uid().as_str())) {
+            pods.push(PodStatus::pending(workload, "not looked at yet".to_owned(), Vec::new()));
+        }
+        self.status.publish(pods);
+    }
+}
+
+/// Why capture cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcilerError {
+    #[error(transparent)]
+    Unavailable(#[from] CaptureUnavailable),
+    #[error("the node's network namespace ({0:?}) cannot be opened: {1}")]
+    NodeNetns(PathBuf, #[source] io::Error),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Begin,
+    Wait,
+    Finish,
+}
+
+/// Takes one step of leaving; says whether nothing is left.
+fn leave(pod: &mut Tracked, kernel: &Kernel, step: Step) -> bool {
+    let name = pod.capture.workload.name().to_string();
+    let result = match step {
+        Step::Wait => return false,
+        Step::Begin => pod.capture.begin_leaving(kernel).map_err(|error| error.to_string()),
+        Step::Finish => pod.capture.finish_leaving(kernel).map_err(|error| error.to_string()),
+    };
+    if let Err(error) = &result {
+        tracing::warn!(pod = %name, %error, "A step of leaving failed");
+        pod.failure = Some(error.clone());
+    }
+    step == Step::Finish
+}
+
+fn wanted(workload: &Workload) -> Wanted {
+    let pod = &workload.pod;
+    Wanted { uid: pod.uid.clone(), ips: pod.ips.clone(), host_users: pod.host_users }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+const CONCURRENT: usize = 8;
+/// How often flows of leaving pods are counted.
+const LEAVING_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a reset may take to reach the applications before the rules go.
+const RESET_TIME: Duration = Duration::from_secs(2);
+/// How old a look over the node may be.
+const LOOK: Duration = Duration::from_secs(5);
+const WAITING_LOOK: Duration = Duration::from_millis(200);
+const MISSING_LOOKS: u8 = 2;

@@ -1,0 +1,225 @@
+//! What is in place and what should be, for `selvedge capture show` and the state dump.
+
+use std::fmt::{self, Write};
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::iptables::{BackEnd, Chosen, Found};
+use super::netns::NetNs;
+use super::pod::PodCapture;
+use super::proof::Impostor;
+use super::routes::{Routing, Timeouts};
+use super::rules::{IpVersion, Mode, Phase};
+use crate::mesh::Workload;
+
+/// The state of every pod that is joined or leaving, shared.
+#[derive(Clone, Debug)]
+pub struct CaptureStatus(Arc<RwLock<Snapshot>>);
+
+/// One moment of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub mode: Mode,
+    pub back_end: BackEnd,
+    /// Whether probes wait in a queue for proof; without it they are ordinary plaintext under policy.
+    pub honest_probes: bool,
+    pub pods: Vec<PodStatus>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodState {
+    Captured,
+    Pending,
+    Failed,
+    Leaving,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodStatus {
+    pub pod: String,
+    pub uid: String,
+    pub ips: Vec<IpAddr>,
+    pub state: PodState,
+    /// Why it is pending or failed.
+    pub reason: Option<String>,
+    pub netns: Option<String>,
+    pub listeners: Vec<String>,
+    /// Ports on which probes of the node are recognised.
+    pub probe_ports: Vec<u16>,
+    /// The rules as the kernel shows them.
+    pub rules: Option<Found>,
+    /// Others that hold the pod's address.
+    pub impostors: Vec<Impostor>,
+}
+
+/// What is in place of ours in one namespace, read from the kernel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Actual {
+    pub netns: String,
+    pub rules: Found,
+    pub routing_v4: Routing,
+    pub routing_v6: Routing,
+    /// conntrack's time-outs of half-closed connections; none where conntrack is not in use.
+    pub timeouts: Option<Timeouts>,
+}
+
+impl CaptureStatus {
+    pub(super) fn new(chosen: &Chosen) -> Self {
+        Self(Arc::new(RwLock::new(Snapshot {
+            mode: chosen.mode,
+            back_end: chosen.back_end,
+            honest_probes: chosen.queue,
+            pods: Vec::new(),
+        })))
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn publish(&self, mut pods: Vec<PodStatus>) {
+        pods.sort_by(|one, other| one.pod.cmp(&other.pod));
+        for (state, label) in
+            [(PodState::Captured, "captured"), (PodState::Pending, "pending"), (PodState::Failed, "failed")]
+        {
+            let count = pods.iter().filter(|pod| pod.state == state).count();
+            metrics::gauge!("selvedge_pods", "state" => label).set(count as f64);
+        }
+        self.0.write().unwrap_or_else(PoisonError::into_inner).pods = pods;
+    }
+}
+
+impl Actual {
+    /// Reads a namespace, with or without an agent.
+    pub fn read(netns: &NetNs) -> io::Result<Self> {
+        let rules = Found::look(netns)?;
+        netns.enter(|| {
+            Ok(Self {
+                netns: netns.id().to_string(),
+                rules,
+                routing_v4: Routing::read(IpVersion::V4)?,
+                routing_v6: Routing::read(IpVersion::V6).unwrap_or_default(),
+                timeouts: Timeouts::read().ok(),
+            })
+        })
+    }
+}
+
+impl PodStatus {
+    pub(super) fn of(capture: &PodCapture, failure: Option<String>, impostors: Vec<Impostor>) -> Self {
+        let state = match (&failure, capture.phase) {
+            (Some(_), _) => PodState::Failed,
+            (None, Phase::Leaving) => PodState::Leaving,
+            (None, Phase::Capturing) if capture.programmed.is_some() => PodState::Captured,
+            (None, Phase::Capturing) => PodState::Pending,
+        };
+        let listeners = capture.captured.iter().flat_map(|captured| {
+            captured.listeners.iter().map(|(role, listener)| match listener.local_addr() {
+                Ok(addr) => format!("{role} {addr}"),
+                Err(error) => format!("{role}: {error}"),
+            })
+        });
+        let rules = capture.programmed.as_ref();
+        let probes = rules.and_then(|programmed| programmed.rules.probes.as_ref());
+        Self {
+            netns: Some(capture.netns.id().to_string()),
+            listeners: listeners.collect(),
+            probe_ports: probes.map(|probes| probes.ports.iter().copied().collect()).unwrap_or_default(),
+            rules: rules.map(|programmed| programmed.found.clone()),
+            ..Self::bare(&capture.workload, state, failure, impostors)
+        }
+    }
+
+    pub(super) fn pending(workload: &Workload, why: String, impostors: Vec<Impostor>) -> Self {
+        Self::bare(workload, PodState::Pending, Some(why), impostors)
+    }
+
+    fn bare(workload: &Workload, state: PodState, reason: Option<String>, impostors: Vec<Impostor>) -> Self {
+        Self {
+            pod: workload.name().to_string(),
+            uid: workload.uid().to_string(),
+            ips: workload.pod.ips.clone(),
+            state,
+            reason,
+            netns: None,
+            listeners: Vec::new(),
+            probe_ports: Vec::new(),
+            rules: None,
+            impostors,
+        }
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let probes =
+            if self.honest_probes { "recognised" } else { "plaintext under policy (the kernel has no NFQUEUE)" };
+        writeln!(f, "mode {:?}, back end {:?}, probes {probes}", self.mode, self.back_end)?;
+        self.pods.iter().try_for_each(|pod| write!(f, "\n{pod}"))
+    }
+}
+
+impl fmt::Display for PodStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
+        writeln!(f, "{}: {}", self.pod, format!("{:?}", self.state).to_lowercase())?;
+        if let Some(reason) = &self.reason {
+            row(f, "because", reason)?;
+        }
+        row(f, "addresses", &list(&self.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>()))?;
+        row(f, "namespace", self.netns.as_deref().unwrap_or("not proven"))?;
+        row(f, "listeners", &list(&self.listeners))?;
+        row(f, "probe ports", &list(&self.probe_ports.iter().map(u16::to_string).collect::<Vec<_>>()))?;
+        for impostor in &self.impostors {
+            row(f, "impostor", &format!("{} ({}) holds {}", impostor.place.display(), impostor.netns, impostor.ip))?;
+        }
+        match &self.rules {
+            Some(rules) => write!(f, "{rules}"),
+            None => row(f, "rules", "none"),
+        }
+    }
+}
+
+impl fmt::Display for Actual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        row(f, "namespace", &self.netns)?;
+        for (name, routing) in [("IPv4 routing", &self.routing_v4), ("IPv6 routing", &self.routing_v6)] {
+            row(f, name, &format!("{} rules, {} routes", routing.rules.len(), routing.routes))?;
+        }
+        if let Some(timeouts) = self.timeouts {
+            let Timeouts { close_wait, fin_wait } = timeouts;
+            row(f, "half-closed", &format!("remembered for {close_wait} s (close_wait), {fin_wait} s (fin_wait)"))?;
+        }
+        write!(f, "{}", self.rules)
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(other) = &self.other_mesh {
+            row(f, "other mesh", &format!("{} (chain {})", other.mesh, other.chain))?;
+        }
+        if self.is_empty() {
+            return row(f, "rules", "none");
+        }
+        let mut text = String::new();
+        for place in &self.places {
+            for table in &place.in_place.tables {
+                let first = if table.jumps_first { "" } else { ", not first in its chain" };
+                writeln!(text, "  {:?} {:?} {}{first}", place.version, place.back_end, table.table)?;
+                for rule in &table.rules {
+                    writeln!(text, "    {rule}")?;
+                }
+            }
+        }
+        f.write_str(&text)
+    }
+}
+
+fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
+    writeln!(f, "  {name:<14}{value}")
+}

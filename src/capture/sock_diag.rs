@@ -1,0 +1,82 @@
+//! Does a TCP socket with exactly these two ends exist? (`sock_diag(7)`)
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+
+use super::netlink::Netlink;
+use super::netns::NetNs;
+
+/// Asks about the sockets of one namespace, from anywhere.
+#[derive(Debug)]
+pub struct SockDiag {
+    netlink: Netlink,
+}
+
+impl SockDiag {
+    pub fn open(netns: &NetNs) -> io::Result<Self> {
+        Ok(Self { netlink: netns.enter(|| Netlink::open(NETLINK_SOCK_DIAG))? })
+    }
+
+    /// Whether a socket there, in any state but listening, has exactly these ends.
+    pub fn has(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+        let request = InetRequest {
+            family,
+            protocol: libc::IPPROTO_TCP as u8,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::all(),
+            socket_id: SocketId {
+                source_port: local.port(),
+                destination_port: remote.port(),
+                source_address: local.ip(),
+                destination_address: remote.ip(),
+                interface_id: scope(local),
+                // No cookie: any socket with these ends.
+                cookie: [0xff; 8],
+            },
+        };
+        match self.netlink.get(SockDiagMessage::InetRequest(request)) {
+            // The kernel answers with a listener where nothing closer matches.
+            Ok(SockDiagMessage::InetResponse(found)) => {
+                let id = &found.header.socket_id;
+                Ok(found.header.state != TCP_LISTEN
+                    && (id.source_port, id.destination_port) == (local.port(), remote.port())
+                    && plain(id.source_address) == local.ip()
+                    && plain(id.destination_address) == remote.ip())
+            }
+            Ok(_) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a live connection in the namespace has these two ends, whichever of them it calls its own. A new socket
+/// with the same ends would kill it: both share one conntrack entry.
+pub fn tuple_in_use(netns: &NetNs, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    let mut diag = SockDiag::open(netns)?;
+    Ok(diag.has(local, remote)? || diag.has(remote, local)?)
+}
+
+/// Whether a socket of the node itself has exactly these ends: what a probe's packet is known by.
+pub fn is_local_socket(node: &NetNs, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    SockDiag::open(node)?.has(local, remote)
+}
+
+/// An IPv4 socket made as IPv6 (`::ffff:10.0.0.1`) is found by its IPv4 ends and may be shown by either form.
+fn plain(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+fn scope(addr: SocketAddr) -> u32 {
+    match addr {
+        SocketAddr::V6(addr) => addr.scope_id(),
+        SocketAddr::V4(_) => 0,
+    }
+}
+
+const TCP_LISTEN: u8 = 10;

@@ -1,0 +1,197 @@
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+
+use super::Failure;
+use crate::capture::{BackEnd, Mode};
+use crate::mesh::TrustDomain;
+use crate::proxy::PortRanges;
+use crate::telemetry::{AccessLogFormat, LogFormat};
+
+/// Run the agent of one node: capture the traffic of its joined pods, carry it to other nodes over mutual TLS, and
+/// decide who may talk to whom.
+///
+/// The agent reads Kubernetes objects from a folder of manifests and follows it: a saved file takes effect within a
+/// second. It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN and CAP_SYS_PTRACE, or root in a user namespace.
+///
+/// Every flag is also an environment variable.
+#[derive(Args, Debug, Clone)]
+pub struct AgentArgs {
+    /// The name of this node: pods whose `spec.nodeName` it is are this agent's.
+    #[arg(long, env = "SELVEDGE_NODE", value_name = "NAME")]
+    pub node: String,
+
+    /// A folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node, ServiceCIDR,
+    /// AuthorizationPolicy, PeerAuthentication. Other kinds are passed over.
+    #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
+    pub manifests: PathBuf,
+
+    /// A folder with `ca.crt` and `ca.key` (PEM). An empty one is filled with a new CA, so that agents given one folder
+    /// trust each other.
+    #[arg(long, env = "SELVEDGE_CA_DIR", value_name = "DIR", default_value = "/var/lib/selvedge/ca")]
+    pub ca_dir: PathBuf,
+
+    /// The trust domain in every identity: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    #[arg(long, env = "SELVEDGE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
+
+    /// The name of the cluster, as peers read it in `baggage`.
+    #[arg(long, env = "SELVEDGE_CLUSTER", value_name = "NAME", default_value = "Kubernetes")]
+    pub cluster: String,
+
+    /// A pod or Service range of the cluster, beside those that Node and ServiceCIDR objects name. An address inside
+    /// one that no object has is held for a second, then refused: it never leaves in plaintext. May be repeated.
+    #[arg(long, env = "SELVEDGE_CLUSTER_CIDRS", value_name = "CIDR", value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNet>,
+
+    /// How pods' connections are captured. `auto` takes TPROXY, and REDIRECT where the kernel lacks TPROXY.
+    #[arg(long, env = "SELVEDGE_CAPTURE", value_enum, default_value_t = CaptureChoice::Auto)]
+    pub capture: CaptureChoice,
+
+    /// Which iptables back end programs the rules. `auto` takes the first that works here.
+    #[arg(long, env = "SELVEDGE_IPTABLES", value_enum, default_value_t = IptablesChoice::Auto)]
+    pub iptables: IptablesChoice,
+
+    /// The folder in which the container runtime names pods' network namespaces. Only root may write there.
+    #[arg(long, env = "SELVEDGE_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
+
+    /// The node's own network namespace, where the kubelet's probes come from. Default: the agent's.
+    #[arg(long, env = "SELVEDGE_NODE_NETNS", value_name = "PATH")]
+    pub node_netns: Option<PathBuf>,
+
+    /// Where the admin endpoint listens: /live, /ready, /metrics, /dump, /log, /drain. Loopback only.
+    #[arg(long, env = "SELVEDGE_ADMIN_PORT", value_name = "PORT", default_value_t = 15000)]
+    pub admin_port: u16,
+
+    /// Where Prometheus scrapes /metrics.
+    #[arg(long, env = "SELVEDGE_METRICS_PORT", value_name = "PORT", default_value_t = 15020)]
+    pub metrics_port: u16,
+
+    /// Where the kubelet asks /ready.
+    #[arg(long, env = "SELVEDGE_READINESS_PORT", value_name = "PORT", default_value_t = 15021)]
+    pub readiness_port: u16,
+
+    /// The address on which metrics and readiness listen. Default: all, IPv4 and IPv6.
+    #[arg(long, env = "SELVEDGE_BIND", value_name = "IP")]
+    pub bind: Option<IpAddr>,
+
+    /// One line a connection on standard output.
+    #[arg(long, env = "SELVEDGE_ACCESS_LOG", value_enum, default_value_t = AccessLogFormat::Text)]
+    pub access_log: AccessLogFormat,
+
+    /// Form of the agent's own log, on standard error.
+    #[arg(long, env = "SELVEDGE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// What the agent's own log tells: a level, or filters such as `info,selvedge::capture=debug`. At run time:
+    /// `curl -X PUT localhost:15000/log?level=debug`.
+    #[arg(long, env = "SELVEDGE_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// How long certificates live. They are renewed at half of it.
+    #[arg(long, env = "SELVEDGE_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h",
+          value_parser = parse_duration)]
+    pub certificate_lifetime: Duration,
+
+    /// How long connections may go on after SIGTERM, and those of a pod that leaves; what outlives it is reset.
+    #[arg(long, env = "SELVEDGE_DRAIN", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub drain: Duration,
+
+    /// At SIGTERM leave the capture rules in the pods: their connections fail until an agent is back, and never
+    /// leave in plaintext. Without it everything is removed, to the last rule.
+    #[arg(long, env = "SELVEDGE_KEEP_CAPTURE")]
+    pub keep_capture: bool,
+
+    /// Threads that carry connections. Default: one a core.
+    #[arg(long, env = "SELVEDGE_WORKERS", value_name = "N")]
+    pub workers: Option<usize>,
+
+    /// Connections carried at once. Default: what the descriptor limit allows.
+    #[arg(long, env = "SELVEDGE_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
+
+    /// Ports from which applications are dialled when they see the client's own address. Clients rarely choose the
+    /// default ones; a port that a live connection holds is never taken.
+    #[arg(long, env = "SELVEDGE_SOURCE_PORTS", value_name = "RANGES", default_value_t = PortRanges::default())]
+    pub source_ports: PortRanges,
+
+    /// How long a metric series without news is kept.
+    #[arg(long, env = "SELVEDGE_METRICS_IDLE", value_name = "DURATION", default_value = "15m",
+          value_parser = parse_duration)]
+    pub metrics_idle: Duration,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CaptureChoice {
+    Auto,
+    Tproxy,
+    Redirect,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IptablesChoice {
+    Auto,
+    Nft,
+    Legacy,
+}
+
+impl CaptureChoice {
+    pub fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Auto => None,
+            Self::Tproxy => Some(Mode::Tproxy),
+            Self::Redirect => Some(Mode::Redirect),
+        }
+    }
+}
+
+impl IptablesChoice {
+    pub fn back_end(self) -> Option<BackEnd> {
+        match self {
+            Self::Auto => None,
+            Self::Nft => Some(BackEnd::Nft),
+            Self::Legacy => Some(BackEnd::Legacy),
+        }
+    }
+}
+
+pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
+    if args.node.is_empty() {
+        return Err(Failure::usage("--node is empty: give the name that pods have as spec.nodeName"));
+    }
+    crate::agent::run(args)
+}
+
+/// Reads `500ms`, `30s`, `15m`, `24h`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let refused = || format!("{text:?} is not a duration such as 500ms, 30s, 15m or 24h");
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refused)?;
+    let number: u64 = text[..split].parse().map_err(|_| refused())?;
+    let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs).ok_or_else(refused);
+    match &text[split..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        _ => Err(refused()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
+        for text in ["", "5", "h", "1d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

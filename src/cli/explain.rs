@@ -1,0 +1,74 @@
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Failure, Output};
+use crate::mesh::{MeshSettings, NamespacedName, TrustDomain};
+use crate::model::Model;
+use crate::model::explain::{Party, Question, explain};
+use crate::source::directory;
+
+/// Say whether one workload may talk to another, and which policy, rule and clause make it so.
+///
+/// Reads the same folder as the agent and decides with the same code. Exits 0 whichever the verdict is.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// Who dials: `namespace/pod`, or an IP address.
+    #[arg(value_name = "FROM")]
+    from: String,
+
+    /// Who is dialled: `namespace/pod`, `namespace/service`, or an IP address.
+    #[arg(value_name = "TO")]
+    to: String,
+
+    /// The port dialled. Default: the only one that the destination has.
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+
+    /// The folder of manifests.
+    #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+
+    /// The trust domain, as the agents have it.
+    #[arg(long, env = "SELVEDGE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+
+    /// Pod and Service ranges, as the agents have them.
+    #[arg(long, env = "SELVEDGE_CLUSTER_CIDRS", value_name = "CIDR", value_delimiter = ',')]
+    cluster_cidr: Vec<ipnet::IpNet>,
+
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
+    let loaded = directory::load(&args.manifests).map_err(Failure::new)?;
+    for problem in &loaded.problems {
+        eprintln!("{problem}");
+    }
+    let settings = MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
+    let model = Model::new(settings);
+    model.apply(loaded.deltas);
+    let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };
+    let explanation = explain(&model.read(), &question).map_err(Failure::usage)?;
+    match args.output {
+        Output::Text => print!("{explanation}"),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&explanation).map_err(Failure::new)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn party(text: &str) -> Result<Party, Failure> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(Party::Address(ip));
+    }
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(Party::Named(NamespacedName::new(namespace, name)))
+        }
+        _ => Err(Failure::usage(format!("{text:?} is neither an IP address nor of the form namespace/name"))),
+    }
+}

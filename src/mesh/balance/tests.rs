@@ -1,0 +1,220 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::*;
+use crate::mesh::{ServiceKind, ServicePort, Settings, TargetPort};
+
+fn candidate(n: u8) -> Candidate {
+    Candidate {
+        addr: SocketAddr::new([10, 0, 0, n].into(), 80),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some(format!("n{}", n % 2).into()),
+        zone: Some(format!("z{}", n % 2).into()),
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+        pod: None,
+    }
+}
+
+fn destination(candidates: Vec<Candidate>, change: impl FnOnce(&mut Service)) -> ServiceDestination {
+    let port = ServicePort { name: "".into(), port: 80, target: TargetPort::Number(80), app_protocol: None };
+    let mut service = Service {
+        name: NamespacedName::new("shop", "cart"),
+        kind: ServiceKind::ClusterIp(vec![[10, 96, 0, 1].into()]),
+        ports: vec![port.clone()],
+        session_affinity: None,
+        internal_traffic_policy: InternalTrafficPolicy::Cluster,
+        traffic_distribution: None,
+        publish_not_ready_addresses: false,
+        settings: Settings::default(),
+    };
+    change(&mut service);
+    ServiceDestination { service: Arc::new(service), port, candidates: candidates.into() }
+}
+
+fn client() -> Client {
+    Client { ip: [10, 0, 1, 1].into(), node: Some("n1".into()), zone: Some("z1".into()) }
+}
+
+/// The last bytes of all addresses that a hundred picks choose.
+fn picked(balancer: &mut Balancer, destination: &ServiceDestination, exclude: &[SocketAddr], now: Instant) -> Vec<u8> {
+    let mut random = StdRng::seed_from_u64(7);
+    let pick = |_| balancer.pick(destination, &client(), exclude, now, &mut random);
+    let all: BTreeSet<_> = (0..100).filter_map(pick).collect();
+    all.into_iter().map(|addr| if let IpAddr::V4(ip) = addr.ip() { ip.octets()[3] } else { 0 }).collect()
+}
+
+fn chosen(destination: &ServiceDestination) -> Vec<u8> {
+    picked(&mut Balancer::new(), destination, &[], Instant::now())
+}
+
+#[test]
+fn ready_endpoints_are_chosen_and_terminating_ones_only_without_them() {
+    let mut all: Vec<Candidate> = (1..=4).map(candidate).collect();
+    all[0].ready = false;
+    all[1] = Candidate { ready: false, terminating: true, ..candidate(2) };
+    assert_eq!(chosen(&destination(all.clone(), |_| ())), [3, 4]);
+    assert_eq!(chosen(&destination(all.clone(), |s| s.publish_not_ready_addresses = true)), [1, 2, 3, 4]);
+    assert_eq!(chosen(&destination(all[..2].to_vec(), |_| ())), [2]);
+    assert_eq!(chosen(&destination(all[..1].to_vec(), |_| ())), Vec::<u8>::new());
+    assert_eq!(chosen(&destination(Vec::new(), |_| ())), Vec::<u8>::new());
+}
+
+#[test]
+fn a_local_service_never_leaves_the_node() {
+    let local = |s: &mut Service| s.internal_traffic_policy = InternalTrafficPolicy::Local;
+    assert_eq!(chosen(&destination((1..=4).map(candidate).collect(), local)), [1, 3]);
+    assert_eq!(chosen(&destination(vec![candidate(2)], local)), Vec::<u8>::new());
+}
+
+#[test]
+fn hints_count_only_if_every_endpoint_has_them_and_some_name_us() {
+    let hinted = |n, zone: &str| Candidate { zone_hints: vec![zone.into()], ..candidate(n) };
+    assert_eq!(chosen(&destination(vec![hinted(1, "z0"), hinted(2, "z1")], |_| ())), [2]);
+    assert_eq!(chosen(&destination(vec![hinted(1, "z0"), candidate(2)], |_| ())), [1, 2]);
+    assert_eq!(chosen(&destination(vec![hinted(1, "z0"), hinted(2, "z0")], |_| ())), [1, 2]);
+    let node = |n| Candidate { node_hints: vec!["n1".into()], ..hinted(n, "z1") };
+    let other = Candidate { node_hints: vec!["n0".into()], ..hinted(3, "z1") };
+    assert_eq!(chosen(&destination(vec![node(2), other], |_| ())), [2]);
+}
+
+#[test]
+fn a_preference_falls_back_when_nothing_is_near_or_all_of_it_was_tried() {
+    let zone = |s: &mut Service| s.traffic_distribution = Some(TrafficDistribution::PreferSameZone);
+    let node = |s: &mut Service| s.traffic_distribution = Some(TrafficDistribution::PreferSameNode);
+    let elsewhere = |n| Candidate { node: Some("n9".into()), ..candidate(n) };
+    assert_eq!(chosen(&destination((1..=4).map(candidate).collect(), zone)), [1, 3]);
+    assert_eq!(chosen(&destination(vec![candidate(1), elsewhere(3)], node)), [1]);
+    assert_eq!(chosen(&destination(vec![candidate(2), elsewhere(3)], node)), [3]);
+    assert_eq!(chosen(&destination(vec![candidate(2), candidate(4)], zone)), [2, 4]);
+    let both = destination(vec![candidate(1), candidate(2)], zone);
+    assert_eq!(picked(&mut Balancer::new(), &both, &[candidate(1).addr], Instant::now()), [2]);
+    assert_eq!(
+        picked(&mut Balancer::new(), &both, &[candidate(1).addr, candidate(2).addr], Instant::now()),
+        Vec::<u8>::new()
+    );
+}
+
+#[test]
+fn the_family_that_was_dialled_is_kept_if_possible() {
+    let v6 = Candidate { addr: "[fd00::1]:80".parse().unwrap(), ..candidate(1) };
+    assert_eq!(chosen(&destination(vec![v6.clone(), candidate(2)], |_| ())), [2]);
+    assert_eq!(chosen(&destination(vec![v6], |_| ())), [0]);
+}
+
+#[test]
+fn a_client_sticks_until_the_time_is_up_or_its_endpoint_goes() {
+    let sticky = |s: &mut Service| s.session_affinity = Some(Duration::from_secs(10));
+    let all = destination((1..=50).map(candidate).collect(), sticky);
+    let (mut balancer, start) = (Balancer::new(), Instant::now());
+    let first = picked(&mut balancer, &all, &[], start);
+    assert_eq!(first.len(), 1);
+    assert_eq!(picked(&mut balancer, &all, &[], start + Duration::from_secs(9)), first);
+    assert_eq!(picked(&mut balancer, &all, &[], start + Duration::from_secs(18)), first, "each use begins it anew");
+    let without = destination((1..=50).filter(|n| *n != first[0]).map(candidate).collect(), sticky);
+    let second = picked(&mut balancer, &without, &[], start);
+    assert!(second.len() == 1 && second != first);
+    balancer.expire(start + Duration::from_secs(3600));
+    assert!(balancer.affinity.is_empty() && balancer.choices.is_empty());
+}
+
+#[test]
+fn the_less_loaded_of_two_is_taken() {
+    let two = destination(vec![candidate(1), candidate(2)], |_| ());
+    let mut balancer = Balancer::new();
+    balancer.opened(candidate(1).addr);
+    assert_eq!(picked(&mut balancer, &two, &[], Instant::now()), [2]);
+    balancer.closed(candidate(1).addr);
+    assert_eq!(picked(&mut balancer, &two, &[], Instant::now()), [1, 2]);
+    assert!(balancer.endpoints.is_empty(), "an idle endpoint in order is not remembered");
+}
+
+#[test]
+fn an_endpoint_that_keeps_failing_is_left_out_tried_and_taken_back() {
+    let two = destination(vec![candidate(1), candidate(2)], |_| ());
+    let (bad, start) = (candidate(1).addr, Instant::now());
+    let mut balancer = Balancer::new();
+    (1..FAILURES).for_each(|_| balancer.failed(bad, start));
+    assert_eq!(picked(&mut balancer, &two, &[], start), [1, 2]);
+    balancer.failed(bad, start);
+    assert_eq!(picked(&mut balancer, &two, &[], start), [2]);
+    // Its time is up: of a hundred connections one tries it, and the others wait for what comes of it.
+    let after = start + EJECTION;
+    let mut random = StdRng::seed_from_u64(1);
+    let tries = (0..100).filter(|_| balancer.pick(&two, &client(), &[], after, &mut random) == Some(bad)).count();
+    assert_eq!(tries, 1);
+    balancer.failed(bad, after);
+    assert!(balancer.is_ejected(bad, after + EJECTION), "the second ejection lasts longer than the first");
+    let later = after + 2 * EJECTION;
+    assert_eq!(picked(&mut balancer, &two, &[], later), [1, 2]);
+    balancer.succeeded(bad, later);
+    assert_eq!(picked(&mut balancer, &two, &[], later), [1, 2]);
+    assert!(balancer.endpoints.is_empty());
+}
+
+#[test]
+fn when_all_keep_failing_all_are_tried() {
+    let two = destination(vec![candidate(1), candidate(2)], |_| ());
+    let (mut balancer, now) = (Balancer::new(), Instant::now());
+    for n in [1, 2, 1, 2, 1, 2] {
+        balancer.failed(candidate(n).addr, now);
+    }
+    assert_eq!(picked(&mut balancer, &two, &[], now), [1, 2]);
+    assert_eq!(picked(&mut balancer, &two, &[candidate(1).addr], now), [2]);
+}
+
+#[test]
+fn load_is_spread_and_a_choice_is_worked_out_once() {
+    let many: Vec<Candidate> = (0..10_000u32)
+        .map(|n| Candidate { addr: SocketAddr::new((0x0a00_0000 + n).to_be_bytes().into(), 80), ..candidate(1) })
+        .collect();
+    let destination = destination(many, |_| ());
+    let (mut balancer, now, mut random) = (Balancer::new(), Instant::now(), StdRng::seed_from_u64(3));
+    for _ in 0..20_000 {
+        let addr = balancer.pick(&destination, &client(), &[], now, &mut random).unwrap();
+        balancer.opened(addr);
+    }
+    assert_eq!(balancer.choices.len(), 1);
+    let most = balancer.endpoints.values().map(|health| health.in_flight).max();
+    assert!(most <= Some(6), "two choices keep the fullest near the mean of 2, but it has {most:?}");
+}
+
+proptest! {
+    /// Whatever happens, a pick is an eligible endpoint that was not tried, and there is one whenever there can be.
+    #[test]
+    fn a_pick_is_always_eligible(
+        seed: u64,
+        flags in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..8),
+        steps in prop::collection::vec((0u8..8, 0u8..5, 0u64..20), 0..60),
+        sticky: bool,
+    ) {
+        let candidates: Vec<Candidate> = flags.iter().zip(1..).map(|((ready, serving, terminating), n)| Candidate {
+            ready: *ready, serving: *serving, terminating: *terminating, ..candidate(n)
+        }).collect();
+        let ready: Vec<_> = candidates.iter().filter(|c| c.ready).map(|c| c.addr).collect();
+        let ending: Vec<_> = candidates.iter().filter(|c| c.serving && c.terminating).map(|c| c.addr).collect();
+        let eligible = if ready.is_empty() { ending } else { ready };
+        let destination = destination(candidates, |s| s.session_affinity = sticky.then_some(Duration::from_secs(9)));
+        let (mut balancer, mut now, mut random) = (Balancer::new(), Instant::now(), StdRng::seed_from_u64(seed));
+        for (n, act, seconds) in steps {
+            let addr = candidate(n).addr;
+            now += Duration::from_secs(seconds);
+            match act {
+                0 => balancer.opened(addr),
+                1 => balancer.closed(addr),
+                2 => balancer.succeeded(addr, now),
+                3 => balancer.failed(addr, now),
+                _ => balancer.expire(now),
+            }
+            let left: Vec<_> = eligible.iter().copied().filter(|other| *other != addr).collect();
+            let picked = balancer.pick(&destination, &client(), &[addr], now, &mut random);
+            prop_assert_eq!(picked.is_some(), !left.is_empty());
+            prop_assert!(picked.is_none_or(|picked| left.contains(&picked)));
+        }
+    }
+}

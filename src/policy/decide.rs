@@ -1,0 +1,164 @@
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::ROOT_NAMESPACE;
+use super::compile::{Compiled, Effect, Outcome};
+use super::matcher::Subject;
+use super::object::{PolicyKind, PolicyRef};
+use super::standing::PeerMode;
+use super::store::Policies;
+use crate::mesh::{Identity, NamespacedName, Reason, Workload};
+
+/// One connection, as the destination's side sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    pub source_ip: IpAddr,
+    /// Some where it is proven, by mutual TLS or by capture on the same node.
+    pub source_identity: Option<&'a Identity>,
+    pub destination: &'a Workload,
+    /// The pod's address and port.
+    pub destination_addr: SocketAddr,
+    /// Services that have `destination_addr` among their endpoints ([`crate::mesh::Mesh::services_at`]).
+    pub services: &'a [NamespacedName],
+}
+
+impl<'a> Query<'a> {
+    /// The Services whose policies may stand over the destination. Anybody may list a neighbour's pod as an endpoint
+    /// of a Service of their own; that gives their policies no say over it.
+    pub(super) fn own_services(&self) -> impl Iterator<Item = &'a NamespacedName> {
+        let own = &self.destination.pod.name.namespace;
+        self.services.iter().filter(move |service| service.namespace == *own || &*service.namespace == ROOT_NAMESPACE)
+    }
+}
+
+/// What policy makes of a connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decision {
+    pub verdict: Verdict,
+    /// Some if and only if denied.
+    pub reason: Option<Reason>,
+    /// What decided; none where nothing stands over the destination.
+    pub clause: Option<Clause>,
+    /// AUDIT and dry-run policies that had something to say; they changed nothing.
+    pub observed: Vec<Observed>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Allow,
+    Deny,
+}
+
+/// What of a policy decided.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Clause {
+    pub policy: PolicyRef,
+    /// Counted from 1; none where the policy decided as a whole.
+    pub rule: Option<usize>,
+    /// `rule 1: from principals cluster.local/ns/shop/sa/cart; to ports 8080`
+    pub words: String,
+}
+
+/// What a policy would have done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Observed {
+    pub policy: PolicyRef,
+    /// Counted from 1; none where the policy spoke as a whole.
+    pub rule: Option<usize>,
+    /// The verdict were the dry-run over; none for AUDIT.
+    pub would: Option<Verdict>,
+}
+
+impl Policies {
+    /// Decides a connection: STRICT first, then any DENY match denies, no ALLOW policy allows, an ALLOW match allows,
+    /// and what is left is denied. The cost depends on what stands over this destination alone.
+    pub fn decide(&self, query: &Query<'_>) -> Decision {
+        let subject = Subject::of(query);
+        let standing = self.standing(query.destination);
+        let policies = self.over(query, &standing.policies);
+        let peer = standing.peer_mode(query.destination_addr.port());
+        let (reason, clause) = match peer {
+            PeerMode::Strict(policy) if !subject.is_proven() => {
+                let clause = policy.clone().map(|name| Clause {
+                    policy: PolicyRef { kind: PolicyKind::PeerAuthentication, name },
+                    rule: None,
+                    words: "STRICT: mutual TLS only, and the source proved no identity".into(),
+                });
+                (Some(Reason::Plaintext(policy)), clause)
+            }
+            _ => authorize(&policies, &subject),
+        };
+        let verdict = if reason.is_some() { Verdict::Deny } else { Verdict::Allow };
+        Decision { verdict, reason, clause, observed: observe(&policies, &subject) }
+    }
+
+    /// What stands over the destination, by pod and by Service, each policy once and in the order of names.
+    pub(super) fn over(&self, query: &Query<'_>, by_pod: &[Arc<Compiled>]) -> Vec<Arc<Compiled>> {
+        let mut policies = by_pod.to_vec();
+        for service in query.own_services() {
+            policies.extend(self.at_service(service).cloned());
+        }
+        if policies.len() > by_pod.len() {
+            policies.sort_by(|a, b| a.reference.cmp(&b.reference));
+            policies.dedup_by(|a, b| a.reference == b.reference);
+        }
+        policies
+    }
+}
+
+fn authorize(policies: &[Arc<Compiled>], subject: &Subject) -> (Option<Reason>, Option<Clause>) {
+    let with = |effect| policies.iter().filter(move |policy| policy.effect == effect);
+    if let Some((policy, outcome)) = first_match(with(Effect::Deny), subject) {
+        return (Some(Reason::Policy(policy.reference.name.clone())), Some(clause(policy, outcome)));
+    }
+    if let Some((policy, outcome)) = first_match(with(Effect::Allow), subject) {
+        return (None, Some(clause(policy, outcome)));
+    }
+    let Some(policy) = with(Effect::Allow).next() else { return (None, None) };
+    let words = match with(Effect::Allow).count() {
+        1 => "no rule of it allows this, and what no ALLOW policy allows is denied".to_owned(),
+        count => format!("no rule of it allows this, nor of {} more ALLOW policies over this destination", count - 1),
+    };
+    let clause = Clause { policy: policy.reference.clone(), rule: None, words };
+    (Some(Reason::Policy(policy.reference.name.clone())), Some(clause))
+}
+
+fn first_match<'a>(
+    mut policies: impl Iterator<Item = &'a Arc<Compiled>>,
+    subject: &Subject,
+) -> Option<(&'a Compiled, Outcome)> {
+    policies.find_map(|policy| Some((&**policy, policy.matches(subject)?)))
+}
+
+fn clause(policy: &Compiled, outcome: Outcome) -> Clause {
+    Clause { policy: policy.reference.clone(), rule: outcome.rule, words: outcome.words }
+}
+
+fn observe(policies: &[Arc<Compiled>], subject: &Subject) -> Vec<Observed> {
+    let mut observed = Vec::new();
+    for policy in policies {
+        let would = match policy.effect {
+            Effect::Allow | Effect::Deny => continue,
+            Effect::Audit => None,
+            Effect::WouldAllow => Some(Verdict::Allow),
+            Effect::WouldDeny => Some(Verdict::Deny),
+        };
+        let saw = |rule, would| Observed { policy: policy.reference.clone(), rule, would };
+        match (policy.matches(subject), policy.effect) {
+            (Some(outcome), _) => observed.push(saw(outcome.rule, would)),
+            // In force, an ALLOW policy that does not match denies unless another one allows.
+            (None, Effect::WouldAllow) if !allowed_by_another(policies, subject) => {
+                observed.push(saw(None, Some(Verdict::Deny)));
+            }
+            (None, _) => {}
+        }
+    }
+    observed
+}
+
+fn allowed_by_another(policies: &[Arc<Compiled>], subject: &Subject) -> bool {
+    first_match(policies.iter().filter(|policy| policy.effect == Effect::Allow), subject).is_some()
+}

@@ -1,0 +1,41 @@
+use std::fmt;
+
+use super::object::{PolicyObject, PolicyRef};
+
+/// One reason why a policy is not enforced as written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    pub policy: PolicyRef,
+    pub field: String,
+    pub cause: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.policy, self.field, self.cause)
+    }
+}
+
+/// Says what this room's metrics are.
+pub fn describe_metrics() {
+    metrics::describe_gauge!(PROBLEMS, "Policies that are not enforced as written; each fails closed.");
+}
+
+pub(super) fn of(object: &PolicyObject) -> Vec<Problem> {
+    let policy = object.reference();
+    if let PolicyObject::Malformed(malformed) = object {
+        let effect = if malformed.observes { "it is observed only" } else { "it denies all in its scope" };
+        let cause = format!("{}; malformed: {effect} until it is mended", malformed.cause);
+        return vec![Problem { policy, field: malformed.field.clone(), cause }];
+    }
+    let unenforced = object.unenforced().iter();
+    unenforced
+        .map(|found| Problem { policy: policy.clone(), field: found.field.clone(), cause: found.cause.clone() })
+        .collect()
+}
+
+pub(super) fn count(policies: usize) {
+    metrics::gauge!(PROBLEMS).set(u32::try_from(policies).unwrap_or(u32::MAX));
+}
+
+const PROBLEMS: &str = "selvedge_policies_not_enforced";

@@ -1,0 +1,40 @@
+use tokio::net::TcpStream;
+
+use super::connections::Connection;
+use super::failure::Failure;
+use crate::mesh::Reason;
+use crate::transport::hbone::Flow;
+use crate::transport::relay::{TcpEnd, relay};
+
+/// Relays between two sockets, and records how it went.
+pub async fn plain(connection: &Connection, downstream: TcpStream, upstream: TcpStream) {
+    connection.connected();
+    match (TcpEnd::new(downstream), TcpEnd::new(upstream)) {
+        (Ok(downstream), Ok(upstream)) => {
+            connection.ended(&relay(downstream, upstream, &connection.control).await);
+        }
+        (Err(cause), _) | (_, Err(cause)) => connection.failed(&broken(&cause)),
+    }
+}
+
+/// Relays from an application into a tunnel.
+pub async fn into_tunnel(connection: &Connection, downstream: TcpStream, upstream: Flow) {
+    connection.connected();
+    match TcpEnd::new(downstream) {
+        Ok(downstream) => connection.ended(&relay(downstream, upstream, &connection.control).await),
+        Err(cause) => connection.failed(&broken(&cause)),
+    }
+}
+
+/// Relays from a tunnel to an application.
+pub async fn out_of_tunnel(connection: &Connection, downstream: Flow, upstream: TcpStream) {
+    connection.connected();
+    match TcpEnd::new(upstream) {
+        Ok(upstream) => connection.ended(&relay(downstream, upstream, &connection.control).await),
+        Err(cause) => connection.failed(&broken(&cause)),
+    }
+}
+
+fn broken(cause: &std::io::Error) -> Failure {
+    Failure::new(Reason::Reset, format!("a socket broke before a byte was moved: {cause}"))
+}

@@ -1,0 +1,234 @@
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::failure::Failure;
+use crate::mesh::{Identity, NamespacedName, PodUid, Reason};
+use crate::policy::{self, Decision};
+use crate::telemetry::{ConnectionInfo, ConnectionTelemetry, Direction, Telemetry, Verdict};
+use crate::transport::relay::{Ended, Outcome, RelayControl};
+
+/// Every live connection of the agent: what `/dump` lists, what a policy change decides again, and what a pod that
+/// leaves waits for.
+#[derive(Debug, Default)]
+pub struct Connections {
+    next: AtomicU64,
+    live: Mutex<Live>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    by_id: HashMap<u64, Arc<Connection>>,
+    by_pod: HashMap<PodUid, usize>,
+}
+
+/// One live connection.
+#[derive(Debug)]
+pub struct Connection {
+    pub id: u64,
+    pub pod: PodUid,
+    pub direction: Direction,
+    pub source: SocketAddr,
+    /// Where the source dialled.
+    pub dialled: SocketAddr,
+    /// The identity that the peer proved; inbound only.
+    pub peer: Option<Identity>,
+    pub opened: Instant,
+    pub control: RelayControl,
+    pub telemetry: ConnectionTelemetry,
+    exempt: AtomicBool,
+}
+
+/// What a connection is registered with.
+pub struct Opening<'a> {
+    pub pod: &'a PodUid,
+    pub source: SocketAddr,
+    pub dialled: SocketAddr,
+    pub peer: Option<Identity>,
+    pub info: ConnectionInfo,
+}
+
+/// Takes the connection off the list on drop.
+#[derive(Debug)]
+pub struct Registered {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+}
+
+impl Connections {
+    pub fn register(self: &Arc<Self>, telemetry: &Telemetry, opening: Opening<'_>) -> Registered {
+        let connection = Arc::new(Connection {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            pod: opening.pod.clone(),
+            direction: opening.info.direction,
+            source: opening.source,
+            dialled: opening.dialled,
+            peer: opening.peer,
+            opened: Instant::now(),
+            control: RelayControl::default(),
+            telemetry: telemetry.open(opening.info),
+            exempt: AtomicBool::new(false),
+        });
+        let mut live = self.lock();
+        *live.by_pod.entry(connection.pod.clone()).or_default() += 1;
+        live.by_id.insert(connection.id, connection.clone());
+        drop(live);
+        Registered { connections: self.clone(), connection }
+    }
+
+    pub fn live(&self, pod: &PodUid) -> usize {
+        self.lock().by_pod.get(pod).copied().unwrap_or_default()
+    }
+
+    pub fn total(&self) -> usize {
+        self.lock().by_id.len()
+    }
+
+    pub fn pods(&self) -> usize {
+        self.lock().by_pod.len()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Connection>> {
+        self.lock().by_id.values().cloned().collect()
+    }
+
+    /// Resets every connection of one pod.
+    pub fn reset_pod(&self, pod: &PodUid, reason: &Reason) {
+        for connection in self.all().iter().filter(|connection| connection.pod == *pod) {
+            connection.reset(reason.clone());
+        }
+    }
+
+    /// Waits until no connection is left.
+    pub async fn none_left(&self) {
+        let mut changed = self.changed.subscribe();
+        while self.total() > 0 {
+            // The sender is ours and lives.
+            let _ = changed.changed().await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    /// Ends the connection with a reset on both sides, whatever it is doing.
+    pub fn reset(&self, reason: Reason) {
+        self.control.reset(reason);
+    }
+
+    /// Notes what policy decided.
+    pub fn decided(&self, decision: &Decision) {
+        let verdict = match decision.verdict {
+            policy::Verdict::Allow => Verdict::Allow,
+            policy::Verdict::Deny => Verdict::Deny,
+        };
+        self.telemetry.decision(verdict, decision.clause.as_ref().map(|clause| &clause.policy.name));
+        for observed in &decision.observed {
+            let would = match observed.would {
+                Some(policy::Verdict::Deny) => Verdict::Deny,
+                Some(policy::Verdict::Allow) | None => Verdict::Allow,
+            };
+            self.telemetry.observed(would, &observed.policy.name);
+        }
+    }
+
+    pub fn connected(&self) {
+        self.telemetry.connected(self.opened.elapsed());
+    }
+
+    /// It did not come about.
+    pub fn failed(&self, failure: &Failure) {
+        self.telemetry.closed(0, 0, Some(failure.reason.clone()), &failure.detail);
+    }
+
+    /// Its relay has ended.
+    pub fn ended(&self, ended: &Ended) {
+        let side = match &ended.outcome {
+            Outcome::Orderly => return self.telemetry.closed(ended.sent, ended.received, None, ""),
+            Outcome::ResetByUs(reason) => {
+                let text = "ended by the agent";
+                return self.telemetry.closed(ended.sent, ended.received, Some(reason.clone()), text);
+            }
+            Outcome::ResetByDownstream => "the client's side reset it",
+            Outcome::ResetByUpstream => "the destination's side reset it",
+        };
+        let cause = ended.error.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
+        self.telemetry.closed(ended.sent, ended.received, Some(Reason::Reset), &format!("{side}{cause}"));
+    }
+
+    /// Counts the bytes that have moved since the last time.
+    pub fn tick(&self) {
+        self.telemetry.tick(self.control.sent(), self.control.received());
+    }
+
+    /// Says that policy has no word in it: a probe of the node.
+    pub fn exempt(&self) {
+        self.exempt.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_exempt(&self) -> bool {
+        self.exempt.load(Ordering::Relaxed)
+    }
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut live = self.connections.lock();
+        live.by_id.remove(&self.connection.id);
+        if let Some(count) = live.by_pod.get_mut(&self.connection.pod) {
+            *count -= 1;
+            if *count == 0 {
+                live.by_pod.remove(&self.connection.pod);
+            }
+        }
+        drop(live);
+        self.connections.changed.send_replace(());
+    }
+}
+
+/// One line of `/dump`.
+#[derive(Serialize)]
+pub struct ConnectionStatus {
+    pub id: u64,
+    pub pod: String,
+    pub direction: &'static str,
+    pub source: SocketAddr,
+    pub dialled: SocketAddr,
+    pub peer: Option<String>,
+    pub age_seconds: f64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+impl ConnectionStatus {
+    pub fn of(connection: &Connection, pod: Option<&NamespacedName>) -> Self {
+        Self {
+            id: connection.id,
+            pod: pod.map_or_else(|| connection.pod.to_string(), ToString::to_string),
+            direction: connection.direction.as_str(),
+            source: connection.source,
+            dialled: connection.dialled,
+            peer: connection.peer.as_ref().map(ToString::to_string),
+            age_seconds: connection.opened.elapsed().as_secs_f64(),
+            bytes_sent: connection.control.sent(),
+            bytes_received: connection.control.received(),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+
+use super::baggage::baggage;
+use super::connections::{Connection, Opening};
+use super::failure::Failure;
+use super::pods::ServedPod;
+use super::resolve::resolve;
+use super::workers::{Thread, with_random};
+use super::{Proxy, carry, dial};
+use crate::capture::socket;
+use crate::mesh::balance::Client;
+use crate::mesh::{Destination, Identity, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port};
+use crate::policy::{PeerMode, Query, Verdict};
+use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::hbone::{ConnectHead, Flow, PoolKey};
+
+/// The life of one connection that a joined pod dialled.
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
+    pod: Arc<ServedPod>,
+    stream: std::net::TcpStream,
+    client: SocketAddr,
+) {
+    let Ok((stream, dialled)) = prepare(&pod, stream) else {
+        return; // The client has gone already.
+    };
+    let info = ConnectionInfo {
+        direction: Direction::Outbound,
+        transport: Transport::Plaintext,
+        source: Party::of(client, &pod.captured.workload),
+        destination: Party::stranger(dialled),
+        service: None,
+        requested: None,
+        key_exchange: None,
+    };
+    let opening = Opening { pod: pod.uid(), source: client, dialled, peer: None, info };
+    let connection = proxy.connections.register(&proxy.telemetry, opening);
+    let attempt =
+        Attempt { proxy: &proxy, thread: &thread, pod: &pod, client: client.ip(), dialled, connection: &connection };
+    let upstream = tokio::select! {
+        upstream = attempt.run() => upstream,
+        reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+    };
+    match upstream {
+        Ok(Upstream { way, endpoint: _counted }) => match way {
+            Way::Tunnel(flow) => carry::into_tunnel(&connection, stream, flow).await,
+            Way::Plain(upstream) => carry::plain(&connection, stream, upstream).await,
+        },
+        // `stream` is dropped with SO_LINGER {1,0}: the client sees a reset.
+        Err(failure) => connection.failed(&failure),
+    }
+}
+
+/// Makes a captured socket ready, and asks the kernel where the client meant to go.
+pub(super) fn prepare(pod: &ServedPod, stream: std::net::TcpStream) -> std::io::Result<(TcpStream, SocketAddr)> {
+    socket::prepare_accepted(&stream, &dial::application_options(pod))?;
+    let dialled = socket::original_destination(&stream, pod.captured.mode)?;
+    Ok((TcpStream::from_std(stream)?, dialled))
+}
+
+/// A connection made, and the Service endpoint that it counts for.
+struct Upstream<'a> {
+    way: Way,
+    endpoint: Option<Counted<'a>>,
+}
+
+enum Way {
+    Tunnel(Flow),
+    Plain(TcpStream),
+}
+
+/// The search for somebody who answers.
+struct Attempt<'a> {
+    proxy: &'a Proxy,
+    thread: &'a Thread,
+    pod: &'a ServedPod,
+    client: IpAddr,
+    dialled: SocketAddr,
+    connection: &'a Connection,
+}
+
+impl<'a> Attempt<'a> {
+    async fn run(&self) -> Result<Upstream<'a>, Failure> {
+        if !self.proxy.limits.admits(self.pod.uid()) {
+            return Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"));
+        }
+        if is_reserved_port(self.dialled.port()) {
+            let text = format!("port {} belongs to the mesh and is no destination", self.dialled.port());
+            return Err(Failure::new(Reason::Protocol, text));
+        }
+        match resolve(&self.proxy.model, self.dialled).await {
+            Destination::Service(service) => self.any_endpoint(&service).await,
+            Destination::Workload(workload) => {
+                let way = self.workload(&workload, self.dialled).await?;
+                Ok(Upstream { way, endpoint: None })
+            }
+            Destination::Node | Destination::Outside => {
+                let way = self.plain(self.dialled).await?;
+                Ok(Upstream { way, endpoint: None })
+            }
+            Destination::NoSuchPort(service) => {
+                let text = format!("Service {} has no TCP port {}", service.name, self.dialled.port());
+                Err(Failure::new(Reason::NoEndpoint, text))
+            }
+            Destination::Unknown => {
+                let text = format!("{} lies in the cluster's ranges, but no Pod or Service has it", self.dialled.ip());
+                Err(Failure::new(Reason::UnknownDestination, text))
+            }
+        }
+    }
+
+    /// Tries the endpoints of a Service until one accepts. The application has sent nothing onward yet, so a second
+    /// try repeats nothing.
+    async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream<'a>, Failure> {
+        self.connection.telemetry.amend(|info| {
+            info.service = Some(service.service.name.clone());
+            info.requested = Some(self.dialled);
+        });
+        let client = {
+            let node = self.proxy.settings.node.clone();
+            let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
+            // The family that was dialled decides: an endpoint of the other may be out of reach.
+            Client { ip: self.client, node: Some(node), zone }
+        };
+        let mut tried = Vec::new();
+        let mut last = None;
+        while tried.len() < ENDPOINT_TRIES {
+            let picked =
+                with_random(|random| self.proxy.balancer().pick(service, &client, &tried, Instant::now(), random));
+            let Some(endpoint) = picked else { break };
+            let counted = Counted::begin(self.proxy, endpoint);
+            match self.endpoint(endpoint).await {
+                Ok(way) => {
+                    self.proxy.balancer().succeeded(endpoint, Instant::now());
+                    return Ok(Upstream { way, endpoint: Some(counted) });
+                }
+                Err(failure) if failure.retry => {
+                    self.proxy.balancer().failed(endpoint, Instant::now());
+                    tried.push(endpoint);
+                    last = Some(failure);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let text = format!("Service {} has no endpoint that is ready for {}", service.service.name, self.dialled);
+            Failure::new(Reason::NoEndpoint, text)
+        }))
+    }
+
+    async fn endpoint(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
+        let destination = self.proxy.model.read().mesh.destination(endpoint);
+        match destination {
+            Destination::Workload(workload) => self.workload(&workload, endpoint).await,
+            Destination::Unknown => {
+                let text = format!("endpoint {endpoint} lies in the cluster's ranges, but no Pod has it");
+                Err(Failure { retry: true, ..Failure::new(Reason::UnknownDestination, text) })
+            }
+            _ => self.plain(endpoint).await,
+        }
+    }
+
+    async fn workload(&self, workload: &Arc<Workload>, to: SocketAddr) -> Result<Way, Failure> {
+        self.connection.telemetry.amend(|info| info.destination = Party::of(to, workload));
+        match Path::between(&self.pod.captured.workload, workload, to.port()) {
+            Path::Plain(_) => self.plain(to).await,
+            Path::Tunnel { own, wanted } => self.tunnel(workload, &own, &wanted, to).await,
+            Path::Refused(reason, text) => Err(Failure::new(reason, text)),
+            Path::Uncaptured => {
+                let mode = self.proxy.model.read().policies.peer_mode(workload, to.port());
+                if let PeerMode::Strict(_) = mode {
+                    let text = format!("{} is to be in the mesh, but its node has not captured it", workload.name());
+                    return Err(Failure { retry: true, ..Failure::new(Reason::PeerUncaptured, text) });
+                }
+                metrics::counter!("selvedge_peer_uncaptured_total").increment(1);
+                self.plain(to).await
+            }
+        }
+    }
+
+    async fn plain(&self, to: SocketAddr) -> Result<Way, Failure> {
+        self.connection.telemetry.amend(|info| {
+            info.transport = Transport::Plaintext;
+            info.direction = Direction::Passthrough;
+            if info.destination.pod.is_none() {
+                info.destination = Party::stranger(to);
+            }
+        });
+        let stream = dial::from_pod(self.pod, self.own_address(), to).await;
+        stream.map(Way::Plain).map_err(|cause| Failure::connect(&to.to_string(), &cause))
+    }
+
+    async fn tunnel(
+        &self,
+        workload: &Workload,
+        identity: &Identity,
+        wanted: &Identity,
+        to: SocketAddr,
+    ) -> Result<Way, Failure> {
+        self.connection.telemetry.amend(|info| {
+            info.transport = Transport::Hbone;
+            info.direction = Direction::Outbound;
+        });
+        let own = &self.pod.captured.workload;
+        let hop = SocketAddr::new(to.ip(), TUNNEL_PORT);
+        let key = PoolKey {
+            source_pod: own.uid().clone(),
+            source_ip: self.client,
+            source_identity: identity.clone(),
+            destination_pod: workload.uid().clone(),
+            destination_addr: hop,
+            destination_identity: wanted.clone(),
+        };
+        let head = ConnectHead {
+            authority: to,
+            forwarded: Some(self.connection.source),
+            baggage: baggage(&self.proxy.settings.cluster, own),
+            traceparent: None,
+        };
+        let dial = async {
+            let tcp = dial::tunnel(self.pod, self.own_address(), hop).await?;
+            Ok(self.proxy.tls.connect(tcp, identity, wanted).await?)
+        };
+        match self.thread.pool.open(&key, &head, dial).await {
+            Ok((flow, peer)) => {
+                self.connection.telemetry.amend(|info| {
+                    info.destination.identity = Some(peer.identity.clone());
+                    info.key_exchange = Some(peer.key_exchange);
+                });
+                Ok(Way::Tunnel(flow))
+            }
+            Err(error) => Err(self.explain(Failure::open(&hop.to_string(), &error), workload, to)),
+        }
+    }
+
+    /// The far agent's refusal carries no words; this agent has the same policies and finds them.
+    fn explain(&self, failure: Failure, workload: &Workload, to: SocketAddr) -> Failure {
+        if failure.reason != Reason::Denied {
+            return failure;
+        }
+        let state = self.proxy.model.read();
+        let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
+        let decision = state.policies.decide(&Query {
+            source_ip: self.client,
+            source_identity: self.pod.captured.workload.identity.as_ref(),
+            destination: workload,
+            destination_addr: to,
+            services: &services,
+        });
+        match (decision.verdict, decision.reason) {
+            (Verdict::Deny, Some(reason)) => Failure { reason, ..failure },
+            _ => failure,
+        }
+    }
+
+    /// The address that the client used, where it is one of the pod's: what peers see must be it.
+    fn own_address(&self) -> Option<IpAddr> {
+        self.pod.captured.workload.pod.ips.contains(&self.client).then_some(self.client)
+    }
+}
+
+/// Counts a connection for its endpoint, from its first attempt to its end.
+struct Counted<'a> {
+    proxy: &'a Proxy,
+    endpoint: SocketAddr,
+}
+
+impl<'a> Counted<'a> {
+    fn begin(proxy: &'a Proxy, endpoint: SocketAddr) -> Self {
+        proxy.balancer().opened(endpoint);
+        Self { proxy, endpoint }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.proxy.balancer().closed(self.endpoint);
+    }
+}
+
+const ENDPOINT_TRIES: usize = 5;

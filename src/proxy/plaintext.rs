@@ -1,0 +1,83 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::connections::{Connection, Opening};
+use super::failure::Failure;
+use super::inbound::{Arrival, allowed};
+use super::outbound::prepare;
+use super::pods::ServedPod;
+use super::source_ports::Held;
+use super::{Proxy, carry, dial};
+use crate::capture::sock_diag;
+use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+
+/// The life of one plaintext connection to a joined pod.
+pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
+    let Ok((stream, to)) = prepare(&pod, stream) else { return };
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
+    let _accepted = proxy.source_ports.note(client, to);
+    let (source, service) = {
+        let state = proxy.model.read();
+        let service = state.mesh.services_at(to).next().cloned();
+        (state.mesh.workload_by_ip(client.ip()).cloned(), service)
+    };
+    let source = source.map_or_else(
+        || Party::stranger(client),
+        |workload| Party {
+            // Nothing proved it.
+            identity: None,
+            ..Party::of(client, &workload)
+        },
+    );
+    let info = ConnectionInfo {
+        direction: Direction::Inbound,
+        transport: Transport::Plaintext,
+        source,
+        destination: Party::of(to, &pod.captured.workload),
+        service,
+        requested: None,
+        key_exchange: None,
+    };
+    let opening = Opening { pod: pod.uid(), source: client, dialled: to, peer: None, info };
+    let connection = proxy.connections.register(&proxy.telemetry, opening);
+    let arrival = Arrival { proxy: &proxy, pod: &pod, client, identity: None, to };
+    let upstream = tokio::select! {
+        upstream = admit(&arrival, &connection) => upstream,
+        reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+    };
+    match upstream {
+        Ok((upstream, _held)) => carry::plain(&connection, stream, upstream).await,
+        Err(failure) => connection.failed(&failure),
+    }
+}
+
+async fn admit(arrival: &Arrival<'_>, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
+    arrival.check_source()?;
+    arrival.proxy.model.synced().await;
+    if is_probe(arrival) {
+        connection.exempt();
+    } else {
+        let (_, decision) = arrival.decide()?;
+        connection.decided(&decision);
+        allowed(&decision)?;
+    }
+    let dialled = dial::application(arrival.proxy, arrival.pod, arrival.client.ip(), arrival.to).await;
+    dialled.map_err(|cause| Failure::connect(&format!("application at {}", arrival.to), &cause))
+}
+
+/// Where the kernel cannot queue SYNs, a probe arrives here: it is one only if its exact 4-tuple is a socket of the
+/// node, and the pod's spec probes that port.
+fn is_probe(arrival: &Arrival<'_>) -> bool {
+    let plausible = {
+        let state = arrival.proxy.model.read();
+        let workload = state.mesh.workload(arrival.pod.uid());
+        let probed = workload.is_some_and(|w| w.pod.probes.iter().any(|probe| probe.port == arrival.to.port()));
+        probed && state.mesh.is_node_address(arrival.client.ip())
+    };
+    // A kernel that cannot answer leaves it to policy.
+    plausible
+        && sock_diag::is_local_socket(&arrival.proxy.settings.node_netns, arrival.client, arrival.to).unwrap_or(false)
+}

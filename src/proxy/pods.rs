@@ -1,0 +1,136 @@
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tracing::error;
+
+use super::accept::accept_loop;
+use super::{Proxy, outbound, plaintext, tunnel};
+use crate::capture::sock_diag::SockDiag;
+use crate::capture::{CapturedPod, Flows};
+use crate::mesh::{PodUid, Reason};
+
+/// The captured pods that the agent serves.
+#[derive(Default)]
+pub struct Pods(Mutex<HashMap<PodUid, Arc<ServedPod>>>);
+
+/// One captured pod, and what its connections share.
+pub struct ServedPod {
+    pub captured: Arc<CapturedPod>,
+    stop: watch::Sender<bool>,
+    sockets: Mutex<Option<SockDiag>>,
+}
+
+impl Proxy {
+    /// Starts to accept what a captured pod's listeners bring. A pod captured anew replaces its former self.
+    pub fn serve(self: &Arc<Self>, captured: Arc<CapturedPod>) {
+        let pod = Arc::new(ServedPod { stop: watch::Sender::new(false), sockets: Mutex::new(None), captured });
+        let replaced = self.pods.lock().insert(pod.uid().clone(), pod.clone());
+        if let Some(replaced) = replaced {
+            replaced.stop.send_replace(true);
+        }
+        self.limits.set_pods(self.pods.lock().len());
+        let listeners = &pod.captured.listeners;
+        let outbound = listeners.outbound.iter().map(|l| (l, Port::Outbound));
+        let plaintext = listeners.plaintext.iter().map(|l| (l, Port::Plaintext));
+        let tunnel = listeners.tunnel.iter().map(|l| (l, Port::Tunnel));
+        for (index, (listener, port)) in outbound.chain(plaintext).chain(tunnel).enumerate() {
+            let (proxy, pod) = (self.clone(), pod.clone());
+            let listener = match listener.try_clone() {
+                Ok(listener) => listener,
+                Err(cause) => {
+                    error!(%cause, pod = %pod.captured.workload.name(), "A listener could not be shared; its connections wait.");
+                    continue;
+                }
+            };
+            self.workers.spawn_on(index, move |_| async move {
+                let stop = pod.stop.subscribe();
+                accept_loop(listener, stop, |stream, peer| {
+                    let (proxy, pod) = (proxy.clone(), pod.clone());
+                    let workers = proxy.clone();
+                    workers.workers.spawn_connection(move |thread| async move {
+                        match port {
+                            Port::Outbound => outbound::serve(proxy, thread, pod, stream, peer).await,
+                            Port::Plaintext => plaintext::serve(proxy, pod, stream, peer).await,
+                            Port::Tunnel => tunnel::serve(proxy, pod, stream, peer).await,
+                        }
+                    });
+                })
+                .await;
+            });
+        }
+    }
+
+    /// The pod is gone from this node: nothing more is accepted, its connections reset, its tunnels close.
+    pub fn forget(&self, uid: &PodUid) {
+        let removed = self.pods.lock().remove(uid);
+        if let Some(pod) = removed {
+            pod.stop.send_replace(true);
+        }
+        self.limits.set_pods(self.pods.lock().len());
+        self.reset(uid);
+        self.evict(uid);
+    }
+
+    /// Closes the pooled tunnels of a pod that left, whichever end of them it was.
+    pub fn evict(&self, uid: &PodUid) {
+        let uid = uid.clone();
+        self.workers.on_each(move |thread| thread.pool.evict(&uid));
+    }
+}
+
+impl Flows for Proxy {
+    fn live(&self, pod: &PodUid) -> usize {
+        self.connections.live(pod)
+    }
+
+    fn reset(&self, pod: &PodUid) {
+        self.connections.reset_pod(pod, &Reason::Drain);
+    }
+}
+
+impl Pods {
+    pub fn get(&self, uid: &PodUid) -> Option<Arc<ServedPod>> {
+        self.lock().get(uid).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PodUid, Arc<ServedPod>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ServedPod {
+    pub fn uid(&self) -> &PodUid {
+        self.captured.workload.uid()
+    }
+
+    /// Whether a live connection in the pod's namespace has these two ends.
+    pub fn tuple_in_use(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let diag = match sockets.take() {
+            Some(diag) => sockets.insert(diag),
+            None => sockets.insert(SockDiag::open(&self.captured.netns)?),
+        };
+        // A socket whose answers got out of step is made anew next time.
+        let found = diag.has(local, remote).and_then(|found| Ok(found || diag.has(remote, local)?));
+        if found.is_err() {
+            *sockets = None;
+        }
+        found
+    }
+
+    /// Completes when the pod is no longer served.
+    pub async fn stopped(&self) {
+        // The sender is ours and lives.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Port {
+    Outbound,
+    Plaintext,
+    Tunnel,
+}

@@ -1,0 +1,168 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use super::baggage::baggage;
+use super::connections::{Connection, Opening};
+use super::failure::Failure;
+use super::inbound::{Arrival, allowed};
+use super::pods::ServedPod;
+use super::source_ports::Held;
+use super::{Proxy, carry, dial};
+use crate::capture::socket::{self, ConnectOptions};
+use crate::mesh::{Identity, Reason, Workload};
+use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
+use crate::transport::tls::{PeerInfo, Session};
+
+/// The life of one tunnel connection from a peer, which may carry many flows.
+pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    let Ok((stream, local)) = prepare(&pod, stream) else { return };
+    let session = match handshake(&proxy, &pod, stream, client, local).await {
+        Ok(session) => session,
+        Err(failure) => {
+            let telemetry = proxy.telemetry.open(ConnectionInfo {
+                direction: Direction::Inbound,
+                transport: Transport::Hbone,
+                source: Party::stranger(client),
+                destination: Party::of(local, &pod.captured.workload),
+                service: None,
+                requested: None,
+                key_exchange: None,
+            });
+            telemetry.closed(0, 0, Some(failure.reason), &failure.detail);
+            return;
+        }
+    };
+    let peer = Arc::new(session.peer.clone());
+    let mut draining = proxy.draining.subscribe();
+    let drain = {
+        let pod = pod.clone();
+        async move {
+            tokio::select! {
+                _ = draining.wait_for(|draining| *draining) => {}
+                () = pod.stopped() => {}
+            }
+        }
+    };
+    let flows = {
+        let (proxy, pod) = (proxy.clone(), pod.clone());
+        move |request: Request| {
+            let flow = Arriving { proxy: proxy.clone(), pod: pod.clone(), peer: peer.clone(), client, local };
+            tokio::task::spawn_local(flow.serve(request));
+        }
+    };
+    if let Err(error) = hbone::serve(session, ServerSettings::default(), flows, drain).await {
+        debug!(peer = %client, pod = %pod.captured.workload.name(), %error, "A tunnel ended with an error.");
+    }
+}
+
+fn prepare(pod: &ServedPod, stream: std::net::TcpStream) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let options = ConnectOptions { reset_on_close: false, ..dial::application_options(pod) };
+    socket::prepare_accepted(&stream, &options)?;
+    let local = stream.local_addr()?;
+    Ok((TcpStream::from_std(stream)?, SocketAddr::new(local.ip().to_canonical(), local.port())))
+}
+
+async fn handshake(
+    proxy: &Proxy,
+    pod: &ServedPod,
+    stream: TcpStream,
+    client: SocketAddr,
+    local: SocketAddr,
+) -> Result<Session, Failure> {
+    let arrival = Arrival { proxy, pod, client, identity: None, to: local };
+    arrival.check_source()?;
+    let own = pod.captured.workload.identity.as_ref();
+    let own = own.ok_or_else(|| Failure::new(Reason::Identity, "the pod has no service account, so no identity"))?;
+    proxy.tls.accept(stream, own).await.map_err(|error| Failure::tls(&error))
+}
+
+/// One CONNECT on its way in.
+struct Arriving {
+    proxy: Arc<Proxy>,
+    pod: Arc<ServedPod>,
+    peer: Arc<PeerInfo>,
+    client: SocketAddr,
+    local: SocketAddr,
+}
+
+impl Arriving {
+    async fn serve(self, mut request: Request) {
+        let to = SocketAddr::new(request.authority.ip().to_canonical(), request.authority.port());
+        let opening = Opening {
+            pod: self.pod.uid(),
+            source: self.client,
+            dialled: to,
+            peer: Some(self.peer.identity.clone()),
+            info: self.info(to),
+        };
+        let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
+        let admitted = tokio::select! {
+            admitted = self.admit(to, &connection) => admitted,
+            reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+            () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
+        };
+        let (application, _held) = match admitted {
+            Ok(application) => application,
+            Err(failure) => {
+                request.refuse(refusal(&failure.reason));
+                return connection.failed(&failure);
+            }
+        };
+        let own = baggage(&self.proxy.settings.cluster, &self.pod.captured.workload);
+        match request.accept(&own) {
+            Ok(flow) => carry::out_of_tunnel(&connection, flow, application).await,
+            Err(error) => connection.failed(&Failure::new(Reason::Reset, error.to_string())),
+        }
+    }
+
+    fn info(&self, to: SocketAddr) -> ConnectionInfo {
+        let identity = Some(self.peer.identity.clone());
+        let source = self.source(&self.peer.identity);
+        let source = source.map_or_else(|| Party::stranger(self.client), |pod| Party::of(self.client, &pod));
+        ConnectionInfo {
+            direction: Direction::Inbound,
+            transport: Transport::Hbone,
+            source: Party { identity, ..source },
+            destination: Party::of(to, &self.pod.captured.workload),
+            service: self.proxy.model.read().mesh.services_at(to).next().cloned(),
+            requested: None,
+            key_exchange: Some(self.peer.key_exchange),
+        }
+    }
+
+    /// The pod behind the peer's address, where the identity that it proved agrees.
+    fn source(&self, identity: &Identity) -> Option<Arc<Workload>> {
+        let state = self.proxy.model.read();
+        let workload = state.mesh.workload_by_ip(self.client.ip())?;
+        (workload.identity.as_ref() == Some(identity)).then(|| workload.clone())
+    }
+
+    async fn admit(&self, to: SocketAddr, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
+        if to.ip() != self.local.ip() {
+            let text = format!("the authority's address {} is not the one connected to, {}", to.ip(), self.local.ip());
+            return Err(Failure::new(Reason::Protocol, text));
+        }
+        self.proxy.model.synced().await;
+        let identity = Some(&self.peer.identity);
+        let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: self.client, identity, to };
+        let (_, decision) = arrival.decide()?;
+        connection.decided(&decision);
+        allowed(&decision)?;
+        let dialled = dial::application(&self.proxy, &self.pod, self.client.ip(), to).await;
+        dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))
+    }
+}
+
+// facts of the field's protocol: 400 malformed, 401 denied by policy, 503 next hop unreachable.
+fn refusal(reason: &Reason) -> Refusal {
+    match reason {
+        Reason::Protocol => Refusal::Malformed,
+        Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied => Refusal::Denied,
+        _ => Refusal::Unreachable,
+    }
+}

@@ -1,0 +1,127 @@
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use crate::transport::hbone::{Pool, PoolSettings};
+
+/// The threads that carry connections: one current-thread runtime a core. A connection lives its whole life on one.
+pub struct Workers {
+    handles: Vec<Handle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Handle {
+    jobs: mpsc::UnboundedSender<Job>,
+    load: Arc<AtomicUsize>,
+}
+
+/// What a worker thread owns alone, without a lock.
+pub struct Thread {
+    pub pool: Pool,
+}
+
+type Job = Box<dyn FnOnce(Rc<Thread>) + Send>;
+
+impl Workers {
+    pub fn start(count: usize, pool: &PoolSettings) -> io::Result<Self> {
+        let mut workers = Self { handles: Vec::new(), threads: Vec::new() };
+        for index in 0..count.max(1) {
+            let (jobs, receiver) = mpsc::unbounded_channel();
+            let settings = pool.clone();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || LocalSet::new().block_on(&runtime, run(receiver, settings)))?;
+            workers.handles.push(Handle { jobs, load: Arc::default() });
+            workers.threads.push(thread);
+        }
+        Ok(workers)
+    }
+
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Runs a future on one thread, chosen by its number.
+    pub fn spawn_on<F: Future<Output = ()> + 'static>(
+        &self,
+        index: usize,
+        make: impl FnOnce(Rc<Thread>) -> F + Send + 'static,
+    ) {
+        let handle = &self.handles[index % self.handles.len()];
+        let job: Job = Box::new(move |thread| drop(tokio::task::spawn_local(make(thread))));
+        // A closed channel means that the agent ends; what came too late is dropped, and its sockets reset.
+        let _ = handle.jobs.send(job);
+    }
+
+    /// Runs the life of one connection on the thread that has the fewest.
+    pub fn spawn_connection<F: Future<Output = ()> + 'static>(
+        &self,
+        make: impl FnOnce(Rc<Thread>) -> F + Send + 'static,
+    ) {
+        let loads = self.handles.iter().enumerate().map(|(index, handle)| (handle.load.load(Ordering::Relaxed), index));
+        let index = loads.min().map_or(0, |(_, index)| index);
+        let guard = LoadGuard::new(&self.handles[index].load);
+        self.spawn_on(index, move |thread| {
+            let connection = make(thread);
+            async move {
+                connection.await;
+                drop(guard);
+            }
+        });
+    }
+
+    /// Runs a job on every thread, for example to evict a pod from their pools.
+    pub fn on_each(&self, job: impl Fn(&Thread) + Send + Clone + 'static) {
+        for handle in &self.handles {
+            let job = job.clone();
+            let _ = handle.jobs.send(Box::new(move |thread| job(&thread)));
+        }
+    }
+
+    /// Ends the threads: whatever they still carry is reset.
+    pub fn stop(self) {
+        drop(self.handles);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct LoadGuard(Arc<AtomicUsize>);
+
+impl LoadGuard {
+    fn new(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(load.clone())
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, pool: PoolSettings) {
+    let thread = Rc::new(Thread { pool: Pool::new(pool) });
+    while let Some(job) = jobs.recv().await {
+        job(thread.clone());
+    }
+}
+
+thread_local! {
+    static RANDOM: RefCell<Option<rand::rngs::StdRng>> = const { RefCell::new(None) };
+}
+
+/// The thread's own generator, seeded once from the system.
+pub fn with_random<T>(f: impl FnOnce(&mut rand::rngs::StdRng) -> T) -> T {
+    RANDOM.with_borrow_mut(|random| f(random.get_or_insert_with(rand::make_rng)))
+}

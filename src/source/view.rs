@@ -1,0 +1,125 @@
+//! All files of the folder as one view: who wins where two say the same name, and what stays of what broke.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Problem;
+use super::decode::{Broken, Content, Item, Key};
+use super::derive;
+use crate::mesh;
+use crate::model::Delta;
+
+/// What one file says, as far as it is taken.
+pub(super) struct FileView<'a> {
+    pub path: &'a Path,
+    pub content: &'a Content,
+    /// What it held before it broke.
+    pub former: &'a BTreeSet<Key>,
+    pub next: Next<'a>,
+}
+
+/// What the file is about to be.
+pub(super) enum Next<'a> {
+    Same,
+    Gone,
+    /// Read, but still waited for.
+    Held(&'a Content),
+}
+
+impl Next<'_> {
+    /// Whether an object is about to go from the file: then it yields to another file that has it.
+    fn drops(&self, key: &Key) -> bool {
+        match self {
+            Self::Same => false,
+            Self::Gone => true,
+            Self::Held(content) => !content.unparsed && !content.has(key),
+        }
+    }
+}
+
+pub(super) type View = BTreeMap<Key, Arc<Item>>;
+
+/// One view of all files, given in the order of their names, and what the model has now.
+pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now: &View) -> (View, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let mut winners: BTreeMap<&Key, (&Arc<Item>, &Path, usize, bool)> = BTreeMap::new();
+    for file in files.clone() {
+        for found in &file.content.objects {
+            let drops = file.next.drops(&found.key);
+            match winners.get(&found.key) {
+                Some((_, path, line, false)) if !drops => problems.push(Problem {
+                    file: file.path.to_owned(),
+                    line: found.line,
+                    object: found.key.to_string(),
+                    field: "metadata.name".to_owned(),
+                    cause: format!("it stands already in {}:{line}, which is in force; remove one", path.display()),
+                }),
+                Some((_, _, _, false)) => {}
+                Some((_, _, _, true)) if drops => {}
+                _ => drop(winners.insert(&found.key, (&found.item, file.path, found.line, drops))),
+            }
+        }
+    }
+    let mut view: View = winners.into_iter().map(|(key, (item, ..))| (key.clone(), item.clone())).collect();
+    for file in files {
+        let mut outcomes = BTreeMap::new();
+        for broken in &file.content.broken {
+            outcomes.insert(broken.key.to_string(), keep_broken(broken, &mut view, now));
+        }
+        if file.content.unparsed {
+            for key in file.former {
+                if let (false, Some(item)) = (view.contains_key(key), now.get(key)) {
+                    view.insert(key.clone(), item.clone());
+                }
+            }
+        }
+        problems.extend(file.content.problems.iter().cloned().map(|mut problem| {
+            if let Some(outcome) = outcomes.get(&problem.object) {
+                problem.cause.push_str(outcome);
+            }
+            problem
+        }));
+    }
+    derive::add_endpoint_slices(&mut view);
+    problems.sort();
+    problems.dedup();
+    (view, problems)
+}
+
+/// The steps from one view to the next.
+pub(super) fn difference(now: &View, next: &View) -> Vec<Delta> {
+    let gone = now.iter().filter(|(key, _)| !next.contains_key(key));
+    let gone = gone.filter_map(|(key, item)| match &**item {
+        Item::Policy(policy) => Some(Delta::Policy(policy.delete())),
+        _ => Some(Delta::Mesh(mesh::Delta::Delete(key.object_ref()?))),
+    });
+    let new = next.iter().filter(|(key, item)| now.get(key).is_none_or(|old| !Arc::ptr_eq(old, item) && old != *item));
+    let new = new.map(|(_, item)| match &**item {
+        Item::Policy(policy) => Delta::Policy(policy.apply()),
+        Item::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
+        Item::Service(service, _) => apply(mesh::Object::Service(service.clone())),
+        Item::Other(object) => apply(object.clone()),
+    });
+    gone.chain(new).collect()
+}
+
+fn apply(object: mesh::Object) -> Delta {
+    Delta::Mesh(mesh::Delta::Apply(object))
+}
+
+/// Keeps what is in force of an object that broke, and tells people what that is.
+fn keep_broken(broken: &Broken, view: &mut View, now: &View) -> &'static str {
+    let key = &broken.key;
+    let good = now.get(key).filter(|item| !matches!(&***item, Item::Policy(policy) if policy.is_malformed()));
+    if view.contains_key(key) {
+        return "; another version of it is in force";
+    }
+    let (item, outcome) = match (good, &broken.stand_in) {
+        (Some(item), _) => (item, "; its last good version stays in force"),
+        (None, Some(item)) => (item, "; until it can be read it denies what it might stand over"),
+        (None, None) => return "; it has no effect",
+    };
+    view.insert(key.clone(), item.clone());
+    outcome
+}

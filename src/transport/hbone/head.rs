@@ -1,0 +1,112 @@
+use std::net::SocketAddr;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Uri};
+
+/// What a CONNECT says besides its stream: where to, and on whose behalf.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConnectHead {
+    /// The workload's address; towards a waypoint, the service's.
+    pub authority: SocketAddr,
+    /// The client's own address, as it wants to be believed.
+    pub forwarded: Option<SocketAddr>,
+    /// W3C baggage: who the client is, for the other side's telemetry.
+    pub baggage: String,
+    pub traceparent: Option<String>,
+}
+
+impl ConnectHead {
+    /// RFC 9113, section 8.5: only `:method` and `:authority`. A value that no header can carry is left out.
+    pub(super) fn request(&self) -> Result<Request<()>, http::Error> {
+        let authority: http::uri::Authority = self.authority.to_string().parse()?;
+        let mut request = Request::builder().method(Method::CONNECT).uri(Uri::from(authority)).body(())?;
+        let forwarded = self.forwarded.map(|address| format!("for=\"{address}\""));
+        let headers = [
+            (FORWARDED, forwarded.as_deref()),
+            (BAGGAGE, Some(self.baggage.as_str()).filter(|baggage| !baggage.is_empty())),
+            (TRACEPARENT, self.traceparent.as_deref()),
+        ];
+        for (name, value) in headers {
+            if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+                request.headers_mut().insert(name, value);
+            }
+        }
+        Ok(request)
+    }
+
+    /// The head of a request; `None` where it is none of HBONE's.
+    pub(super) fn of<B>(request: &Request<B>) -> Option<Self> {
+        let uri = request.uri();
+        let bare = uri.scheme().is_none() && uri.path_and_query().is_none_or(|path| path.as_str().is_empty());
+        if request.method() != Method::CONNECT || !bare {
+            return None;
+        }
+        let authority: SocketAddr = uri.authority()?.as_str().parse().ok()?;
+        if authority.port() == 0 {
+            return None;
+        }
+        Some(Self {
+            authority,
+            forwarded: text(request.headers(), &FORWARDED).as_deref().and_then(forwarded_for),
+            baggage: text(request.headers(), &BAGGAGE).unwrap_or_default(),
+            traceparent: text(request.headers(), &TRACEPARENT),
+        })
+    }
+}
+
+/// The values of one header as one list; a value that is no text counts as absent.
+pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    if values.is_empty() { None } else { Some(values.join(",")) }
+}
+
+/// RFC 7239, section 4: the first `for` that is an address with a port.
+fn forwarded_for(value: &str) -> Option<SocketAddr> {
+    value.split([',', ';']).find_map(|pair| {
+        let (name, value) = pair.trim().split_once('=')?;
+        if !name.eq_ignore_ascii_case("for") {
+            return None;
+        }
+        value.trim_matches('"').parse().ok()
+    })
+}
+
+pub(super) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_reads_back_what_it_writes() {
+        for authority in ["10.1.2.3:8080", "[fd00::1]:80"] {
+            let head = ConnectHead {
+                authority: authority.parse().unwrap(),
+                forwarded: Some("10.9.9.9:4321".parse().unwrap()),
+                baggage: "k8s.namespace.name=shop".to_owned(),
+                traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+            };
+            let request = head.request().unwrap();
+            assert_eq!(request.headers()["forwarded"], "for=\"10.9.9.9:4321\"");
+            assert_eq!(request.uri().authority().unwrap().as_str(), authority);
+            assert_eq!(ConnectHead::of(&request), Some(head));
+        }
+    }
+
+    #[test]
+    fn what_is_no_connect_to_an_address_is_none_of_ours() {
+        for (method, uri) in [
+            ("GET", "http://10.0.0.1:80/"),
+            ("CONNECT", "cart.shop:80"),
+            ("CONNECT", "10.0.0.1"),
+            ("CONNECT", "10.0.0.1:0"),
+            ("CONNECT", "user@10.0.0.1:80"),
+            ("CONNECT", "http://10.0.0.1:80/path"),
+        ] {
+            let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+            assert_eq!(ConnectHead::of(&request), None, "{method} {uri}");
+        }
+    }
+}

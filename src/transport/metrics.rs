@@ -1,0 +1,20 @@
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Tells what this room's metrics mean.
+pub fn describe_metrics() {
+    describe_counter!(HANDSHAKES, "TLS handshakes by role (client, server), result (ok, or why not) and key exchange.");
+    describe_histogram!(HANDSHAKE_SECONDS, Unit::Seconds, "How long successful TLS handshakes took, by role.");
+    describe_gauge!(CONNECTIONS, "HTTP/2 tunnel connections open now, by role.");
+    describe_gauge!(STREAMS, "HBONE streams open now, by role.");
+    describe_counter!(REFUSED, "CONNECT requests refused by this side, by status.");
+    describe_gauge!(WINDOWS, Unit::Bytes, "Receive windows granted to peers, in all.");
+    describe_counter!(POOLED, "Streams opened, by whether a pooled connection carried them (hit) or a new one (miss).");
+}
+
+pub(super) const HANDSHAKES: &str = "selvedge_tls_handshakes_total";
+pub(super) const HANDSHAKE_SECONDS: &str = "selvedge_tls_handshake_seconds";
+pub(super) const CONNECTIONS: &str = "selvedge_hbone_connections";
+pub(super) const STREAMS: &str = "selvedge_hbone_streams";
+pub(super) const REFUSED: &str = "selvedge_hbone_refused_total";
+pub(super) const WINDOWS: &str = "selvedge_hbone_window_bytes";
+pub(super) const POOLED: &str = "selvedge_hbone_pool_opens_total";

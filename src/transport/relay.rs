@@ -1,0 +1,265 @@
+//! Carries the bytes of one connection between two ends, as faithfully as a wire would.
+//!
+//! Half-close, reset and abrupt end on one side become the same on the other. There is no idle time-out: a connection
+//! that is silent for an hour lives, and holds no buffer meanwhile.
+
+mod buffer;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+use crate::mesh::Reason;
+
+pub use self::tcp::TcpEnd;
+
+/// One end of a relay: an application's socket, or a flow in a tunnel.
+pub trait End {
+    /// Ready when a read may find something; no buffer is held while it is not.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// At most `limit` bytes where the end can choose; `None` once the other side has closed in order.
+    fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Option<Bytes>>>;
+    /// Tells that bytes which were read have been delivered: the peer may send as many more.
+    fn delivered(&mut self, bytes: usize) -> io::Result<()>;
+    /// How many bytes can be written now; may hold them for this end until [`End::release`].
+    fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+    /// Gives back what `poll_capacity` held: there was nothing to write.
+    fn release(&mut self);
+    /// Takes bytes from the front of `data`; how many.
+    fn poll_write(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>>;
+    /// Closes the writing direction in order.
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ready when the other side has reset the connection, while nobody reads.
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error>;
+    /// Both directions have closed in order: what is left to do at the end must not look like a reset.
+    fn finish(&mut self);
+    /// Ends both directions abruptly, as the other side will see.
+    fn reset(&mut self);
+}
+
+/// What others may know of a running relay, and how they end it.
+#[derive(Default)]
+pub struct RelayControl {
+    sent: AtomicU64,
+    received: AtomicU64,
+    ending: Mutex<Ending>,
+}
+
+#[derive(Default)]
+struct Ending {
+    reason: Option<Reason>,
+    waker: Option<Waker>,
+}
+
+impl std::fmt::Debug for RelayControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RelayControl").field("sent", &self.sent()).field("received", &self.received()).finish()
+    }
+}
+
+impl RelayControl {
+    /// Bytes delivered upstream so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes delivered downstream so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Resets both ends at once. The first reason given stays.
+    pub fn reset(&self, reason: Reason) {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.reason.get_or_insert(reason);
+        if let Some(waker) = ending.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Completes when a reset is asked for. One waits at a time: before the relay runs, which then waits itself.
+    pub async fn reset_requested(&self) -> Reason {
+        poll_fn(|cx| self.poll_reset(cx)).await
+    }
+
+    fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &ending.reason {
+            return Poll::Ready(reason.clone());
+        }
+        if !ending.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            ending.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Bytes delivered upstream.
+    pub sent: u64,
+    /// Bytes delivered downstream.
+    pub received: u64,
+    pub outcome: Outcome,
+    /// What the end that broke said.
+    pub error: Option<io::Error>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Both directions closed in order.
+    Orderly,
+    /// That side reset, or broke.
+    ResetByDownstream,
+    ResetByUpstream,
+    /// [`RelayControl::reset`].
+    ResetByUs(Reason),
+}
+
+/// Carries bytes until both directions have closed in order, or one end has broken; then the other is reset too.
+pub async fn relay(downstream: impl End, upstream: impl End, control: &RelayControl) -> Ended {
+    let mut ends = Guard { downstream, upstream, finished: false };
+    let (mut up, mut down) = (Direction::default(), Direction::default());
+    let end = poll_fn(|cx| {
+        if let Poll::Ready(reason) = control.poll_reset(cx) {
+            return Poll::Ready(Some((Outcome::ResetByUs(reason), None)));
+        }
+        let Guard { downstream, upstream, .. } = &mut ends;
+        let upwards = up.poll(cx, downstream, upstream, &control.sent);
+        let downwards = match upwards {
+            Err(_) => Ok(false),
+            Ok(_) => down.poll(cx, upstream, downstream, &control.received),
+        };
+        match (upwards, downwards) {
+            (Err(Broken::From(error)), _) | (_, Err(Broken::To(error))) => {
+                Poll::Ready(Some((Outcome::ResetByDownstream, Some(error))))
+            }
+            (Err(Broken::To(error)), _) | (_, Err(Broken::From(error))) => {
+                Poll::Ready(Some((Outcome::ResetByUpstream, Some(error))))
+            }
+            (Ok(true), Ok(true)) => Poll::Ready(None),
+            (Ok(_), Ok(_)) => Poll::Pending,
+        }
+    })
+    .await;
+    ends.finished = end.is_none();
+    let (outcome, error) = end.unwrap_or((Outcome::Orderly, None));
+    Ended { sent: control.sent(), received: control.received(), outcome, error }
+}
+
+/// Resets both ends unless they finished: also when the relay itself is dropped halfway.
+struct Guard<D: End, U: End> {
+    downstream: D,
+    upstream: U,
+    finished: bool,
+}
+
+impl<D: End, U: End> Drop for Guard<D, U> {
+    fn drop(&mut self) {
+        if self.finished {
+            self.downstream.finish();
+            self.upstream.finish();
+        } else {
+            self.downstream.reset();
+            self.upstream.reset();
+        }
+    }
+}
+
+enum Broken {
+    From(io::Error),
+    To(io::Error),
+}
+
+#[derive(Default)]
+struct Direction {
+    pending: Bytes,
+    ended: bool,
+    closed: bool,
+}
+
+impl Direction {
+    /// Moves what can be moved; true once this direction has closed in order.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl End,
+        to: &mut impl End,
+        count: &AtomicU64,
+    ) -> Result<bool, Broken> {
+        for _ in 0..CHUNKS_A_TURN {
+            if !self.pending.is_empty() {
+                match to.poll_write(cx, &mut self.pending) {
+                    Poll::Ready(Ok(written)) => {
+                        count.fetch_add(written as u64, Ordering::Relaxed);
+                        from.delivered(written).map_err(Broken::From)?;
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => return Err(Broken::To(error)),
+                    Poll::Pending => return self.watch(cx, from, to),
+                }
+            }
+            if self.ended {
+                if !self.closed {
+                    match to.poll_shutdown(cx) {
+                        Poll::Ready(Ok(())) => self.closed = true,
+                        Poll::Ready(Err(error)) => return Err(Broken::To(error)),
+                        Poll::Pending => return self.watch(cx, from, to),
+                    }
+                }
+                return self.watch(cx, from, to);
+            }
+            match from.poll_readable(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(Broken::From(error)),
+                Poll::Pending => {
+                    to.release();
+                    return Ok(false);
+                }
+            }
+            let limit = match to.poll_capacity(cx) {
+                Poll::Ready(Ok(limit)) => limit,
+                Poll::Ready(Err(error)) => return Err(Broken::To(error)),
+                Poll::Pending => return self.watch(cx, from, to),
+            };
+            match from.poll_read(cx, limit) {
+                Poll::Ready(Ok(Some(data))) => self.pending = data,
+                Poll::Ready(Ok(None)) => {
+                    to.release();
+                    self.ended = true;
+                }
+                Poll::Ready(Err(error)) => return Err(Broken::From(error)),
+                Poll::Pending => {
+                    to.release();
+                    return Ok(false);
+                }
+            }
+        }
+        // Others on this thread have a turn.
+        cx.waker().wake_by_ref();
+        Ok(false)
+    }
+
+    /// While nobody reads from an end, only this notices that it was reset.
+    fn watch(&self, cx: &mut Context<'_>, from: &mut impl End, to: &mut impl End) -> Result<bool, Broken> {
+        if let Poll::Ready(error) = from.poll_reset(cx) {
+            return Err(Broken::From(error));
+        }
+        if !self.closed
+            && let Poll::Ready(error) = to.poll_reset(cx)
+        {
+            return Err(Broken::To(error));
+        }
+        Ok(self.closed)
+    }
+}
+
+const CHUNKS_A_TURN: usize = 16;
