@@ -53,7 +53,9 @@ fn advice(debian: bool, packages: &str) -> String {
     let manager = ["dnf", "zypper", "pacman", "apk"].into_iter().find(|name| find(name).is_some());
     // Fedora calls both packages otherwise.
     match manager {
-        Some("dnf") => format!("sudo dnf install {}", packages.replace("iptables", "iptables-nft").replace("iproute2", "iproute")),
+        Some("dnf") => {
+            format!("sudo dnf install {}", packages.replace("iptables", "iptables-nft").replace("iproute2", "iproute"))
+        }
         Some("zypper") => format!("sudo zypper install {packages}"),
         Some("pacman") => format!("sudo pacman -S {packages}"),
         Some("apk") => format!("sudo apk add {packages}"),

@@ -13,7 +13,8 @@ pub const CALLS: [Call; 7] = [
     Call::new("shop/web", "shop/catalog", Protocol::Http, Expected::Allowed).over_link(),
     Call::new("shop/catalog", "shop/ledger", Protocol::Tcp, Expected::Allowed).over_link(),
     Call::new("shop/reports", "shop/ledger", Protocol::Tcp, Expected::Allowed),
-    Call::new("shop/reports", "shop/catalog", Protocol::Http, Expected::Denied("policy:shop/catalog-readers")).over_link(),
+    Call::new("shop/reports", "shop/catalog", Protocol::Http, Expected::Denied("policy:shop/catalog-readers"))
+        .over_link(),
     Call::new("shop/web", "shop/ledger", Protocol::Tcp, Expected::Denied("policy:shop/ledger-clients")),
     Call::new("legacy/cron", "shop/catalog", Protocol::Http, Expected::Denied("plaintext:shop/default")).in_plaintext(),
     Call::new("legacy/cron", "shop/ledger", Protocol::Tcp, Expected::Allowed).in_plaintext().over_link(),

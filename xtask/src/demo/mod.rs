@@ -164,7 +164,8 @@ impl Stage {
                     let held = !outcome.answered && unheard && !explained.allowed;
                     let detail = format!("{}; explain: {}", outcome.detail, explained.words);
                     report.expect(&format!("{}: denied, and the server never heard of it", call.title()), held, detail);
-                    let logged = self.find_line(call, |line| line.contains(reason) && line.contains(&self.source_of(call)));
+                    let logged =
+                        self.find_line(call, |line| line.contains(reason) && line.contains(&self.source_of(call)));
                     report.attempt("  the access log says why", logged, |line| (true, line.clone()));
                 }
             }
@@ -222,11 +223,11 @@ impl Stage {
         report.section("The metrics that came of it");
         for agent in &self.agents {
             let metrics = agent.metrics()?;
-            let opened = metrics.sum("selvedge_connections_opened_total", &[]);
+            let opened = metrics.sum("selvedge_tcp_connections_opened_total", &[]);
             let failed = metrics.sum("selvedge_connections_failed_total", &[]);
             let seen = metrics.names().into_iter().filter(|name| name.starts_with("selvedge_")).count();
-            let sent = metrics.sum("selvedge_sent_bytes_total", &[]);
-            let received = metrics.sum("selvedge_received_bytes_total", &[]);
+            let sent = metrics.sum("selvedge_tcp_sent_bytes_total", &[]);
+            let received = metrics.sum("selvedge_tcp_received_bytes_total", &[]);
             report.expect(
                 &format!("{} counts connections, bytes and refusals", agent.node()),
                 opened > 0.0 && failed > 0.0,
@@ -325,4 +326,3 @@ fn end_on_signals() -> Result<()> {
 }
 
 const TUNNEL: u16 = 15008;
-
