@@ -69,7 +69,7 @@ impl Call {
         };
         match result {
             Ok(saw) => Outcome { answered: true, saw, detail: format!("{address} answered") },
-            Err(error) => Outcome { answered: false, saw: None, detail: format!("{address}: {error:#}") },
+            Err(error) => Outcome { answered: false, saw: None, detail: format!("{address}: {}", error.root_cause()) },
         }
     }
 

@@ -4,12 +4,13 @@ mod calls;
 mod report;
 mod stay;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{self, Command, ExitCode};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 use selvedge_lab::{Agent, AgentOptions, BOUND, Capture, Lab, Pod, Server, enter, eventually, read_documents};
@@ -130,12 +131,19 @@ impl Stage {
         report.section("One agent a node: the pods are captured as they are");
         self.agents = self.lab.start_agents(&AgentOptions::default())?;
         for agent in &self.agents {
-            let names: Vec<_> = self.joined_on(agent.node()).map(Pod::full_name).collect();
-            let wanted = names.len() as f64;
-            let captured = || agent.metrics().ok().map(|now| now.sum("selvedge_pods", &[("state", "captured")]));
-            let result = eventually("all joined pods are captured", BOUND, || captured().filter(|now| *now == wanted));
-            report.attempt(&format!("{} has captured its joined pods, and no other", agent.node()), result, |now| {
-                (true, format!("selvedge_pods{{state=\"captured\"}} {now}: {}", names.join(", ")))
+            let wanted: BTreeSet<_> = self.joined_on(agent.node()).map(Pod::full_name).collect();
+            let capture = eventually("all joined pods are captured, and no other", BOUND, || {
+                let capture = agent.dump().ok()?["capture"].take();
+                (captured(&capture) == wanted).then_some(capture)
+            });
+            let counted = || agent.metrics().map(|metrics| metrics.sum("selvedge_pods", &[("state", "captured")]));
+            let result = capture.and_then(|capture| Ok((capture, counted()?)));
+            let name = format!("{} has captured its joined pods, and no other", agent.node());
+            report.attempt(&name, result, |(capture, counted)| {
+                let names = wanted.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let way = capture["mode"].as_str().unwrap_or("an unknown way");
+                let detail = format!("by {way}: {names}; selvedge_pods{{state=\"captured\"}} {counted}");
+                (*counted == wanted.len() as f64, detail)
             });
         }
         Ok(())
@@ -149,24 +157,24 @@ impl Stage {
             let heard_before = self.heard(call.to);
             let outcome = call.make(self, &needle, self.address(call)?);
             let explained = self.explain(call)?;
+            let why = format!("{}; {}", outcome.detail, explained.why);
             match call.expected {
                 Expected::Allowed => {
-                    let held = outcome.answered && explained.allowed;
-                    let detail = format!("{}; explain: {}", outcome.detail, explained.words);
-                    report.expect(&format!("{}: allowed", call.title()), held, detail);
+                    report.expect(&format!("{}: allowed", call.title()), outcome.answered && explained.allowed, why);
                     let client = self.pod(call.from)?.ip();
                     let saw = outcome.saw.map_or_else(|| "nobody".to_owned(), |ip| ip.to_string());
-                    let detail = format!("{} is {client}; {} saw {saw}", call.from, call.to);
-                    report.expect("  the server saw the client's own address", outcome.saw == Some(client), detail);
+                    let name = format!("{}: the server saw the client's own address", call.title());
+                    report.expect(&name, outcome.saw == Some(client), format!("{} saw {saw}", call.to));
                 }
                 Expected::Denied(reason) => {
                     let unheard = self.heard(call.to) == heard_before;
                     let held = !outcome.answered && unheard && !explained.allowed;
-                    let detail = format!("{}; explain: {}", outcome.detail, explained.words);
-                    report.expect(&format!("{}: denied, and the server never heard of it", call.title()), held, detail);
-                    let logged =
-                        self.find_line(call, |line| line.contains(reason) && line.contains(&self.source_of(call)));
-                    report.attempt("  the access log says why", logged, |line| (true, line.clone()));
+                    report.expect(&format!("{}: denied, and the server never heard of it", call.title()), held, why);
+                    let name = format!("{}: the access log says why", call.title());
+                    report.attempt(&name, self.find_denial(call, reason), |(node, line)| {
+                        let detail = line["detail"].as_str().unwrap_or_default();
+                        (explained.reason == reason, format!("{node}: reason {reason}: {detail}"))
+                    });
                 }
             }
             sent.push((call, needle));
@@ -190,10 +198,14 @@ impl Stage {
             };
             report.expect(&name, found.is_found() == call.plaintext, detail);
         }
-        let ports = link.tcp_ports()?;
-        let tunnel = ports.get(&TUNNEL).copied().unwrap_or_default();
-        let words: Vec<_> = ports.iter().map(|(port, packets)| format!("port {port}: {packets} packets")).collect();
-        report.expect("the mesh's traffic goes through the tunnel", tunnel > 0, words.join(", "));
+        let outsider = self.pod("legacy/cron")?.ip();
+        let tunnel = |address: &SocketAddr| address.port() == TUNNEL;
+        let streams = link.streams()?;
+        let (tunnelled, beside): (Vec<_>, Vec<_>) = streams.keys().partition(|(from, to)| tunnel(from) || tunnel(to));
+        let strays = beside.iter().filter(|(from, to)| from.ip() != outsider && to.ip() != outsider).count();
+        let detail = format!("{} streams through port {TUNNEL}, {} of legacy/cron", tunnelled.len(), beside.len());
+        let held = !tunnelled.is_empty() && strays == 0;
+        report.expect("nothing of the mesh's pods crosses beside the tunnel", held, detail);
         Ok(())
     }
 
@@ -201,16 +213,17 @@ impl Stage {
         report.section("Which identity each side saw");
         for call in CALLS.iter().filter(|call| call.is_allowed() && !call.plaintext) {
             let (source, destination) = (identity(call.from), identity(call.to));
-            for (side, pod) in [("client", call.from), ("server", call.to)] {
+            for (direction, side, pod) in [("outbound", "client", call.from), ("inbound", "server", call.to)] {
                 let node = self.pods.get(pod).map_or("", Pod::node_name);
                 let agent = self.agents.iter().find(|agent| agent.node() == node);
                 let line = agent.with_context(|| format!("no agent on {node}")).and_then(|agent| {
                     agent.access_line(&call.title(), |line| {
-                        let text = line.to_string();
-                        text.contains(&source) && text.contains(&destination)
+                        line["direction"] == direction
+                            && line["source_identity"] == source
+                            && line["destination_identity"] == destination
                     })
                 });
-                report.attempt(&format!("{}: the {side}'s node saw both", call.title()), line, |line| {
+                report.attempt(&format!("{}: the {side}'s node knows both ends", call.title()), line, |line| {
                     let key_exchange = line.get("key_exchange").and_then(Value::as_str);
                     let exchange = key_exchange.map(|name| format!(" by {name}")).unwrap_or_default();
                     (true, format!("{node}: {source} -> {destination}{exchange}"))
@@ -267,21 +280,22 @@ impl Stage {
     }
 
     fn explain(&self, call: &Call) -> Result<Explained> {
-        let explain = |format: &[&str]| {
-            let mut command = Command::new(&self.binary);
-            command.arg("explain").arg("--manifests").arg(self.lab.manifests());
-            command.args([call.from, call.to, "--port", &call.protocol.port().to_string()]).args(format);
-            let output = command.output().context("cannot run selvedge explain")?;
-            anyhow::ensure!(
-                output.status.success(),
-                "selvedge explain failed: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        };
-        let verdict: Value = serde_json::from_str(&explain(&["-o", "json"])?).context("explain -o json")?;
-        let words = explain(&[])?.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-        Ok(Explained { allowed: verdict["verdict"] == "allow", words })
+        let mut command = Command::new(&self.binary);
+        command.arg("explain").arg("--manifests").arg(self.lab.manifests());
+        command.args([call.from, call.to, "--port", &call.protocol.port().to_string(), "-o", "json"]);
+        let output = command.output().context("cannot run selvedge explain")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "selvedge explain failed: {}", errors.trim());
+        let said: Value = serde_json::from_slice(&output.stdout).context("selvedge explain -o json")?;
+        let text = |field: &str| said[field].as_str().unwrap_or_default().to_owned();
+        let summary = text("summary");
+        // Who dials whom is known by then; the policy, the rule and the clause are what is of interest.
+        let why = [" is allowed by ", " is denied by "].iter().find_map(|verb| Some(summary.split_once(verb)?.1));
+        Ok(Explained {
+            allowed: text("verdict") == "allow",
+            reason: text("reason"),
+            why: why.unwrap_or(&summary).to_owned(),
+        })
     }
 
     /// Who an access log names as the source: its identity, or its address where it can prove none.
@@ -292,18 +306,29 @@ impl Stage {
         }
     }
 
-    /// An access log line of any agent, as text.
-    fn find_line(&self, call: &Call, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        eventually(&format!("an access log line for {}", call.title()), BOUND, || {
-            let lines = self.agents.iter().filter_map(|agent| agent.access_log().ok()).flatten();
-            lines.map(|line| line.to_string()).find(|line| wanted(line))
-        })
+    /// The access log line of a refusal, where the destination lives.
+    fn find_denial(&self, call: &Call, reason: &str) -> Result<(String, Value)> {
+        let (node, source) = (self.pod(call.to)?.node_name(), self.source_of(call));
+        let agent = self.agents.iter().find(|agent| agent.node() == node);
+        let line = agent.with_context(|| format!("no agent on {node}"))?.access_line(&call.title(), |line| {
+            line["reason"] == reason && line["verdict"] == "deny" && line.to_string().contains(&source)
+        })?;
+        Ok((node.to_owned(), line))
     }
 }
 
+/// What `selvedge explain` said.
 struct Explained {
     allowed: bool,
-    words: String,
+    reason: String,
+    /// The policy, rule and clause, in words.
+    why: String,
+}
+
+/// The names of the pods that a dump's `capture` calls captured.
+fn captured(capture: &Value) -> BTreeSet<String> {
+    let pods = capture["pods"].as_array().into_iter().flatten().filter(|pod| pod["state"] == "captured");
+    pods.filter_map(|pod| pod["pod"].as_str().map(str::to_owned)).collect()
 }
 
 /// The identity of a pod whose service account is called as the pod is.
