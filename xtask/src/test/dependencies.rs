@@ -90,22 +90,10 @@ struct Sources {
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
-    resolve: Resolve,
-}
-
-#[derive(Deserialize)]
-struct Resolve {
-    nodes: Vec<ResolveNode>,
-}
-
-#[derive(Deserialize)]
-struct ResolveNode {
-    id: String,
 }
 
 #[derive(Deserialize)]
 struct Package {
-    id: String,
     name: String,
     version: String,
     license: Option<String>,
@@ -122,18 +110,32 @@ impl Package {
     }
 }
 
-/// Every package that is built for the targets we name.
+/// Every package that is built for the targets we name. `cargo metadata` knows licences and sources, but resolves
+/// optional dependencies that nobody turns on; `cargo tree` knows what is built.
 fn packages(rules: &Rules) -> Result<Vec<Package>> {
-    let mut command = cargo();
-    command.args(["metadata", "--format-version", "1", "--locked"]);
+    // By target here too: what is built for others need not be on this machine.
+    let targets = rules.graph.targets.iter().flat_map(|target| ["--filter-platform", target]);
+    let arguments = ["metadata", "--format-version", "1", "--locked"].into_iter().chain(targets);
+    let metadata = output(&arguments.collect::<Vec<_>>())?;
+    let metadata: Metadata = serde_json::from_str(&metadata).context("cargo metadata")?;
+    let mut built = BTreeSet::new();
     for target in &rules.graph.targets {
-        command.args(["--filter-platform", target]);
+        let tree = ["tree", "--workspace", "--locked", "--edges", "normal,build,dev", "--prefix", "none"];
+        let tree = output(&[&tree[..], &["--format", "{p}", "--target", target]].concat())?;
+        // `name v1.2.3`, then the path of our own, then (*) where it was listed before.
+        built.extend(tree.lines().filter_map(|line| {
+            let (name, rest) = line.split_once(" v")?;
+            Some((name.to_owned(), rest.split(' ').next()?.to_owned()))
+        }));
     }
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo metadata")?;
-    ensure!(output.status.success(), "cargo metadata failed");
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
-    let built: BTreeSet<_> = metadata.resolve.nodes.into_iter().map(|node| node.id).collect();
-    Ok(metadata.packages.into_iter().filter(|package| built.contains(&package.id)).collect())
+    let is_built = |package: &Package| built.contains(&(package.name.clone(), package.version.clone()));
+    Ok(metadata.packages.into_iter().filter(is_built).collect())
+}
+
+fn output(arguments: &[&str]) -> Result<String> {
+    let output = cargo().args(arguments).stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "cargo {} failed", arguments.join(" "));
+    String::from_utf8(output.stdout).context("cargo printed no text")
 }
 
 fn sources(rules: &Rules, packages: &[Package]) -> Vec<String> {

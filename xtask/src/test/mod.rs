@@ -6,6 +6,7 @@ mod runner;
 mod unprivileged;
 
 use std::env;
+use std::fs;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use clap::Args;
 use nix::unistd::geteuid;
 use serde_json::Value;
 
-use crate::build::{cargo, release};
+use crate::build::{cargo, release, root};
 use crate::style::{bad, bold, dim, mark};
 use crate::test::runner::{Tally, count_tests};
 use crate::tools;
@@ -72,14 +73,7 @@ const SECTIONS: [Section; 11] = [
         name: "unit and property tests",
         run: || count_tests(cargo().args(["test", "--workspace", "--lib", "--bins", "--locked", "--no-fail-fast"])),
     },
-    Section {
-        name: "command line and process tests",
-        run: || {
-            count_tests(
-                cargo().args(["test", "--package", "selvedge", "--locked", "--no-fail-fast"]).args(PROCESS_TESTS),
-            )
-        },
-    },
+    Section { name: "command line and process tests", run: process_tests },
     Section {
         name: "doc tests",
         run: || count_tests(cargo().args(["test", "--workspace", "--doc", "--locked", "--no-fail-fast"])),
@@ -98,8 +92,19 @@ const SECTIONS: [Section; 11] = [
     Section { name: "demo without root", run: unprivileged::demo },
 ];
 
-/// Test targets of the main package beside `network`.
-const PROCESS_TESTS: [&str; 2] = ["--test", "handover"];
+/// The test targets of the main package beside `network`: one a file in `tests/`.
+fn process_tests() -> Result<Tally> {
+    let mut command = cargo();
+    command.args(["test", "--package", "selvedge", "--locked", "--no-fail-fast"]);
+    for entry in fs::read_dir(root().join("tests")).context("cannot read tests/")? {
+        let file = entry?.path();
+        if let (Some(name), Some("rs")) = (file.file_stem(), file.extension().and_then(|extension| extension.to_str()))
+        {
+            command.arg("--test").arg(name);
+        }
+    }
+    count_tests(&mut command)
+}
 
 struct SectionResult {
     name: &'static str,
