@@ -417,8 +417,11 @@ impl Node {
         for ip in &spec.internal_ips {
             lines.push(format!("addr add {ip}/{} dev eth0{}", if ip.is_ipv4() { 16 } else { 64 }, nodad(*ip)));
         }
-        let gateways = [IpAddr::V4(SWITCH_V4), IpAddr::V6(SWITCH_V6)];
-        lines.extend(gateways.iter().filter(|ip| families.has(**ip)).map(|ip| format!("route add default via {ip}")));
+        for gateway in [IpAddr::V4(SWITCH_V4), IpAddr::V6(SWITCH_V6)] {
+            if spec.internal_ips.iter().any(|ip| ip.is_ipv4() == gateway.is_ipv4()) {
+                lines.push(format!("route add default via {gateway}"));
+            }
+        }
         namespace.ip_batch(lines)?;
         Ok(Self {
             namespace,

@@ -71,7 +71,10 @@ impl Namespace {
             script.push_str(line.as_ref());
             script.push('\n');
         }
-        let mut command = Command::new("ip");
+        // A user's PATH may lack the directory that has it.
+        let found =
+            ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip", "/bin/ip"].into_iter().find(|ip| Path::new(ip).exists());
+        let mut command = Command::new(found.unwrap_or("ip"));
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = self.spawn(&mut command).context("cannot run ip: install the package iproute2")?;
         if let Some(mut stdin) = child.stdin.take() {
