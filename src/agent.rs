@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminSettings, Control, Readiness, Sources};
@@ -126,28 +127,37 @@ async fn worker(
         dump: Arc::new(dump),
         control: state.clone(),
     }));
-    tokio::spawn(metrics.upkeep());
-    tokio::spawn(identities.clone().run());
-    tokio::spawn(async move { ca.watch().await });
-    tokio::spawn(follow(proxy.clone()));
-    tokio::spawn(serve_captured(proxy.clone(), captured));
-    tokio::spawn(retain_identities(args.node.clone(), model.clone(), identities.clone()));
-    tokio::spawn(housekeeping(proxy.clone(), report.clone()));
+    // None of these ends by itself. An agent that lacks one of them would go on with policy, certificates or rules of
+    // yesterday: better a new worker.
+    let mut essential = JoinSet::new();
+    essential.spawn(metrics.upkeep());
+    essential.spawn(identities.clone().run());
+    essential.spawn(async move { ca.watch().await });
+    essential.spawn(follow(proxy.clone()));
+    essential.spawn(serve_captured(proxy.clone(), captured));
+    essential.spawn(retain_identities(args.node.clone(), model.clone(), identities.clone()));
+    essential.spawn(housekeeping(proxy.clone(), report.clone()));
     let source = tokio::spawn(directory::run(args.manifests.clone(), model.clone(), report.clone()));
     let shutdown = stopping.clone();
-    let reconciler = tokio::spawn(reconciler.run(async move { shutdown.asked().await }));
+    let mut reconciler = tokio::spawn(reconciler.run(async move { shutdown.asked().await }));
     info!(node = %args.node, connections = most, threads, version = env!("CARGO_PKG_VERSION"), "The agent runs.");
 
-    let code = tokio::select! {
+    tokio::select! {
+        // First, because a drain ends the reconciler too.
+        biased;
+        () = stopping.wait(&connections) => {}
         result = source => {
-            let cause = match result {
-                Ok(Err(cause)) => cause.to_string(),
-                Err(cause) => cause.to_string(),
-            };
-            return Err(Failure::configuration(cause));
+            return Err(match result {
+                Ok(Err(cause)) => Failure::configuration(cause),
+                Err(cause) => Failure::new(format!("what follows the manifests failed: {cause}")),
+            });
         }
-        () = stopping.wait(&connections) => ExitCode::SUCCESS,
-    };
+        _ = &mut reconciler => return Err(Failure::new("what keeps the capture true has ended")),
+        Some(ended) = essential.join_next() => {
+            let how = ended.err().map_or_else(|| "it returned".to_owned(), |cause| cause.to_string());
+            return Err(Failure::new(format!("a part of the agent has ended: {how}")));
+        }
+    }
     info!(connections = connections.total(), limit = ?args.drain, "Draining: open connections go on, up to the limit.");
     proxy.drain();
     let began = Instant::now();
@@ -164,7 +174,7 @@ async fn worker(
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");
     admin.abort();
     finish(access_log_writer).await;
-    Ok(code)
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Hands captured pods to the proxy, and takes back those that are gone.

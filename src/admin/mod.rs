@@ -9,6 +9,8 @@
 //! The admin server is for processes of this node alone: it answers loopback peers only, refuses a `Host` that is not
 //! the loopback's (a web page whose name was rebound to 127.0.0.1), and changes nothing for a web page (`Origin`).
 
+#![forbid(unsafe_code)]
+
 mod routes;
 
 #[cfg(test)]

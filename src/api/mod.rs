@@ -8,6 +8,8 @@
 //! (`x-kubernetes-preserve-unknown-fields`): if the API server dropped them, a misspelt selector would turn into none
 //! and a condition of tomorrow into no condition, and nobody would hear of it.
 
+#![forbid(unsafe_code)]
+
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod authorization_policy;
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]

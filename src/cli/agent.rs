@@ -168,19 +168,20 @@ pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     crate::agent::run(args)
 }
 
-/// Reads `500ms`, `30s`, `15m`, `24h`.
+/// Reads `500ms`, `30s`, `15m`, `24h`. A time that nobody lives to see is a slip of the finger, and no clock counts it.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let refused = || format!("{text:?} is not a duration such as 500ms, 30s, 15m or 24h");
+    let refused = || format!("{text:?} is not a duration such as 500ms, 30s, 15m or 24h, at most 876000h");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refused)?;
     let number: u64 = text[..split].parse().map_err(|_| refused())?;
     let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs).ok_or_else(refused);
-    match &text[split..] {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => seconds(1),
-        "m" => seconds(60),
-        "h" => seconds(3600),
-        _ => Err(refused()),
-    }
+    let duration = match &text[split..] {
+        "ms" => Duration::from_millis(number),
+        "s" => seconds(1)?,
+        "m" => seconds(60)?,
+        "h" => seconds(3600)?,
+        _ => return Err(refused()),
+    };
+    if duration <= LONGEST { Ok(duration) } else { Err(refused()) }
 }
 
 // Shorter ones could not be renewed in time: each is replaced at half of it.
@@ -193,6 +194,8 @@ fn parse_lifetime(text: &str) -> Result<Duration, String> {
 }
 
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(1);
+/// A hundred years.
+const LONGEST: Duration = Duration::from_secs(876_000 * 3600);
 
 #[cfg(test)]
 mod tests {
@@ -202,7 +205,8 @@ mod tests {
     fn durations_are_read_with_their_unit() {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
-        for text in ["", "5", "h", "1d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+        assert_eq!(parse_duration("876000h"), Ok(LONGEST));
+        for text in ["", "5", "h", "1d", "-1s", "99999999999999999999s", "18446744073709551615h", "876001h"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
         assert!(parse_lifetime("999ms").is_err() && parse_lifetime("1s").is_ok());

@@ -87,9 +87,9 @@ fn ask(port: u16) -> Result<Snapshot, Failure> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(about)?;
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let mut dump: serde_json::Value = serde_json::from_str(body)
+    let mut dump: serde_json::Map<String, serde_json::Value> = serde_json::from_str(body)
         .map_err(|cause| Failure::new(format!("{admin} answers, but not as an agent does: {cause}")))?;
-    serde_json::from_value(dump["capture"].take())
+    serde_json::from_value(dump.remove("capture").unwrap_or_default())
         .map_err(|cause| Failure::new(format!("the agent at {admin} is of another version: {cause}")))
 }
 

@@ -1,5 +1,7 @@
 //! The command line: one file a verb.
 
+#![forbid(unsafe_code)]
+
 mod agent;
 mod capture;
 mod crd;

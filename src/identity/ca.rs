@@ -119,9 +119,10 @@ impl Signer {
         let signing = links.iter().position(|link| link.public_key == own).ok_or_else(|| {
             wrong("no certificate in it is over the key in ca.key".to_owned(), "Put the pair's two files together")
         })?;
-        if !links[signing].is_ca {
-            let cure = "Use a certificate with basicConstraints CA:TRUE";
-            return Err(wrong("the certificate over ca.key is not a CA's".to_owned(), cure));
+        // Each is a trust anchor: a leaf among them could sign for anybody.
+        if let Some(at) = links.iter().position(|link| !link.is_ca) {
+            let cure = "Use certificates with basicConstraints CA:TRUE, and no others";
+            return Err(wrong(format!("certificate {} in it is not a CA's", at + 1), cure));
         }
         let issuer = Issuer::from_ca_cert_der(&pair.certificates[signing], pair.key)
             .map_err(|error| wrong(error.to_string(), "The CA's key must be ECDSA P-256 or alike"))?;
@@ -147,7 +148,7 @@ impl Signer {
             |error: rcgen::Error| CaError::Refused { identity: identity.clone(), cause: error.to_string().into() };
         // Verifies that the requester holds the key. Nothing else in the request is believed.
         let request = CertificateSigningRequestParams::from_der(&csr.der).map_err(refused)?;
-        let not_after = (now + validity).min(self.not_after);
+        let not_after = now.checked_add(validity).map_or(self.not_after, |end| end.min(self.not_after));
         if not_after <= now {
             return Err(CaError::Expired);
         }

@@ -291,8 +291,13 @@ impl Identities {
                 let backoff = backoff.min(self.settings.longest_backoff).mul_f64(rand::random_range(0.5..1.0));
                 entry.due = Some(Instant::now() + backoff);
                 entry.failures = entry.failures.saturating_add(1);
-                entry.problem = Some(error.clone());
-                tracing::warn!(%identity, %error, "No certificate could be had; what is valid stays in use.");
+                // Demand asks as often as somebody connects: the same news is told once.
+                let known = entry.problem.replace(error.clone()).map(|before| before.to_string());
+                if known.is_none_or(|known| known != error.to_string()) {
+                    tracing::warn!(%identity, %error, "No certificate could be had; what is valid stays in use.");
+                } else {
+                    tracing::debug!(%identity, %error, failures = entry.failures, "Still no certificate.");
+                }
             }
         }
         drop(entries);

@@ -176,14 +176,15 @@ impl fmt::Debug for ClientVerifier {
 /// [X.509-SVID, section 2](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md#2-spiffe-id): exactly
 /// one URI; one that holds more is refused, whatever they are. Other kinds of names may stand beside it.
 pub fn identity_of(certificate: &X509Certificate<'_>) -> Result<Identity, Refusal> {
-    let unsuitable = |_| Refusal::Unsuitable("its names cannot be read".to_owned());
-    let names = certificate.subject_alternative_name().map_err(unsuitable)?.ok_or(Refusal::NoSpiffeUri)?;
-    let uris: Vec<&str> = names
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
-        .collect();
+    let unreadable = || Refusal::Unsuitable("its names cannot be read".to_owned());
+    let names = certificate.subject_alternative_name().map_err(|_| unreadable())?.ok_or(Refusal::NoSpiffeUri)?;
+    let names = &names.value.general_names;
+    // One that cannot be read may be a second URI.
+    if names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
+        return Err(unreadable());
+    }
+    let uris: Vec<&str> =
+        names.iter().filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None }).collect();
     match uris[..] {
         [] => Err(Refusal::NoSpiffeUri),
         [uri] => uri.parse().map_err(|_| Refusal::NoSpiffeUri),

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -56,15 +57,16 @@ impl Settings {
                 });
                 Ok(())
             }
-            "exclude-inbound-ports" => read_list(value, &mut self.exclude_inbound_ports, "a port from 1 to 65535"),
-            "exclude-outbound-ports" => read_list(value, &mut self.exclude_outbound_ports, "a port from 1 to 65535"),
+            "exclude-inbound-ports" => read_ports(value, &mut self.exclude_inbound_ports),
+            "exclude-outbound-ports" => read_ports(value, &mut self.exclude_outbound_ports),
             "exclude-outbound-cidrs" => {
                 let mut nets: BTreeSet<IpNet> = BTreeSet::new();
                 let result = read_list(value, &mut nets, "a range such as 10.0.0.0/8");
                 self.exclude_outbound_cidrs.extend(nets);
                 result
             }
-            _ => Ok(()),
+            // A misspelt `mesh` would leave its pods in plaintext without a word.
+            _ => Err(format!("there is no such key, it has no effect; known are {}", KEYS.join(", "))),
         }
     }
 }
@@ -144,14 +146,21 @@ pub struct Exclusions {
     pub outbound_cidrs: BTreeSet<IpNet>,
 }
 
+fn read_ports(value: &str, into: &mut BTreeSet<u16>) -> Result<(), String> {
+    let mut ports: BTreeSet<NonZeroU16> = BTreeSet::new();
+    let result = read_list(value, &mut ports, "a port from 1 to 65535");
+    into.extend(ports.into_iter().map(NonZeroU16::get));
+    result
+}
+
 fn read_list<T: std::str::FromStr + Ord>(value: &str, into: &mut BTreeSet<T>, wanted: &str) -> Result<(), String> {
     let mut refused = Vec::new();
     for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         match item.parse() {
-            Ok(parsed) if item != "0" => {
+            Ok(parsed) => {
                 into.insert(parsed);
             }
-            _ => refused.push(format!("{item:?}")),
+            Err(_) => refused.push(format!("{item:?}")),
         }
     }
     if refused.is_empty() {
@@ -161,6 +170,8 @@ fn read_list<T: std::str::FromStr + Ord>(value: &str, into: &mut BTreeSet<T>, wa
 }
 
 const PREFIX: &str = "selvedge.dev/";
+const KEYS: [&str; 5] =
+    ["mesh", "waypoint", "exclude-inbound-ports", "exclude-outbound-ports", "exclude-outbound-cidrs"];
 const NEVER_JOINED: [&str; 2] = ["selvedge-system", "kube-system"];
 
 #[cfg(test)]
@@ -211,11 +222,20 @@ mod tests {
     }
 
     #[test]
+    fn a_misspelt_key_is_reported() {
+        let map = BTreeMap::from([("selvedge.dev/mehs".to_owned(), "enabled".to_owned())]);
+        let (read, problems) = Settings::read(&map, &BTreeMap::new());
+        assert_eq!(read, Settings::default());
+        assert_eq!(problems[0].field, "metadata.annotations[selvedge.dev/mehs]");
+        assert!(problems[0].cause.contains("known are mesh,"), "{}", problems[0].cause);
+    }
+
+    #[test]
     fn unreadable_exclusions_are_reported_and_the_others_hold() {
-        let map = BTreeMap::from([("selvedge.dev/exclude-outbound-ports".to_owned(), "80, x,0,443".to_owned())]);
+        let map = BTreeMap::from([("selvedge.dev/exclude-outbound-ports".to_owned(), "80, x,0,00,443".to_owned())]);
         let (read, problems) = Settings::read(&map, &BTreeMap::new());
         assert_eq!(read.exclude_outbound_ports, BTreeSet::from([80, 443]));
-        assert!(problems[0].cause.contains("\"x\", \"0\""), "{}", problems[0].cause);
+        assert!(problems[0].cause.contains("\"x\", \"0\", \"00\""), "{}", problems[0].cause);
     }
 
     #[test]

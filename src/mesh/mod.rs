@@ -3,6 +3,8 @@
 //! Sans-io: no socket, no clock, no runtime. `source` decodes objects into these types once, at the edge;
 //! [`Mesh`] keeps them indexed, and everything else asks it.
 
+#![forbid(unsafe_code)]
+
 pub mod balance;
 mod destination;
 mod identity;

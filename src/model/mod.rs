@@ -1,5 +1,7 @@
 //! `mesh` and `policy` together: fed by deltas, read by every shell.
 
+#![forbid(unsafe_code)]
+
 pub mod explain;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};

@@ -4,6 +4,8 @@
 //! keeps what was read, compiled, and answers [`Policies::decide`] from what stands over one destination.
 //! Sans-io: no socket, no clock, no runtime.
 
+#![forbid(unsafe_code)]
+
 mod block;
 mod compile;
 mod decide;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,7 +87,7 @@ pub fn load(dir: &Path) -> Result<Loaded, DirectoryError> {
     // Nothing is waited for: whoever asks once wants to know what stands there now.
     let later = now + Duration::from_secs(3600);
     for (path, stamp) in folder.due(later) {
-        let bytes = fs::read(&path);
+        let bytes = read(&path);
         folder.read(&path, stamp, bytes.as_deref().map_err(unreadable), now);
     }
     let Step { deltas, problems, .. } = folder.settle(later);
@@ -128,7 +128,7 @@ fn check(dir: &Path, folder: &mut Folder, now: Instant) -> Check {
     let listed = scan.unlisted.is_empty();
     folder.scan(scan, now);
     for (path, stamp) in folder.due(now) {
-        let bytes = match fs::read(&path) {
+        let bytes = match read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             bytes => bytes,
         };
@@ -193,6 +193,15 @@ fn walk(dir: &Path) -> (Scan, bool) {
     (scan, linked)
 }
 
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {} MiB", MOST_BYTES >> 20)));
+    }
+    Ok(bytes)
+}
+
 fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }
@@ -233,6 +242,7 @@ fn cure(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "make it, or name another",
         io::ErrorKind::PermissionDenied => "let the user that runs selvedge read it (folders also need the x bit)",
+        io::ErrorKind::FileTooLarge => "cut it into several",
         io::ErrorKind::NotADirectory => "name the folder that holds the manifests",
         _ => "see that the file system it lies on works",
     }
@@ -281,6 +291,8 @@ fn is_change(kind: EventKind) -> bool {
 pub const POLL: Duration = Duration::from_millis(250);
 /// How often it is walked although events tell: they can be lost.
 const RESCAN: Duration = Duration::from_secs(5);
+/// What one file may hold: some fifty thousand pods.
+const MOST_BYTES: u64 = 64 << 20;
 /// The shortest time between two walks: a burst of events is one.
 const BREATH: Duration = Duration::from_millis(20);
 

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, MapAccess, SeqAccess, VariantAccess, Visitor};
 use serde_json::Value;
 
 /// One YAML document of a file.
@@ -72,7 +72,8 @@ impl Document<'_> {
         {
             return Ok(value);
         }
-        let parsed = serde_yaml::from_str::<serde_yaml::Value>(self.text).and_then(|mut value| {
+        let parsed = weigh(self.text).and_then(|()| {
+            let mut value: serde_yaml::Value = serde_yaml::from_str(self.text)?;
             value.apply_merge()?;
             Ok(value)
         });
@@ -181,6 +182,81 @@ fn locate(text: &str, path: &[Segment]) -> Option<usize> {
     let walk = Walk { path, reached: &reached };
     let error = walk.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
     error.location().filter(|_| reached.get()).map(|location| location.line())
+}
+
+/// Refuses what would grow out of bounds once its aliases are followed. Without an anchor there is no alias.
+fn weigh(text: &str) -> serde_yaml::Result<()> {
+    if !text.contains('&') {
+        return Ok(());
+    }
+    let left = Cell::new(MOST_SAID + 8 * text.len());
+    Weight(&left).deserialize(serde_yaml::Deserializer::from_str(text))
+}
+
+#[derive(Clone, Copy)]
+struct Weight<'a>(&'a Cell<usize>);
+
+impl Weight<'_> {
+    fn add<E: serde::de::Error>(self, bytes: usize) -> Result<(), E> {
+        let left = self.0.get().checked_sub(bytes + NODE);
+        self.0.set(left.ok_or_else(|| E::custom("its aliases say too much: write out what they stand for"))?);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Weight<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Weight<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_entry_seed(self, self)?.is_some() {}
+        self.add(0)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(self)?.is_some() {}
+        self.add(0)
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<(), A::Error> {
+        let (_, inner) = tagged.variant::<IgnoredAny>()?;
+        inner.newtype_variant_seed(self)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
+        self.add(0)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
+        self.add(0)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
+        self.add(0)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
+        self.add(0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.add(text.len())
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.add(0)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -315,6 +391,10 @@ impl Visitor<'_> for Key<'_> {
 /// A list of ten thousand objects, each with a problem, must not take minutes to say so.
 const LOOKED_BYTES: usize = 16 << 20;
 const MIN_LOOKS: usize = 20;
+/// What a document may say by aliases, beside a multiple of its length.
+const MOST_SAID: usize = 16 << 20;
+/// What a value weighs whatever it says.
+const NODE: usize = 12;
 
 #[cfg(test)]
 mod tests {
@@ -371,6 +451,24 @@ mod tests {
         assert!((3..=4).contains(&unparsed.line), "{unparsed:?}");
         let twice = split("---\na: 1\na: 2\n")[0].parse().unwrap_err();
         assert!(twice.cause.contains("duplicate"), "{twice:?}");
+    }
+
+    #[test]
+    fn aliases_that_say_too_much_are_refused_and_others_are_followed() {
+        let value = split("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}\n")[0].parse().unwrap();
+        assert_eq!(value["d"], serde_json::json!({"b": 1, "e": 2}));
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 16), "*a,".repeat(1 << 13));
+        let wide = (b'b'..=b'i').fold("a: &a [x,x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, name| {
+            let above = (name - 1) as char;
+            format!("{text}{0}: &{0} [{1}]\n", name as char, format!("*{above},").repeat(10))
+        });
+        for bomb in [long, wide] {
+            let unparsed = split(&bomb)[0].parse().unwrap_err();
+            assert!(
+                unparsed.cause.contains("aliases say too much") || unparsed.cause.contains("repetition"),
+                "{unparsed:?}"
+            );
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! [`document`] cuts text into documents, [`decode`] makes an object of each, [`folder`] decides what a change of
 //! the files means (it is sans-io), and [`directory`] reads the files and asks it.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::path::PathBuf;
 

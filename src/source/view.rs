@@ -1,13 +1,14 @@
 //! All files of the folder as one view: who wins where two say the same name, and what stays of what broke.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::Problem;
 use super::decode::{Broken, Content, Item, Key};
 use super::derive;
-use crate::mesh;
+use crate::mesh::{self, PodUid};
 use crate::model::Delta;
 
 /// What one file says, as far as it is taken.
@@ -62,7 +63,7 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
         }
     }
     let mut view: View = winners.into_iter().map(|(key, (item, ..))| (key.clone(), item.clone())).collect();
-    for file in files {
+    for file in files.clone() {
         let mut outcomes = BTreeMap::new();
         for broken in &file.content.broken {
             outcomes.insert(broken.key.to_string(), keep_broken(broken, &mut view, now));
@@ -81,10 +82,42 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
             problem
         }));
     }
+    problems.extend(part_twins(files, &mut view, now));
     derive::add_endpoint_slices(&mut view);
     problems.sort();
     problems.dedup();
     (view, problems)
+}
+
+/// Two pods of one UID, as a copied manifest has it, would put each other out of the mesh: the one that is in force
+/// stays, else the first by name.
+fn part_twins<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, view: &mut View, now: &View) -> Vec<Problem> {
+    let uid_of = |item: &Arc<Item>| if let Item::Pod(pod, _) = &**item { Some(pod.uid.clone()) } else { None };
+    let in_force = |key: &Key, uid: &PodUid| now.get(key).and_then(uid_of).as_ref() == Some(uid);
+    let mut holders: HashMap<PodUid, Key> = HashMap::new();
+    let mut twins: Vec<(Key, PodUid)> = Vec::new();
+    for (key, item) in view.iter() {
+        let Some(uid) = uid_of(item) else { continue };
+        match holders.entry(uid.clone()) {
+            Entry::Vacant(free) => drop(free.insert(key.clone())),
+            Entry::Occupied(mut holder) if in_force(key, &uid) => twins.push((holder.insert(key.clone()), uid)),
+            Entry::Occupied(_) => twins.push((key.clone(), uid)),
+        }
+    }
+    let place = |key: &Key| {
+        let found = files.clone().find_map(|file| {
+            let found = file.content.objects.iter().find(|found| found.key == *key)?;
+            Some((file.path.to_owned(), found.line))
+        });
+        found.unwrap_or_default()
+    };
+    let part = |(twin, uid): (Key, PodUid)| {
+        view.remove(&twin);
+        let (file, line) = place(&twin);
+        let cause = format!("{} has this UID and is in force; give each pod its own, or none", holders[&uid]);
+        Problem { file, line, object: twin.to_string(), field: "metadata.uid".to_owned(), cause }
+    };
+    twins.into_iter().map(part).collect()
 }
 
 /// The steps from one view to the next.

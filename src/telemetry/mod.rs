@@ -4,6 +4,8 @@
 //! from that. Metrics carry bounded labels only: a cap on label sets stands behind them, and series that nothing
 //! moves expire ([`Metrics`]). The access log never makes a connection wait ([`AccessLog`]).
 
+#![forbid(unsafe_code)]
+
 mod access_log;
 mod catalogue;
 mod connection;

@@ -110,6 +110,25 @@ fn place(dir: &std::path::Path, certificates: &[&str], key: &KeyPair) {
     fs::set_permissions(dir.join("ca.key"), fs::Permissions::from_mode(0o600)).unwrap();
 }
 
+#[test]
+fn a_leaf_among_the_anchors_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, root_key, root_params) = authority("root", None);
+    let issuer = Issuer::new(root_params, KeyPair::from_pem(&root_key.serialize_pem()).unwrap());
+    let leaf = CertificateParams::default().signed_by(&root_key, &issuer).unwrap().pem();
+    place(dir.path(), &[&root, &leaf], &root_key);
+    let error = EmbeddedCa::open(dir.path(), &domain()).err().unwrap().to_string();
+    assert!(error.contains("certificate 2 in it is not a CA's"), "{error}");
+}
+
+#[tokio::test]
+async fn a_validity_beyond_all_clocks_is_the_cas_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = EmbeddedCa::open(dir.path(), &domain()).unwrap();
+    let pending = PendingKey::new(&cart()).unwrap();
+    ca.sign(&pending.csr, &cart(), Duration::MAX).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_intermediate_signs_and_goes_with_each_leaf() {
     let dir = tempfile::tempdir().unwrap();

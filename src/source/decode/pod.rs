@@ -16,7 +16,7 @@ pub(super) fn pod(key: &Key, pod: core::Pod) -> Result<Read, Fault> {
     check_namespaced(key, is_subdomain, SUBDOMAIN)?;
     let core::Pod { metadata, spec, status } = pod;
     let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
-    let (settings, passed_over) = settings(&metadata);
+    let (settings, mut passed_over) = settings(&metadata);
 
     if let Some(node) = spec.node_name.as_deref().filter(|node| !node.is_empty()) {
         check(is_subdomain, node, "spec.nodeName", SUBDOMAIN)?;
@@ -33,7 +33,7 @@ pub(super) fn pod(key: &Key, pod: core::Pod) -> Result<Read, Fault> {
         .flatten()
         .find(|condition| condition.type_ == "Ready")
         .is_none_or(|condition| condition.status == "True");
-    let (container_ports, probes) = ports(&spec)?;
+    let (container_ports, probes) = ports(&spec, &mut passed_over)?;
     let pod = Pod {
         uid: uid(key, &metadata, &ips)?,
         name: key.name.clone(),
@@ -115,7 +115,9 @@ fn fnv1a(bytes: &[u8]) -> u128 {
     })
 }
 
-fn ports(spec: &core::PodSpec) -> Result<(Vec<ContainerPort>, Vec<Probe>), Fault> {
+/// A probe of a port that has no number is passed over: the API server takes such a pod, and one that we refused
+/// would run outside the mesh.
+fn ports(spec: &core::PodSpec, passed_over: &mut Vec<Fault>) -> Result<(Vec<ContainerPort>, Vec<Probe>), Fault> {
     let mut ports = Vec::new();
     let mut probes = BTreeSet::new();
     let groups = [("containers", Some(&spec.containers)), ("initContainers", spec.init_containers.as_ref())];
@@ -145,8 +147,12 @@ fn ports(spec: &core::PodSpec) -> Result<(Vec<ContainerPort>, Vec<Probe>), Fault
                     (Some(number), _) => *number,
                     (None, Ok(number)) if number > 0 => number,
                     _ => {
-                        let cause = format!("no TCP port of this container is named {text:?}; name one under `ports`");
-                        return Err(Fault::new(format!("{field}.{name}.port"), cause));
+                        let cause = format!(
+                            "no TCP port of this container is named {text:?}; name one under `ports`: until then the \
+                             probe is ordinary traffic"
+                        );
+                        passed_over.push(Fault::new(format!("{field}.{name}.port"), cause));
+                        continue;
                     }
                 },
             };

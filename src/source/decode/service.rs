@@ -39,9 +39,11 @@ pub(super) fn service(key: &Key, service: core::Service) -> Result<Read, Fault> 
             None | Some("") => None,
             Some("PreferClose" | "PreferSameZone") => Some(TrafficDistribution::PreferSameZone),
             Some("PreferSameNode") => Some(TrafficDistribution::PreferSameNode),
+            // A preference, of a later Kubernetes maybe: no reason to do without the Service.
             Some(other) => {
-                let wanted = "PreferSameZone, PreferClose, PreferSameNode";
-                return Err(one_of("spec.trafficDistribution", other, wanted));
+                let wanted = "PreferSameZone, PreferClose, PreferSameNode; it has no effect";
+                passed_over.push(one_of("spec.trafficDistribution", other, wanted));
+                None
             }
         },
         publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),

@@ -181,6 +181,25 @@ fn a_bad_field_is_named_with_its_line_and_cure() {
 }
 
 #[test]
+fn what_only_a_preference_or_a_probe_says_wrongly_leaves_the_object_in_force() {
+    let pod = "apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  containers:
+  - {name: m, readinessProbe: {httpGet: {port: nowhere}}, livenessProbe: {tcpSocket: {port: 81}}}
+";
+    let content = read(pod);
+    let Item::Pod(found, _) = &*content.objects[0].item else { panic!("{content:?}") };
+    assert_eq!(found.probes, [Probe { port: 81 }]);
+    assert!(content.problems[0].to_string().starts_with("a.yaml:6: Pod default/a: spec.containers[0].readinessProbe"));
+    let service =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: None, trafficDistribution: Far}\n";
+    assert_eq!(service_of(service).traffic_distribution, None);
+    assert_eq!(problems(service).len(), 1);
+}
+
+#[test]
 fn one_bad_document_takes_no_other_with_it() {
     let content = read(
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\nkind: [\n---\napiVersion: v1\nkind: Namespace\nmetadata: \

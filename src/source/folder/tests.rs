@@ -117,6 +117,26 @@ fn an_empty_folder_is_synced_at_once() {
 }
 
 #[test]
+fn a_pod_copied_with_its_uid_puts_nobody_out_of_the_mesh() {
+    let pod = |name: &str| format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: u-1}}\n");
+    let mut bench = Bench::new();
+    bench.write("b.yaml", pod("b"));
+    bench.wait(200);
+    bench.write("a.yaml", pod("a"));
+    bench.wait(200);
+    assert_eq!(bench.objects(), ["b="], "whoever is in force stays");
+    assert!(
+        bench.problems[0].starts_with("a.yaml:4: Pod default/a: metadata.uid: Pod default/b has this UID"),
+        "{:?}",
+        bench.problems
+    );
+    bench.remove("b.yaml");
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["a="]);
+    assert!(bench.problems.is_empty());
+}
+
+#[test]
 fn emptied_cut_short_or_gone_for_a_moment_deletes_nothing() {
     let mut bench = Bench::new();
     bench.write("a.yaml", namespaces(&["a", "b"]));
