@@ -45,6 +45,12 @@ pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge};
     describe_gauge!("selvedge_pods", Unit::Count, "Joined pods of this node, by state: captured, pending or failed");
     describe_gauge!(
+        "selvedge_capture_info",
+        Unit::Count,
+        "Always 1; its labels say how this node captures: mode (tproxy, redirect), back_end (nft, legacy), probes \
+         (queued where the kernel has NFQUEUE, else plaintext)"
+    );
+    describe_gauge!(
         "selvedge_capture_impostors",
         Unit::Count,
         "Network namespaces that hold a joined pod's address and are not proven to be that pod's"

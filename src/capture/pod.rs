@@ -80,8 +80,8 @@ pub(super) struct PodCapture {
     pub phase: Phase,
     pub captured: Option<Arc<CapturedPod>>,
     pub programmed: Option<Programmed>,
-    versions: Vec<IpVersion>,
-    marks: Option<Marks>,
+    pub versions: Vec<IpVersion>,
+    pub marks: Option<Marks>,
     queue: Option<ProbeQueue>,
     timeouts: Timeouts,
 }

@@ -117,7 +117,12 @@ impl Reconciler {
         for refused in &chosen.refused {
             tracing::warn!(cause = %refused, "A way to capture does not work here");
         }
-        tracing::info!(mode = ?chosen.mode, back_end = ?chosen.back_end, queue = chosen.queue, "Capture works");
+        tracing::info!(
+            mode = chosen.mode.name(),
+            back_end = chosen.back_end.name(),
+            queue = chosen.queue,
+            "Capture works"
+        );
         let node = match &settings.node_netns {
             Some(path) => NetNs::open(path).map_err(|error| ReconcilerError::NodeNetns(path.clone(), error))?,
             None => NetNs::current().map_err(|error| ReconcilerError::NodeNetns("its own".into(), error))?,

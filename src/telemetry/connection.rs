@@ -190,6 +190,11 @@ impl ConnectionTelemetry {
         change(&mut self.state().info);
     }
 
+    /// Where it went, as far as is known.
+    pub fn destination(&self) -> Option<SocketAddr> {
+        self.state().info.destination.addr
+    }
+
     /// The far side was reached, `duration` after this connection was accepted.
     pub fn connected(&self, duration: Duration) {
         let info = self.state().info.clone();

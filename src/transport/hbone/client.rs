@@ -95,6 +95,16 @@ impl OpenError {
             Self::Connect(_) | Self::Tls(_) | Self::Broken(_) | Self::Timeout(_) => true,
         }
     }
+
+    /// Whether the way there broke, rather than being too long or leading to the wrong place: the same tunnel may work
+    /// a moment later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Broken(_) => true,
+            Self::Connect(cause) | Self::Tls(TlsError::Io(cause)) => cause.kind() != io::ErrorKind::TimedOut,
+            Self::Refused { .. } | Self::Tls(_) | Self::Timeout(_) => false,
+        }
+    }
 }
 
 impl From<io::Error> for OpenError {
