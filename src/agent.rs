@@ -168,8 +168,10 @@ async fn worker(
     // The reconciler resets what outlives the limit and then needs a moment to take its rules away; where the rules
     // stay, the end of the process resets it.
     let limit = if args.keep_capture { args.drain } else { args.drain + TEARDOWN };
-    if tokio::time::timeout(limit, drained).await.is_err() {
-        warn!(connections = connections.total(), "Some connections outlived the drain and are reset.");
+    match tokio::time::timeout(limit, drained).await {
+        // A connection's last words may still be on their way into its tunnel.
+        Ok(()) => drop(tokio::time::timeout(FAREWELL, proxy.workers.settle()).await),
+        Err(_) => warn!(connections = connections.total(), "Some connections outlived the drain and are reset."),
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");
     admin.abort();
@@ -316,5 +318,6 @@ impl Control for AgentState {
 const RECONCILE: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 const TEARDOWN: Duration = Duration::from_secs(10);
+const FAREWELL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(2);
 const LABEL_SETS: usize = 2000;
