@@ -91,7 +91,7 @@ fn a_worker_killed_under_load(lab: &Lab, victim: usize) -> Result<()> {
 
 /// Kills the worker while the load runs; returns when the old worker was gone for certain.
 fn kill_amid(agent: &Agent, finished: &AtomicUsize) -> Result<Instant> {
-    eventually("the load runs", BOUND, || (finished.load(Ordering::Relaxed) > 2 * CLIENTS).then_some(()))?;
+    eventually("the load runs", BOUND, || (finished.load(Ordering::Relaxed) > CLIENTS).then_some(()))?;
     let killed = agent.kill_worker()?;
     eventually("the worker is gone", BOUND, || (agent.worker() != Some(killed)).then_some(()))?;
     Ok(Instant::now())
@@ -275,7 +275,7 @@ fn pods(lab: &Lab) -> Result<(Pod, Pod)> {
 const LOAD: u16 = 9000;
 const HELD: u16 = 9001;
 const TUNNEL: u16 = 15008;
-const CLIENTS: usize = 24;
+const CLIENTS: usize = 16;
 const NEEDLE: &[u8] = b"every byte of this body is known, and none may be seen";
-const BODY: usize = 256 * 1024;
+const BODY: usize = 128 * 1024;
 const PIECE: usize = 8 * 1024;
