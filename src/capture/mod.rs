@@ -48,7 +48,7 @@ pub fn describe_metrics() {
         "selvedge_capture_info",
         Unit::Count,
         "Always 1; its labels say how this node captures: mode (tproxy, redirect), back_end (nft, legacy), probes \
-         (queued where the kernel has NFQUEUE, else plaintext)"
+         (queued where the kernel has NFQUEUE, else plaintext)."
     );
     describe_gauge!(
         "selvedge_capture_impostors",
