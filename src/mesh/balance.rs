@@ -228,21 +228,8 @@ impl Choice {
 
     fn work_out(destination: &ServiceDestination, client: &Client, now: Instant) -> Self {
         let service = &destination.service;
-        let mut pool: Vec<&Candidate> = destination.candidates.iter().collect();
-        if pool.iter().any(|c| c.addr.is_ipv6() == client.ip.is_ipv6()) {
-            pool.retain(|c| c.addr.is_ipv6() == client.ip.is_ipv6());
-        }
+        let pool = eligible(destination, client);
         let local = service.internal_traffic_policy == InternalTrafficPolicy::Local;
-        if local {
-            pool.retain(|c| c.node.is_some() && c.node == client.node);
-        }
-        // Terminating endpoints serve while there is no other (KEP-1669).
-        let ready = |c: &Candidate| c.ready || service.publish_not_ready_addresses;
-        if pool.iter().any(|c| ready(c)) {
-            pool.retain(|c| ready(c));
-        } else {
-            pool.retain(|c| c.serving && c.terminating);
-        }
         let near = if local { pool.clone() } else { near(&pool, service, client) };
         Self {
             candidates: destination.candidates.clone(),
@@ -254,6 +241,31 @@ impl Choice {
             all: addresses(&pool),
         }
     }
+}
+
+/// The endpoints that a connection of this client to the Service's own address may go to.
+pub fn eligible<'a>(destination: &'a ServiceDestination, client: &Client) -> Vec<&'a Candidate> {
+    let service = &destination.service;
+    let mut pool: Vec<&Candidate> = destination.candidates.iter().collect();
+    if pool.iter().any(|c| c.addr.is_ipv6() == client.ip.is_ipv6()) {
+        pool.retain(|c| c.addr.is_ipv6() == client.ip.is_ipv6());
+    }
+    if service.internal_traffic_policy == InternalTrafficPolicy::Local {
+        pool.retain(|c| c.node.is_some() && c.node == client.node);
+    }
+    answering(service, pool)
+}
+
+/// Those of some endpoints that answer: the ready ones, and while there is none, those that terminate and still serve
+/// (KEP-1669).
+pub fn answering<'a>(service: &Service, mut pool: Vec<&'a Candidate>) -> Vec<&'a Candidate> {
+    let ready = |c: &Candidate| c.ready || service.publish_not_ready_addresses;
+    if pool.iter().any(|c| ready(c)) {
+        pool.retain(|c| ready(c));
+    } else {
+        pool.retain(|c| c.serving && c.terminating);
+    }
+    pool
 }
 
 fn addresses(candidates: &[&Candidate]) -> Arc<[SocketAddr]> {

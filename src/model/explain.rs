@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::State;
+use crate::mesh::balance::{self, Client};
 use crate::mesh::{
     Destination, Identity, Membership, NamespacedName, Path, PlainBecause, Reason, Service, ServiceKind, TargetPort,
     Workload, believable_source, is_reserved_port,
@@ -78,7 +79,8 @@ pub fn explain(state: &State, question: &Question) -> Result<Explanation, String
 /// The side that dials.
 struct From {
     words: String,
-    ip: IpAddr,
+    /// The addresses that it may dial from: of a pod, one a family.
+    ips: Vec<IpAddr>,
     workload: Option<Arc<Workload>>,
 }
 
@@ -92,14 +94,28 @@ impl From {
                     None if state.mesh.is_node_address(*ip) => format!("{ip} (a node)"),
                     None => ip.to_string(),
                 };
-                Ok(Self { words, ip: *ip, workload })
+                Ok(Self { words, ips: vec![*ip], workload })
             }
             Party::Named(name) => {
                 let workload = state.mesh.workload_by_name(name).ok_or_else(|| format!("there is no Pod {name}"))?;
-                let ip = workload.pod.ips.first().ok_or_else(|| format!("Pod {name} has no status.podIPs yet"))?;
-                Ok(Self { words: format!("pod {name}"), ip: *ip, workload: Some(workload.clone()) })
+                if workload.pod.ips.is_empty() {
+                    return Err(format!("Pod {name} has no status.podIPs yet"));
+                }
+                let ips = workload.pod.ips.clone();
+                Ok(Self { words: format!("pod {name}"), ips, workload: Some(workload.clone()) })
             }
         }
+    }
+
+    /// The one of some addresses that it dials: of a family of its own, if there is one.
+    fn dials(&self, ips: &[IpAddr]) -> Option<IpAddr> {
+        let own_family = |ip: &&IpAddr| self.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+        ips.iter().find(own_family).or(ips.first()).copied()
+    }
+
+    /// The address that the other side sees.
+    fn ip_towards(&self, to: IpAddr) -> IpAddr {
+        self.ips.iter().find(|own| own.is_ipv4() == to.is_ipv4()).or(self.ips.first()).copied().unwrap_or(to)
     }
 
     /// Whether this side's agent carries what it dials there.
@@ -138,10 +154,9 @@ fn targets(state: &State, from: &From, to: &Party, port: Option<u16>) -> Result<
 fn pod_target(from: &From, workload: &Workload, port: Option<u16>) -> Result<Targets, String> {
     let ports: Vec<u16> = workload.pod.container_ports.iter().map(|port| port.port).collect();
     let port = port.or(only(&ports)).ok_or_else(|| choose_port(&format!("pod {}", workload.name()), &ports))?;
-    let family = |ip: &&IpAddr| ip.is_ipv4() == from.ip.is_ipv4();
-    let ip = workload.pod.ips.iter().find(family).or(workload.pod.ips.first());
+    let ip = from.dials(&workload.pod.ips);
     let ip = ip.ok_or_else(|| format!("Pod {} has no status.podIPs yet", workload.name()))?;
-    let address = SocketAddr::new(*ip, port);
+    let address = SocketAddr::new(ip, port);
     Ok(Targets {
         words: format!("pod {}", workload.name()),
         port,
@@ -156,9 +171,7 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
     let words = format!("service {}", service.name);
     let port = port.or(only(&ports)).ok_or_else(|| choose_port(&words, &ports))?;
     let vip = match &service.kind {
-        ServiceKind::ClusterIp(ips) => {
-            ips.iter().find(|ip| ip.is_ipv4() == from.ip.is_ipv4()).or(ips.first()).map(|ip| SocketAddr::new(*ip, port))
-        }
+        ServiceKind::ClusterIp(ips) => from.dials(ips).map(|ip| SocketAddr::new(ip, port)),
         ServiceKind::Headless | ServiceKind::ExternalName => None,
     };
     let Some(found) = state.mesh.service_destination(service, port) else {
@@ -171,11 +184,17 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
             refused: Some((Reason::NoEndpoint, text)),
         });
     };
-    // A headless Service has no address: clients dial its pods, on the port that they have.
-    let candidates = found.candidates.iter().filter(|candidate| {
-        candidate.ready || service.publish_not_ready_addresses || (candidate.serving && candidate.terminating)
-    });
-    let addresses: Vec<SocketAddr> = candidates.map(|candidate| candidate.addr).collect();
+    let candidates = match (vip, &from.workload) {
+        (Some(vip), Some(workload)) => {
+            let client =
+                Client { ip: from.ip_towards(vip.ip()), node: workload.pod.node.clone(), zone: workload.zone.clone() };
+            balance::eligible(&found, &client)
+        }
+        // A headless Service has no address: clients dial its pods, on the port that they have. Who is no pod may dial
+        // from anywhere.
+        _ => balance::answering(service, found.candidates.iter().collect()),
+    };
+    let addresses: Vec<SocketAddr> = candidates.iter().map(|candidate| candidate.addr).collect();
     let target = match &found.port.target {
         TargetPort::Number(number) => number.to_string(),
         TargetPort::Name(name) => name.to_string(),
@@ -268,12 +287,8 @@ fn arriving_in_plaintext(
             let text = format!("port {} of pod {} is excluded from capture", address.port(), destination.name());
             open(address, Some(destination), "plaintext", text)
         }
-        Membership::Joined(_) if is_reserved_port(address.port()) => {
-            let text = format!("port {} belongs to the mesh and is no destination", address.port());
-            refused(address, Some(destination), Reason::Protocol, text)
-        }
-        Membership::Joined(_) if !believable_source(from.ip, &destination.pod.ips) => {
-            let text = format!("{} cannot have come from outside the pod", from.ip);
+        Membership::Joined(_) if !believable_source(from.ip_towards(address.ip()), &destination.pod.ips) => {
+            let text = format!("{} cannot have come from outside the pod", from.ip_towards(address.ip()));
             refused(address, Some(destination), Reason::Source, text)
         }
         Membership::Joined(_) => decided(state, from, destination, address, None),
@@ -287,9 +302,13 @@ fn decided(
     address: SocketAddr,
     identity: Option<&Identity>,
 ) -> EndpointExplanation {
+    if is_reserved_port(address.port()) {
+        let text = format!("port {} belongs to the mesh and is no destination", address.port());
+        return refused(address, Some(destination), Reason::Protocol, text);
+    }
     let services: Vec<NamespacedName> = state.mesh.services_at(address).cloned().collect();
     let explanation = state.policies.explain(&Query {
-        source_ip: from.ip,
+        source_ip: from.ip_towards(address.ip()),
         source_identity: identity,
         destination,
         destination_addr: address,
@@ -390,3 +409,6 @@ fn list(ports: &[u16]) -> String {
     }
     ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests;
