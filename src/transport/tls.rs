@@ -197,8 +197,9 @@ impl Tls {
     }
 
     async fn accepted(&self, tcp: TcpStream, own: &Identity) -> Result<Session, TlsError> {
-        let local = tcp.local_addr().map_err(|error| TlsError::Io(Arc::new(error)))?;
-        let permit = self.admission.enter(local.ip()).ok_or(TlsError::Busy)?;
+        let ends = tcp.local_addr().and_then(|local| Ok((local.ip(), tcp.peer_addr()?.ip())));
+        let (pod, client) = ends.map_err(|error| TlsError::Io(Arc::new(error)))?;
+        let permit = self.admission.enter(pod, client).ok_or(TlsError::Busy)?;
         let mut first = [0];
         if tcp.peek(&mut first).await.map_err(TlsError::from_io)? == 1 && first[0] != TLS_HANDSHAKE {
             return Err(TlsError::NotTls);
