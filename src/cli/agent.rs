@@ -164,6 +164,11 @@ pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     if args.node.is_empty() {
         return Err(Failure::usage("--node is empty: give the name that pods have as spec.nodeName"));
     }
+    if args.certificate_lifetime < SHORTEST_LIFETIME {
+        return Err(Failure::usage(
+            "--certificate-lifetime is too short: certificates count in seconds, give 1s or more",
+        ));
+    }
     crate::agent::run(args)
 }
 
@@ -183,6 +188,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if duration <= LONGEST { Ok(duration) } else { Err(refused()) }
 }
 
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(1);
 /// A hundred years.
 const LONGEST: Duration = Duration::from_secs(876_000 * 3600);
 
