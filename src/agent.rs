@@ -1,6 +1,7 @@
 //! Wires the rooms together, nothing else.
 
 mod dump;
+mod metrics;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,15 +16,15 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminSettings, Control, Readiness, Sources};
 use crate::capture::show::{CaptureStatus, PodState};
-use crate::capture::{self, CaptureSettings, Event, NetNs, OnExit, Ports, Reconciler};
+use crate::capture::{CaptureSettings, Event, NetNs, OnExit, Ports, Reconciler};
 use crate::cli::{AgentArgs, Failure};
 use crate::handover::{self, Keeper, ListenerKey};
 use crate::identity::{EmbeddedCa, Identities, IdentitySettings};
 use crate::mesh::MeshSettings;
 use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
-use crate::source::{self, Report, directory};
-use crate::telemetry::{self, AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::source::{Report, directory};
+use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
 use dump::AgentDump;
@@ -35,6 +36,8 @@ use dump::AgentDump;
 pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     let log = LogControl::install(args.log_format, &args.log).map_err(Failure::usage)?;
     if !handover::is_worker() {
+        // Before anything is made: a folder of that name is most likely a slip of the hand.
+        directory::check_readable(&args.manifests).map_err(Failure::configuration)?;
         return Ok(handover::supervise(std::env::args_os().skip(1)));
     }
     let (keeper, inherited) =
@@ -51,7 +54,8 @@ async fn worker(
 ) -> Result<ExitCode, Failure> {
     let metrics_settings = MetricsSettings { idle_timeout: args.metrics_idle };
     let metrics = Metrics::install(&metrics_settings).map_err(Failure::configuration)?;
-    describe_metrics();
+    metrics::describe();
+    handover::record_restarts();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
     let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
@@ -161,9 +165,13 @@ async fn worker(
         let _ = reconciler.await;
         connections.none_left().await;
     };
-    // The reconciler resets what outlives the limit and then needs a moment to take its rules away.
-    if tokio::time::timeout(args.drain + TEARDOWN, drained).await.is_err() {
-        warn!(connections = connections.total(), "Some connections outlived the drain and are reset.");
+    // The reconciler resets what outlives the limit and then needs a moment to take its rules away; where the rules
+    // stay, the end of the process resets it.
+    let limit = if args.keep_capture { args.drain } else { args.drain + TEARDOWN };
+    match tokio::time::timeout(limit, drained).await {
+        // A connection's last words may still be on their way into its tunnel.
+        Ok(()) => drop(tokio::time::timeout(FAREWELL, proxy.workers.settle()).await),
+        Err(_) => warn!(connections = connections.total(), "Some connections outlived the drain and are reset."),
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");
     admin.abort();
@@ -214,18 +222,6 @@ async fn finish(writer: AccessLogWriter) {
     if !matches!(flushed, Ok(true)) {
         error!("The access log's last lines could not be written in time.");
     }
-}
-
-fn describe_metrics() {
-    handover::describe_metrics();
-    handover::record_restarts();
-    capture::describe_metrics();
-    source::describe_metrics();
-    crate::policy::describe_metrics();
-    crate::identity::describe_metrics();
-    crate::transport::describe_metrics();
-    crate::proxy::describe_metrics();
-    telemetry::describe_metrics();
 }
 
 fn admin_settings(args: &AgentArgs) -> AdminSettings {
@@ -322,5 +318,6 @@ impl Control for AgentState {
 const RECONCILE: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 const TEARDOWN: Duration = Duration::from_secs(10);
+const FAREWELL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(2);
 const LABEL_SETS: usize = 2000;

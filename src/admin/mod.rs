@@ -116,7 +116,7 @@ pub enum AdminError {
         "the admin server would listen on {0}, which others can reach; give a loopback address such as 127.0.0.1:15000"
     )]
     NotLoopback(SocketAddr),
-    #[error("the {server} server cannot listen on {address}; free the port, or give another address")]
+    #[error("the {server} server cannot listen on {address}: {cause}; free the port, or give another address")]
     Bind {
         server: &'static str,
         address: SocketAddr,
@@ -145,7 +145,7 @@ impl Admin {
                         listeners.push((server, listener));
                     }
                     Err(error) if serves && lacks_ipv6(*address, &error) => {
-                        tracing::debug!(%address, %error, "The {} server goes without IPv6", server.name());
+                        tracing::debug!(%address, %error, "The {} server goes without IPv6.", server.name());
                     }
                     Err(cause) => return Err(AdminError::Bind { server: server.name(), address: *address, cause }),
                 }
@@ -186,7 +186,7 @@ async fn serve(server: Server, listener: TcpListener, sources: Sources) {
             }
             Err(error) => {
                 // Out of descriptors, or a client that left: neither ends the server.
-                tracing::debug!(%error, "The {} server could not accept a connection", server.name());
+                tracing::debug!(%error, "The {} server could not accept a connection.", server.name());
                 tokio::time::sleep(AFTER_FAILED_ACCEPT).await;
             }
         }

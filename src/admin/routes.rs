@@ -91,7 +91,7 @@ where
     };
     match sources.log.set_level(&level) {
         Ok(()) => {
-            tracing::info!(%level, "The log level was changed");
+            tracing::info!(%level, "The log level was changed.");
             log_level(sources)
         }
         Err(error) => text(StatusCode::BAD_REQUEST, &format!("{error}\n")),

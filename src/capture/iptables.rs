@@ -1,5 +1,6 @@
 //! Runs iptables in a pod's namespace, by whichever back end works here.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -51,6 +52,16 @@ pub struct Place {
     pub in_place: InPlace,
 }
 
+impl BackEnd {
+    /// As a person writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
 impl Chosen {
     /// Tries a whole set of rules in a scratch namespace: TPROXY before REDIRECT, nft before legacy, with a queue for
     /// probes before without. `mode` and `back_end` narrow the choice.
@@ -67,7 +78,7 @@ impl Chosen {
                         Ok(()) => return Ok(Self { refused, ..chosen }),
                         Err(cause) => {
                             let queue = if queue { " with NFQUEUE" } else { "" };
-                            refused.push(format!("{mode:?} by {back_end:?}{queue}: {cause}"));
+                            refused.push(format!("{} by {}{queue}: {cause}", mode.name(), back_end.name()));
                         }
                     }
                 }
@@ -237,7 +248,7 @@ impl Tools {
                     Ok(saved) => saved,
                     // A kernel without nf_tables has no rules there.
                     Err(error) if back_end == BackEnd::Nft && self.legacy.is_some() => {
-                        tracing::debug!(%error, "The nft back end cannot be read");
+                        tracing::debug!(%error, "The nft back end cannot be read.");
                         continue;
                     }
                     Err(error) => return Err(error),
@@ -255,12 +266,26 @@ impl Tools {
 
 impl Programs {
     fn named(variant: &str) -> Option<Self> {
-        let find = |name: String| DIRECTORIES.iter().map(|dir| Path::new(dir).join(&name)).find(|path| path.exists());
+        let directories = directories();
+        let find = |name: String| directories.iter().map(|dir| dir.join(&name)).find(|path| path.is_file());
         Some(Self {
             restore: [find(format!("iptables{variant}-restore"))?, find(format!("ip6tables{variant}-restore"))?],
             save: [find(format!("iptables{variant}-save"))?, find(format!("ip6tables{variant}-save"))?],
         })
     }
+}
+
+/// Where programs are looked for: as the agent was told, and where they usually are, for a person's PATH often lacks
+/// `sbin`. A relative entry is left out: it means whatever directory somebody stands in.
+fn directories() -> Vec<PathBuf> {
+    let told = std::env::var_os("PATH").unwrap_or_default();
+    let told = std::env::split_paths(&told).filter(|dir| dir.is_absolute());
+    told.chain(DIRECTORIES.iter().map(PathBuf::from)).collect()
+}
+
+fn search_path() -> OsString {
+    // A directory whose name holds the separator cannot have come out of PATH.
+    std::env::join_paths(directories()).unwrap_or_default()
 }
 
 /// The legacy tables that exist in the thread's present namespace.
@@ -273,14 +298,14 @@ pub fn legacy_tables(version: IpVersion) -> String {
 }
 
 /// Runs a program with this standard input and returns its standard output, within a bounded time and with nothing
-/// of our environment. Input and output are memory files, so neither side can block the other.
+/// of our environment but where programs are. Input and output are memory files, so neither side can block the other.
 fn run(command: &mut Command, input: &str) -> io::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut stdin = memory_file()?;
     stdin.write_all(input.as_bytes())?;
     stdin.rewind()?;
     let (mut stdout, mut stderr) = (memory_file()?, memory_file()?);
-    command.env_clear().env("PATH", DIRECTORIES.join(":")).env("LC_ALL", "C").current_dir("/");
+    command.env_clear().env("PATH", search_path()).env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout.try_clone()?)).stderr(Stdio::from(stderr.try_clone()?));
     let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
 

@@ -43,20 +43,26 @@ pub use rules::{IpVersion, Marks, Mode, OtherMesh, Ports};
 /// Tells the unit and meaning of this room's metrics.
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge};
-    describe_gauge!("selvedge_pods", Unit::Count, "Joined pods of this node, by state: captured, pending or failed");
+    describe_gauge!("selvedge_pods", Unit::Count, "Joined pods of this node, by state: captured, pending or failed.");
+    describe_gauge!(
+        "selvedge_capture_info",
+        Unit::Count,
+        "Always 1; its labels say how this node captures: mode (tproxy, redirect), back_end (nft, legacy), probes \
+         (queued where the kernel has NFQUEUE, else plaintext)."
+    );
     describe_gauge!(
         "selvedge_capture_impostors",
         Unit::Count,
-        "Network namespaces that hold a joined pod's address and are not proven to be that pod's"
+        "Network namespaces that hold a joined pod's address and are not proven to be that pod's."
     );
     describe_counter!(
         "selvedge_capture_drift_repaired_total",
         Unit::Count,
-        "Parts of capture that somebody else had changed and that were mended, by what it was"
+        "Parts of capture that somebody else had changed and that were mended, by what it was."
     );
     describe_counter!(
         "selvedge_capture_probes_total",
         Unit::Count,
-        "Connections from the node to probed ports, by verdict: probe (let through) or plaintext (under policy)"
+        "Connections from the node to probed ports, by verdict: probe (let through) or plaintext (under policy)."
     );
 }

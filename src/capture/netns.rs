@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,11 @@ impl NetNs {
 
     pub fn id(&self) -> NetNsId {
         self.id
+    }
+
+    /// Where any process that may look at this one finds the namespace, while this one holds it.
+    pub fn handle(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd()).into()
     }
 
     /// The user namespace that owns this namespace: root there is root here.
@@ -139,7 +144,7 @@ struct Back(NetNs);
 impl Drop for Back {
     fn drop(&mut self) {
         if let Err(error) = set_ns(self.0.fd.as_raw_fd()) {
-            tracing::error!(%error, "A thread cannot come back from a pod's network namespace; the process ends");
+            tracing::error!(%error, "A thread cannot come back from a pod's network namespace; the process ends.");
             std::process::abort();
         }
     }

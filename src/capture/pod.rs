@@ -80,8 +80,8 @@ pub(super) struct PodCapture {
     pub phase: Phase,
     pub captured: Option<Arc<CapturedPod>>,
     pub programmed: Option<Programmed>,
-    versions: Vec<IpVersion>,
-    marks: Option<Marks>,
+    pub versions: Vec<IpVersion>,
+    pub marks: Option<Marks>,
     queue: Option<ProbeQueue>,
     timeouts: Timeouts,
 }
@@ -250,10 +250,7 @@ impl PodCapture {
                 });
                 let still = before.and_then(|before| before.listening(role, *version));
                 let listener = match inherited.or(still) {
-                    Some(listener) => {
-                        socket::adopt_listener(&listener, marks.own)?;
-                        listener
-                    }
+                    Some(listener) => listener,
                     None => {
                         kernel.keeper.forget(&key);
                         let made = self.netns.enter(|| socket::listener(*version, addr, port, marks.own))?;
@@ -261,6 +258,7 @@ impl PodCapture {
                         made
                     }
                 };
+                socket::adopt_listener(&listener, marks.own, role != Role::Tunnel)?;
                 match role {
                     Role::Outbound => listeners.outbound.push(listener),
                     Role::Plaintext => listeners.plaintext.push(listener),

@@ -52,7 +52,7 @@ async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
             Ok(Ok(waiting)) => waiting,
             Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "The queue for probes failed; it is opened again");
+                tracing::warn!(%error, "The queue for probes failed; it is opened again.");
                 return;
             }
             Err(_would_block) => continue,
@@ -71,7 +71,7 @@ async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
             let word = if proven { "probe" } else { "plaintext" };
             metrics::counter!("selvedge_capture_probes_total", "verdict" => word).increment(1);
             if let Err(error) = queue.get_ref().verdict(&packet, verdict) {
-                tracing::warn!(%error, "A verdict on a waiting SYN could not be given; its sender will repeat it");
+                tracing::warn!(%error, "A verdict on a waiting SYN could not be given; its sender will repeat it.");
             }
         }
     }

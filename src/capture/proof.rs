@@ -148,7 +148,8 @@ impl Evidence {
         if let Some(problem) = &self.directory_problem {
             return Err(format!("its network namespace is not found: {problem}"));
         }
-        if let Some(seen) = self.seen.values().find(|seen| seen.holds(pod)) {
+        // The one that the runtime made says most.
+        if let Some(seen) = self.seen.values().filter(|seen| seen.holds(pod)).max_by_key(|seen| seen.named) {
             let why = if !free(seen) {
                 "is still the namespace of an earlier pod"
             } else if seen.named {

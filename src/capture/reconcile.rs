@@ -115,9 +115,14 @@ impl Reconciler {
     ) -> Result<Self, ReconcilerError> {
         let chosen = Chosen::detect(settings.mode, settings.back_end)?;
         for refused in &chosen.refused {
-            tracing::warn!(cause = %refused, "A way to capture does not work here");
+            tracing::warn!(cause = %refused, "A way to capture does not work here.");
         }
-        tracing::info!(mode = ?chosen.mode, back_end = ?chosen.back_end, queue = chosen.queue, "Capture works");
+        tracing::info!(
+            mode = chosen.mode.name(),
+            back_end = chosen.back_end.name(),
+            queue = chosen.queue,
+            "Capture works."
+        );
         let node = match &settings.node_netns {
             Some(path) => NetNs::open(path).map_err(|error| ReconcilerError::NodeNetns(path.clone(), error))?,
             None => NetNs::current().map_err(|error| ReconcilerError::NodeNetns("its own".into(), error))?,
@@ -249,7 +254,7 @@ impl Reconciler {
             if let Some(cookie) = pod.capture.cookie {
                 self.former.insert(cookie, (uid.clone(), pod.capture.workload.pod.ips.clone()));
             }
-            tracing::info!(pod = %pod.capture.workload.name(), "The pod has left; nothing of ours is in it");
+            tracing::info!(pod = %pod.capture.workload.name(), "The pod has left; nothing of ours is in it.");
             let _ = self.events.send(Event::Gone(uid));
         }
     }
@@ -269,8 +274,8 @@ impl Reconciler {
         });
         let (evidence, addresses) = match gathered.await {
             Ok(Ok(gathered)) => gathered,
-            Ok(Err(error)) => return tracing::error!(%error, "The node's network namespaces cannot be looked over"),
-            Err(error) => return tracing::error!(%error, "Looking over the node's network namespaces failed"),
+            Ok(Err(error)) => return tracing::error!(%error, "The node's network namespaces cannot be looked over."),
+            Err(error) => return tracing::error!(%error, "Looking over the node's network namespaces failed."),
         };
         // Link-local addresses are no probe's source, and mean another host on another link.
         let mut sorted: Vec<IpAddr> = addresses.iter().copied().filter(|ip| !is_link_local(*ip)).collect();
@@ -313,7 +318,7 @@ impl Reconciler {
             let pod = desired.get(uid).map(|workload| workload.name().to_string()).unwrap_or_default();
             tracing::warn!(
                 %pod, ip = %impostor.ip, netns = %impostor.netns, place = %impostor.place.display(),
-                "Another network namespace holds the pod's address and is not proven to be the pod's; it gets nothing"
+                "Another network namespace holds the pod's address and is not proven to be the pod's; it gets nothing."
             );
         }
         metrics::gauge!("selvedge_capture_impostors").set(impostors.len() as f64);
@@ -357,20 +362,20 @@ impl Reconciler {
             Ok(drift) => {
                 for what in drift {
                     let label = format!("{what:?}").to_lowercase();
-                    tracing::warn!(pod = %name, what = %label, "Capture had been changed by somebody else; it is mended");
+                    tracing::warn!(pod = %name, what = %label, "Capture had been changed by somebody else; it is mended.");
                     metrics::counter!("selvedge_capture_drift_repaired_total", "what" => label).increment(1);
                 }
                 pod.failure = None;
                 let Some(captured) = &pod.capture.captured else { return };
                 if !before.is_some_and(|before| Arc::ptr_eq(before, captured)) {
-                    tracing::info!(pod = %name, netns = %pod.capture.netns.id(), "The pod is captured");
+                    tracing::info!(pod = %name, netns = %pod.capture.netns.id(), "The pod is captured.");
                     let _ = self.events.send(Event::Captured(captured.clone()));
                 }
             }
             Err(error) => {
                 let words = error.to_string();
                 if pod.failure.as_ref() != Some(&words) {
-                    tracing::error!(pod = %name, error = %words, "The pod cannot be captured");
+                    tracing::error!(pod = %name, error = %words, "The pod cannot be captured.");
                 }
                 pod.failure = Some(words);
             }
@@ -403,7 +408,7 @@ impl Reconciler {
             for pod in outside {
                 let Ok(netns) = evidence.prove(&pod, &held) else { continue };
                 if !netns.run(|| kernel.chosen.found())?.is_empty() {
-                    tracing::info!(pod = %pod.uid, "Rules of an agent before this one are in a pod that is not joined; they go");
+                    tracing::info!(pod = %pod.uid, "Rules of an agent before this one are in a pod that is not joined; they go.");
                     remove_all(&netns, &kernel.chosen)?;
                 }
             }
@@ -411,8 +416,8 @@ impl Reconciler {
         });
         match cleaned.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "What an agent before this one left could not all be removed"),
-            Err(error) => tracing::warn!(%error, "Removing what an agent before this one left failed"),
+            Ok(Err(error)) => tracing::warn!(%error, "What an agent before this one left could not all be removed."),
+            Err(error) => tracing::warn!(%error, "Removing what an agent before this one left failed."),
         }
     }
 
@@ -484,7 +489,7 @@ fn leave(pod: &mut Tracked, kernel: &Kernel, step: Step) -> bool {
         Step::Finish => pod.capture.finish_leaving(kernel).map_err(|error| error.to_string()),
     };
     if let Err(error) = &result {
-        tracing::warn!(pod = %name, %error, "A step of leaving failed");
+        tracing::warn!(pod = %name, %error, "A step of leaving failed.");
         pod.failure = Some(error.clone());
     }
     step == Step::Finish

@@ -25,6 +25,16 @@ pub enum Mode {
     Redirect,
 }
 
+impl Mode {
+    /// As a person writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tproxy => "tproxy",
+            Self::Redirect => "redirect",
+        }
+    }
+}
+
 /// IPv4 and IPv6 have rules, tables and routes of their own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -333,6 +343,14 @@ pub struct OtherMesh {
 }
 
 impl IpVersion {
+    /// As a person writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+        }
+    }
+
     pub fn has(self, ip: IpAddr) -> bool {
         ip.is_ipv4() == (self == Self::V4)
     }

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub back_end: BackEnd,
     /// Whether probes wait in a queue for proof; without it they are ordinary plaintext under policy.
     pub honest_probes: bool,
+    /// Ways to capture that are preferred and do not work here, and why.
+    pub refused: Vec<String>,
     pub pods: Vec<PodStatus>,
 }
 
@@ -50,8 +53,17 @@ pub struct PodStatus {
     pub listeners: Vec<String>,
     /// Ports on which probes of the node are recognised.
     pub probe_ports: Vec<u16>,
-    /// The rules as the kernel shows them.
+    /// The rules that should be, as the kernel showed them when they were put in.
     pub rules: Option<Found>,
+    /// The routing that should be, in each of `families`.
+    pub routing: Option<Routing>,
+    pub families: Vec<IpVersion>,
+    /// By which a process on this node can open the namespace.
+    pub handle: Option<PathBuf>,
+    /// What is in place, as the kernel shows it to [`PodStatus::look`].
+    pub actual: Option<Actual>,
+    /// In what it differs from what should be.
+    pub drift: Vec<String>,
     /// Others that hold the pod's address.
     pub impostors: Vec<Impostor>,
 }
@@ -69,10 +81,14 @@ pub struct Actual {
 
 impl CaptureStatus {
     pub(super) fn new(chosen: &Chosen) -> Self {
+        let (mode, back_end) = (chosen.mode.name(), chosen.back_end.name());
+        let probes = if chosen.queue { "queued" } else { "plaintext" };
+        metrics::gauge!("selvedge_capture_info", "mode" => mode, "back_end" => back_end, "probes" => probes).set(1.0);
         Self(Arc::new(RwLock::new(Snapshot {
             mode: chosen.mode,
             back_end: chosen.back_end,
             honest_probes: chosen.queue,
+            refused: chosen.refused.clone(),
             pods: Vec::new(),
         })))
     }
@@ -130,12 +146,33 @@ impl PodStatus {
             listeners: listeners.collect(),
             probe_ports: probes.map(|probes| probes.ports.iter().copied().collect()).unwrap_or_default(),
             rules: rules.map(|programmed| programmed.found.clone()),
+            routing: capture.marks.filter(|_| rules.is_some()).map(|marks| Routing::wanted(&marks)),
+            families: capture.versions.clone(),
+            handle: Some(capture.netns.handle()),
             ..Self::bare(&capture.workload, state, failure, impostors)
         }
     }
 
     pub(super) fn pending(workload: &Workload, why: String, impostors: Vec<Impostor>) -> Self {
         Self::bare(workload, PodState::Pending, Some(why), impostors)
+    }
+
+    /// Reads the pod's namespace from the kernel, and compares.
+    pub fn look(&mut self) -> io::Result<()> {
+        let Some(handle) = &self.handle else { return Ok(()) };
+        let actual = Actual::read(&NetNs::open(handle)?)?;
+        self.drift = self.rules.iter().flat_map(|wanted| differences(wanted, &actual.rules)).collect();
+        for (version, routing) in [(IpVersion::V4, &actual.routing_v4), (IpVersion::V6, &actual.routing_v6)] {
+            if let Some(wanted) = self.routing.as_ref().filter(|_| self.families.contains(&version))
+                && wanted != routing
+            {
+                let counts = |routing: &Routing| format!("{} rules, {} routes", routing.rules.len(), routing.routes);
+                let (wanted, found) = (counts(wanted), counts(routing));
+                self.drift.push(format!("changed  {} routing: {found}; it should be {wanted}", version.name()));
+            }
+        }
+        self.actual = Some(actual);
+        Ok(())
     }
 
     fn bare(workload: &Workload, state: PodState, reason: Option<String>, impostors: Vec<Impostor>) -> Self {
@@ -149,6 +186,11 @@ impl PodStatus {
             listeners: Vec::new(),
             probe_ports: Vec::new(),
             rules: None,
+            routing: None,
+            families: Vec::new(),
+            handle: None,
+            actual: None,
+            drift: Vec::new(),
             impostors,
         }
     }
@@ -158,7 +200,8 @@ impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let probes =
             if self.honest_probes { "recognised" } else { "plaintext under policy (the kernel has no NFQUEUE)" };
-        writeln!(f, "mode {:?}, back end {:?}, probes {probes}", self.mode, self.back_end)?;
+        writeln!(f, "mode {}, back end {}, probes {probes}", self.mode.name(), self.back_end.name())?;
+        self.refused.iter().try_for_each(|refused| writeln!(f, "not used: {refused}"))?;
         self.pods.iter().try_for_each(|pod| write!(f, "\n{pod}"))
     }
 }
@@ -176,6 +219,13 @@ impl fmt::Display for PodStatus {
         row(f, "probe ports", &list(&self.probe_ports.iter().map(u16::to_string).collect::<Vec<_>>()))?;
         for impostor in &self.impostors {
             row(f, "impostor", &format!("{} ({}) holds {}", impostor.place.display(), impostor.netns, impostor.ip))?;
+        }
+        if self.actual.is_some() && self.rules.is_some() {
+            match self.drift.is_empty() {
+                true => row(f, "in place", "as it should be")?,
+                false => row(f, "in place", "not as it should be; the agent mends it")?,
+            }
+            self.drift.iter().try_for_each(|part| writeln!(f, "    {part}"))?;
         }
         match &self.rules {
             Some(rules) => write!(f, "{rules}"),
@@ -210,7 +260,7 @@ impl fmt::Display for Found {
         for place in &self.places {
             for table in &place.in_place.tables {
                 let first = if table.jumps_first { "" } else { ", not first in its chain" };
-                writeln!(text, "  {:?} {:?} {}{first}", place.version, place.back_end, table.table)?;
+                writeln!(text, "  {} {} {}{first}", place.version.name(), place.back_end.name(), table.table)?;
                 for rule in &table.rules {
                     writeln!(text, "    {rule}")?;
                 }
@@ -218,6 +268,40 @@ impl fmt::Display for Found {
         }
         f.write_str(&text)
     }
+}
+
+/// What is missing of the rules that should be, what is there beside them, and what stands elsewhere than it should.
+fn differences(wanted: &Found, actual: &Found) -> Vec<String> {
+    let lines = |found: &Found| -> Vec<String> {
+        let tables =
+            found.places.iter().flat_map(|place| place.in_place.tables.iter().map(move |table| (place, table)));
+        let lines = tables.flat_map(|(place, table)| {
+            let name = format!("{} {} {}", place.version.name(), place.back_end.name(), table.table);
+            table.rules.iter().map(move |rule| format!("{name}: {rule}"))
+        });
+        lines.collect()
+    };
+    let (wanted_lines, actual_lines) = (lines(wanted), lines(actual));
+    let beyond = |these: &[String], those: &[String], word: &str| -> Vec<String> {
+        let mut those = those.to_vec();
+        let rest = these.iter().filter(|line| match those.iter().position(|other| other == *line) {
+            Some(position) => {
+                those.swap_remove(position);
+                false
+            }
+            None => true,
+        });
+        rest.map(|line| format!("{word}  {line}")).collect()
+    };
+    let mut differences = beyond(&wanted_lines, &actual_lines, "missing");
+    differences.extend(beyond(&actual_lines, &wanted_lines, "extra  "));
+    if differences.is_empty() && wanted.places != actual.places {
+        differences.push("changed  the order of the rules".to_owned());
+    }
+    if let Some(other) = &actual.other_mesh {
+        differences.push(format!("extra    rules of {} (chain {})", other.mesh, other.chain));
+    }
+    differences
 }
 
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {

@@ -21,7 +21,8 @@ impl SockDiag {
         Ok(Self { netlink: netns.enter(|| Netlink::open(NETLINK_SOCK_DIAG))? })
     }
 
-    /// Whether a socket there, in any state but listening, has exactly these ends.
+    /// Whether a live socket there has exactly these ends: one that neither listens nor only remembers (TIME_WAIT,
+    /// which a new connection may follow: RFC 6191).
     pub fn has(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
         let request = InetRequest {
@@ -43,7 +44,7 @@ impl SockDiag {
             // The kernel answers with a listener where nothing closer matches.
             Ok(SockDiagMessage::InetResponse(found)) => {
                 let id = &found.header.socket_id;
-                Ok(found.header.state != TCP_LISTEN
+                Ok(![TCP_LISTEN, TCP_TIME_WAIT].contains(&found.header.state)
                     && (id.source_port, id.destination_port) == (local.port(), remote.port())
                     && plain(id.source_address) == local.ip()
                     && plain(id.destination_address) == remote.ip())
@@ -79,4 +80,5 @@ fn scope(addr: SocketAddr) -> u32 {
     }
 }
 
+const TCP_TIME_WAIT: u8 = 6;
 const TCP_LISTEN: u8 = 10;

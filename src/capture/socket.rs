@@ -84,10 +84,15 @@ pub fn listener(version: IpVersion, addr: ListenAddr, port: u16, mark: u32) -> i
     Ok(socket.into())
 }
 
-/// Makes a listener that another process made ours: nonblocking, and with our mark.
-pub fn adopt_listener(listener: &TcpListener, mark: u32) -> io::Result<()> {
+/// Makes a listener ours, whichever process made it: nonblocking, and with our mark.
+///
+/// `reset_on_close` goes over to what it accepts, and so holds from the first moment on: an agent that is killed
+/// between accepting a connection and preparing it must not end it in order.
+pub fn adopt_listener(listener: &TcpListener, mark: u32, reset_on_close: bool) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    SockRef::from(listener).set_mark(mark)
+    let socket = SockRef::from(listener);
+    socket.set_linger(reset_on_close.then_some(Duration::ZERO))?;
+    socket.set_mark(mark)
 }
 
 /// Where a listener listens.

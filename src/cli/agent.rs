@@ -18,8 +18,9 @@ use crate::telemetry::{AccessLogFormat, LogFormat};
 /// The agent reads Kubernetes objects from a folder of manifests and follows it: a saved file takes effect within a
 /// second. It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN and CAP_SYS_PTRACE, or root in a user namespace.
 ///
-/// Every flag is also an environment variable.
+/// Every flag is also an environment variable; a flag given twice counts as written last.
 #[derive(Args, Debug, Clone)]
+#[command(args_override_self = true)]
 pub struct AgentArgs {
     /// The name of this node: pods whose `spec.nodeName` it is are this agent's.
     #[arg(long, env = "SELVEDGE_NODE", value_name = "NAME")]
@@ -49,11 +50,11 @@ pub struct AgentArgs {
     pub cluster_cidr: Vec<IpNet>,
 
     /// How pods' connections are captured. `auto` takes TPROXY, and REDIRECT where the kernel lacks TPROXY.
-    #[arg(long, env = "SELVEDGE_CAPTURE", value_enum, default_value_t = CaptureChoice::Auto)]
+    #[arg(long, env = "SELVEDGE_CAPTURE", value_enum, value_name = "HOW", default_value_t = CaptureChoice::Auto)]
     pub capture: CaptureChoice,
 
     /// Which iptables back end programs the rules. `auto` takes the first that works here.
-    #[arg(long, env = "SELVEDGE_IPTABLES", value_enum, default_value_t = IptablesChoice::Auto)]
+    #[arg(long, env = "SELVEDGE_IPTABLES", value_enum, value_name = "BACK_END", default_value_t = IptablesChoice::Auto)]
     pub iptables: IptablesChoice,
 
     /// The folder in which the container runtime names pods' network namespaces. Only root may write there.
@@ -81,11 +82,11 @@ pub struct AgentArgs {
     pub bind: Option<IpAddr>,
 
     /// One line a connection on standard output.
-    #[arg(long, env = "SELVEDGE_ACCESS_LOG", value_enum, default_value_t = AccessLogFormat::Text)]
+    #[arg(long, env = "SELVEDGE_ACCESS_LOG", value_enum, value_name = "FORMAT", default_value_t = AccessLogFormat::Text)]
     pub access_log: AccessLogFormat,
 
     /// Form of the agent's own log, on standard error.
-    #[arg(long, env = "SELVEDGE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, env = "SELVEDGE_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
     /// What the agent's own log tells: a level, or filters such as `info,selvedge::capture=debug`. At run time:
@@ -95,7 +96,7 @@ pub struct AgentArgs {
 
     /// How long certificates live. They are renewed at half of it.
     #[arg(long, env = "SELVEDGE_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h",
-          value_parser = parse_duration)]
+          value_parser = parse_lifetime)]
     pub certificate_lifetime: Duration,
 
     /// How long connections may go on after SIGTERM, and those of a pod that leaves; what outlives it is reset.
@@ -164,11 +165,6 @@ pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     if args.node.is_empty() {
         return Err(Failure::usage("--node is empty: give the name that pods have as spec.nodeName"));
     }
-    if args.certificate_lifetime < SHORTEST_LIFETIME {
-        return Err(Failure::usage(
-            "--certificate-lifetime is too short: certificates count in seconds, give 1s or more",
-        ));
-    }
     crate::agent::run(args)
 }
 
@@ -186,6 +182,15 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => return Err(refused()),
     };
     if duration <= LONGEST { Ok(duration) } else { Err(refused()) }
+}
+
+// Shorter ones could not be renewed in time: each is replaced at half of it.
+fn parse_lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = parse_duration(text)?;
+    if lifetime < SHORTEST_LIFETIME {
+        return Err(format!("certificates that live {text} could not be renewed in time; give at least 1s"));
+    }
+    Ok(lifetime)
 }
 
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(1);
@@ -207,6 +212,7 @@ mod tests {
         for text in ["", "5", "h", "1d", "-1s", "99999999999999999999s", "18446744073709551615h", "876001h"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
+        assert!(parse_lifetime("999ms").is_err() && parse_lifetime("1s").is_ok());
     }
 
     proptest! {

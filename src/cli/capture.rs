@@ -57,6 +57,9 @@ pub fn run(verb: &CaptureVerb) -> Result<ExitCode, Failure> {
                     return Err(Failure::new(text));
                 }
             }
+            for pod in &mut snapshot.pods {
+                pod.look().map_err(|cause| Failure::new(format!("the namespace of pod {}: {cause}", pod.pod)))?;
+            }
             print(&snapshot, args.output)?;
         }
     }

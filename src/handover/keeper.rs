@@ -59,7 +59,7 @@ impl Keeper {
                 Some((Word::Offer { key }, None)) => {
                     tracing::error!(
                         "The {key} did not arrive from the parent: this process has no descriptor left; raise the \
-                         limit on open files (ulimit -n)"
+                         limit on open files (ulimit -n)."
                     );
                 }
                 Some((Word::Offered { .. }, _)) => break,
@@ -86,7 +86,7 @@ impl Keeper {
         let forgotten =
             line.lock().unwrap_or_else(PoisonError::into_inner).ask(Action::Forget { key: key.clone() }, None);
         if let Err(error) = forgotten {
-            tracing::error!(%error, "The parent could not be told to close the {key}");
+            tracing::error!(%error, "The parent could not be told to close the {key}.");
         }
     }
 }

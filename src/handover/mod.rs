@@ -21,7 +21,7 @@
 //! first, later with a delay that grows to ten seconds. When the parent itself was asked to stop (SIGTERM, SIGINT,
 //! SIGQUIT) it passes that on and ends with whatever code the worker ends with, 128 + n for signal n.
 //!
-//! **When the parent dies** its worker gets SIGTERM and drains, in order; it never runs on without its parent.
+//! **When the parent dies** its worker is killed with it: the rules stay, and nothing leaves in plaintext.
 //! The worker has a process group of its own, so that a Ctrl-C reaches it once, from the parent.
 
 mod keeper;
@@ -119,7 +119,7 @@ pub fn describe_metrics() {
     metrics::describe_counter!(
         "selvedge_worker_restarts_total",
         metrics::Unit::Count,
-        "How often the worker has died and was started again since the agent started"
+        "How often the worker has died and was started again since the agent started."
     );
 }
 

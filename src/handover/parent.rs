@@ -31,7 +31,7 @@ pub fn supervise(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match parent.and_then(|mut parent| parent.run()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            tracing::error!(%error, "The parent process cannot go on; its worker ends with it");
+            tracing::error!(%error, "The parent process cannot go on; its worker ends with it.");
             ExitCode::FAILURE
         }
     }
@@ -75,7 +75,7 @@ impl Parent {
                 listeners = self.shelf.len(),
                 restarts = self.restarts.total(),
                 ?delay,
-                "The worker {end}; its connections are reset, new ones wait, and it is started again"
+                "The worker {end}; its connections are reset, new ones wait, and it is started again."
             );
             if self.pause(delay)? == Pause::AskedToStop {
                 return Ok(0);
@@ -175,7 +175,9 @@ impl Worker {
         unsafe {
             command.pre_exec(move || {
                 SigSet::empty().thread_set_mask()?;
-                nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+                // Like any crash, and not in order: a worker that ends in order takes its rules away, and the pods'
+                // connections would leave in plaintext.
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
                 // The parent may have died before the line above, which then came too late.
                 if getppid() != parent {
                     return Err(Errno::ESRCH.into());
@@ -219,7 +221,7 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.socket = None,
                 Err(error) => {
-                    tracing::error!(%error, "The worker cannot be understood any more; what it held so far is kept");
+                    tracing::error!(%error, "The worker cannot be understood any more; what it held so far is kept.");
                     self.socket = None;
                 }
             }
@@ -236,7 +238,7 @@ impl Worker {
 
     fn signal(&self, signal: Signal) {
         if let Err(error) = kill(self.pid, signal) {
-            tracing::warn!(%error, %signal, "A signal could not be passed to the worker");
+            tracing::warn!(%error, %signal, "A signal could not be passed to the worker.");
         }
     }
 }

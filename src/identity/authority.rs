@@ -44,3 +44,13 @@ pub enum CaError {
     #[error("what the CA signed is unusable: {0}")]
     Unusable(Arc<str>),
 }
+
+impl CaError {
+    /// Whether the same request may succeed a moment later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::File { .. } | Self::Unavailable(_) | Self::Expired => true,
+            Self::Refused { .. } | Self::Unusable(_) => false,
+        }
+    }
+}

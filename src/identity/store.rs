@@ -113,23 +113,31 @@ impl Identities {
         self: &Arc<Self>,
         identity: &Identity,
     ) -> Result<Arc<WorkloadCertificate>, CertificateError> {
-        let mut answer = {
-            let mut entries = self.entries();
-            let entry = entries.entry(identity.clone()).or_default();
-            if let Some(held) = &entry.held
-                && held.is_valid_at(self.now())
-            {
-                return Ok(held.clone());
-            }
-            self.request(identity, entry)
-        };
         let waited = self.settings.wait;
+        let until = Instant::now() + waited;
         let timeout = || CertificateError::Timeout { identity: identity.clone(), waited };
-        let answered = tokio::time::timeout(waited, answer.wait_for(Option::is_some)).await.map_err(|_| timeout())?;
-        match answered.as_deref() {
-            Ok(Some(Ok(certificate))) => Ok(certificate.clone()),
-            Ok(Some(Err(cause))) => Err(CertificateError::Ca { identity: identity.clone(), cause: cause.clone() }),
-            Ok(None) | Err(_) => Err(timeout()),
+        loop {
+            let mut answer = {
+                let mut entries = self.entries();
+                let entry = entries.entry(identity.clone()).or_default();
+                if let Some(held) = &entry.held
+                    && held.is_valid_at(self.now())
+                {
+                    return Ok(held.clone());
+                }
+                self.request(identity, entry)
+            };
+            let answered = tokio::time::timeout_at(until, answer.wait_for(Option::is_some)).await;
+            match answered.map_err(|_| timeout())?.as_deref() {
+                Ok(Some(Ok(certificate))) => return Ok(certificate.clone()),
+                // Whoever waits already has time for a CA that comes back.
+                Ok(Some(Err(cause))) if cause.may_pass() && Instant::now() + ASK_AGAIN < until => {}
+                Ok(Some(Err(cause))) => {
+                    return Err(CertificateError::Ca { identity: identity.clone(), cause: cause.clone() });
+                }
+                Ok(None) | Err(_) => return Err(timeout()),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 
@@ -139,7 +147,7 @@ impl Identities {
         entries.retain(|identity, entry| {
             let keep = wanted.contains(identity);
             if !keep {
-                // Neither a time nor an alarm; the series goes once it has been silent.
+                // `/metrics` leaves it out from now on.
                 gauge!(EXPIRY, "identity" => identity.to_string()).set(f64::NAN);
                 entry.held.take().inspect(|held| held.supersede());
             }
@@ -319,6 +327,8 @@ impl Identities {
     }
 }
 
+/// While a connection waits, and the CA fails.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How often the gauges are set anew.
 const REPORT: Duration = Duration::from_secs(30);
 

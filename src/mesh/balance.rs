@@ -137,6 +137,13 @@ impl Balancer {
     }
 }
 
+/// The endpoints that a connection may go to, sorted: the near ones, and all of them, which serve where no near one
+/// does.
+pub fn endpoints(destination: &ServiceDestination, client: &Client) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    let all = eligible(destination, client);
+    (addresses(&near(&all, &destination.service, client)).to_vec(), addresses(&all).to_vec())
+}
+
 /// What is known of one endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Health {
@@ -227,24 +234,21 @@ impl Choice {
     }
 
     fn work_out(destination: &ServiceDestination, client: &Client, now: Instant) -> Self {
-        let service = &destination.service;
-        let pool = eligible(destination, client);
-        let local = service.internal_traffic_policy == InternalTrafficPolicy::Local;
-        let near = if local { pool.clone() } else { near(&pool, service, client) };
+        let all = eligible(destination, client);
         Self {
             candidates: destination.candidates.clone(),
-            service: service.clone(),
+            service: destination.service.clone(),
             node: client.node.clone(),
             zone: client.zone.clone(),
             used: now,
-            preferred: addresses(&near),
-            all: addresses(&pool),
+            preferred: addresses(&near(&all, &destination.service, client)),
+            all: addresses(&all),
         }
     }
 }
 
-/// The endpoints that a connection of this client to the Service's own address may go to.
-pub fn eligible<'a>(destination: &'a ServiceDestination, client: &Client) -> Vec<&'a Candidate> {
+/// The candidates that may be chosen, near and far.
+fn eligible<'a>(destination: &'a ServiceDestination, client: &Client) -> Vec<&'a Candidate> {
     let service = &destination.service;
     let mut pool: Vec<&Candidate> = destination.candidates.iter().collect();
     if pool.iter().any(|c| c.addr.is_ipv6() == client.ip.is_ipv6()) {
@@ -253,12 +257,7 @@ pub fn eligible<'a>(destination: &'a ServiceDestination, client: &Client) -> Vec
     if service.internal_traffic_policy == InternalTrafficPolicy::Local {
         pool.retain(|c| c.node.is_some() && c.node == client.node);
     }
-    answering(service, pool)
-}
-
-/// Those of some endpoints that answer: the ready ones, and while there is none, those that terminate and still serve
-/// (KEP-1669).
-pub fn answering<'a>(service: &Service, mut pool: Vec<&'a Candidate>) -> Vec<&'a Candidate> {
+    // Terminating endpoints serve while there is no other (KEP-1669).
     let ready = |c: &Candidate| c.ready || service.publish_not_ready_addresses;
     if pool.iter().any(|c| ready(c)) {
         pool.retain(|c| ready(c));
@@ -276,8 +275,11 @@ fn addresses(candidates: &[&Candidate]) -> Arc<[SocketAddr]> {
 }
 
 /// The candidates that lie near: by hints where every one of them has hints and some name us (the safeguards of
-/// kube-proxy), else by what the Service prefers; all of them where none lies near.
+/// kube-proxy), else by what the Service prefers; all of them where none lies near, or where all are the node's own.
 fn near<'a>(pool: &[&'a Candidate], service: &Service, client: &Client) -> Vec<&'a Candidate> {
+    if service.internal_traffic_policy == InternalTrafficPolicy::Local {
+        return pool.to_vec();
+    }
     let some = |near: Vec<&'a Candidate>| Some(near).filter(|near| !near.is_empty());
     let hinted = |hints: fn(&Candidate) -> &[Arc<str>], own: &Option<Arc<str>>| {
         let own = own.as_ref().filter(|_| pool.iter().all(|c| !hints(c).is_empty()))?;

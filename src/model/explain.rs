@@ -1,7 +1,6 @@
 //! Says what would become of a connection: which way it goes, and what policy makes of it. The same model decides
 //! here and in the agent.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,10 +9,12 @@ use serde::Serialize;
 use super::State;
 use crate::mesh::balance::{self, Client};
 use crate::mesh::{
-    Destination, Identity, Membership, NamespacedName, Path, PlainBecause, Reason, Service, ServiceKind, TargetPort,
-    Workload, believable_source, is_reserved_port,
+    Destination, Identity, InternalTrafficPolicy, Membership, NamespacedName, Path, PlainBecause, Reason, Service,
+    ServiceKind, TUNNEL_PORT, TargetPort, Workload, believable_source, is_reserved_port,
 };
 use crate::policy::{self, PeerMode, Query, Verdict};
+
+mod text;
 
 /// Who is asked about, as a person names it.
 #[derive(Clone, Debug)]
@@ -57,19 +58,51 @@ pub struct EndpointExplanation {
     /// The identity that the source proves there, if any.
     pub source_identity: Option<String>,
     pub summary: String,
+    /// What beside policy may matter.
+    pub note: Option<String>,
     /// What each policy said; absent where no policy has a word.
     pub policies: Option<policy::Explanation>,
+}
+
+impl EndpointExplanation {
+    /// Whether another endpoint of a Service is tried instead of this one.
+    fn is_passed_over(&self) -> bool {
+        let passed_over = [Reason::Tls, Reason::PeerUncaptured, Reason::UnknownDestination];
+        passed_over.iter().any(|reason| self.reason.as_deref() == Some(reason.code()))
+    }
 }
 
 /// Answers a question, or says what is wrong with it.
 pub fn explain(state: &State, question: &Question) -> Result<Explanation, String> {
     let from = From::find(state, &question.from)?;
-    let targets = targets(state, &from, &question.to, question.port)?;
-    let endpoints: Vec<EndpointExplanation> =
-        targets.addresses.iter().map(|address| one_endpoint(state, &from, &targets, *address)).collect();
-    let deciding = endpoints.iter().find(|endpoint| endpoint.verdict == Verdict::Deny).or(endpoints.first());
+    let from = match question.to {
+        Party::Address(ip) => from.towards(ip),
+        Party::Named(_) => from,
+    };
+    let mut targets = targets(state, &from, &question.to, question.port)?;
+    // The source's agent looks at the port before anything else.
+    if targets.dialled.is_some_and(|dialled| is_reserved_port(dialled.port()) && from.is_captured_towards(dialled)) {
+        targets.refused = Some((Reason::Protocol, reserved(targets.port)));
+        targets.addresses.clear();
+    }
+    let look = |address: &SocketAddr| one_endpoint(state, &from, &targets, *address);
+    let mut endpoints: Vec<EndpointExplanation> = targets.addresses.iter().map(look).collect();
+    if endpoints.iter().all(EndpointExplanation::is_passed_over) {
+        endpoints.extend(targets.further.iter().map(look));
+    }
+    // Only where nobody else is left does one that is passed over decide.
+    let counts = |endpoint: &&EndpointExplanation| {
+        !endpoint.is_passed_over() || endpoints.iter().all(EndpointExplanation::is_passed_over)
+    };
+    let denies = |endpoint: &&EndpointExplanation| counts(endpoint) && endpoint.verdict == Verdict::Deny;
+    let denied = endpoints.iter().filter(denies).count();
+    let deciding = endpoints.iter().find(denies).or(endpoints.iter().find(counts));
     let (verdict, reason, summary) = match (deciding, targets.refused) {
         (_, Some((reason, text))) => (Verdict::Deny, Some(reason.to_string()), text),
+        (Some(endpoint), None) if denied > 0 && denied < endpoints.len() => {
+            let text = format!("{denied} of {} endpoints deny it, such as: {}", endpoints.len(), endpoint.summary);
+            (endpoint.verdict, endpoint.reason.clone(), text)
+        }
         (Some(endpoint), None) => (endpoint.verdict, endpoint.reason.clone(), endpoint.summary.clone()),
         (None, None) => (Verdict::Deny, Some(Reason::NoEndpoint.to_string()), "nobody answers there".to_owned()),
     };
@@ -77,10 +110,10 @@ pub fn explain(state: &State, question: &Question) -> Result<Explanation, String
 }
 
 /// The side that dials.
+#[derive(Clone)]
 struct From {
     words: String,
-    /// The addresses that it may dial from: of a pod, one a family.
-    ips: Vec<IpAddr>,
+    ip: IpAddr,
     workload: Option<Arc<Workload>>,
 }
 
@@ -94,28 +127,31 @@ impl From {
                     None if state.mesh.is_node_address(*ip) => format!("{ip} (a node)"),
                     None => ip.to_string(),
                 };
-                Ok(Self { words, ips: vec![*ip], workload })
+                Ok(Self { words, ip: *ip, workload })
             }
             Party::Named(name) => {
                 let workload = state.mesh.workload_by_name(name).ok_or_else(|| format!("there is no Pod {name}"))?;
-                if workload.pod.ips.is_empty() {
-                    return Err(format!("Pod {name} has no status.podIPs yet"));
-                }
-                let ips = workload.pod.ips.clone();
-                Ok(Self { words: format!("pod {name}"), ips, workload: Some(workload.clone()) })
+                let ip = workload.pod.ips.first().ok_or_else(|| format!("Pod {name} has no status.podIPs yet"))?;
+                Ok(Self { words: format!("pod {name}"), ip: *ip, workload: Some(workload.clone()) })
             }
         }
     }
 
-    /// The one of some addresses that it dials: of a family of its own, if there is one.
-    fn dials(&self, ips: &[IpAddr]) -> Option<IpAddr> {
-        let own_family = |ip: &&IpAddr| self.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
-        ips.iter().find(own_family).or(ips.first()).copied()
+    /// The same pod, at its address of the family of what it dials: that is the one it is seen with.
+    fn towards(mut self, dialled: IpAddr) -> Self {
+        let ips = self.workload.iter().flat_map(|workload| &workload.pod.ips);
+        let same_family = ips.copied().find(|ip| ip.is_ipv4() == dialled.is_ipv4());
+        if self.ip.is_ipv4() != dialled.is_ipv4() {
+            self.ip = same_family.unwrap_or(self.ip);
+        }
+        self
     }
 
-    /// The address that the other side sees.
-    fn ip_towards(&self, to: IpAddr) -> IpAddr {
-        self.ips.iter().find(|own| own.is_ipv4() == to.is_ipv4()).or(self.ips.first()).copied().unwrap_or(to)
+    /// As the balancer knows this side.
+    fn client(&self, state: &State) -> Client {
+        let node = self.workload.as_ref().and_then(|workload| workload.pod.node.clone());
+        let zone = node.as_ref().and_then(|node| state.mesh.node(node)).and_then(|node| node.zone.clone());
+        Client { ip: self.ip, node, zone }
     }
 
     /// Whether this side's agent carries what it dials there.
@@ -134,6 +170,8 @@ struct Targets {
     port: u16,
     dialled: Option<SocketAddr>,
     addresses: Vec<SocketAddr>,
+    /// Those that are tried once all of these have been passed over.
+    further: Vec<SocketAddr>,
     refused: Option<(Reason, String)>,
 }
 
@@ -154,14 +192,16 @@ fn targets(state: &State, from: &From, to: &Party, port: Option<u16>) -> Result<
 fn pod_target(from: &From, workload: &Workload, port: Option<u16>) -> Result<Targets, String> {
     let ports: Vec<u16> = workload.pod.container_ports.iter().map(|port| port.port).collect();
     let port = port.or(only(&ports)).ok_or_else(|| choose_port(&format!("pod {}", workload.name()), &ports))?;
-    let ip = from.dials(&workload.pod.ips);
+    let family = |ip: &&IpAddr| ip.is_ipv4() == from.ip.is_ipv4();
+    let ip = workload.pod.ips.iter().find(family).or(workload.pod.ips.first());
     let ip = ip.ok_or_else(|| format!("Pod {} has no status.podIPs yet", workload.name()))?;
-    let address = SocketAddr::new(ip, port);
+    let address = SocketAddr::new(*ip, port);
     Ok(Targets {
         words: format!("pod {}", workload.name()),
         port,
         dialled: Some(address),
         addresses: vec![address],
+        further: Vec::new(),
         refused: None,
     })
 }
@@ -171,7 +211,9 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
     let words = format!("service {}", service.name);
     let port = port.or(only(&ports)).ok_or_else(|| choose_port(&words, &ports))?;
     let vip = match &service.kind {
-        ServiceKind::ClusterIp(ips) => from.dials(ips).map(|ip| SocketAddr::new(ip, port)),
+        ServiceKind::ClusterIp(ips) => {
+            ips.iter().find(|ip| ip.is_ipv4() == from.ip.is_ipv4()).or(ips.first()).map(|ip| SocketAddr::new(*ip, port))
+        }
         ServiceKind::Headless | ServiceKind::ExternalName => None,
     };
     let Some(found) = state.mesh.service_destination(service, port) else {
@@ -181,20 +223,13 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
             port,
             dialled: vip,
             addresses: Vec::new(),
+            further: Vec::new(),
             refused: Some((Reason::NoEndpoint, text)),
         });
     };
-    let candidates = match (vip, &from.workload) {
-        (Some(vip), Some(workload)) => {
-            let client =
-                Client { ip: from.ip_towards(vip.ip()), node: workload.pod.node.clone(), zone: workload.zone.clone() };
-            balance::eligible(&found, &client)
-        }
-        // A headless Service has no address: clients dial its pods, on the port that they have. Who is no pod may dial
-        // from anywhere.
-        _ => balance::answering(service, found.candidates.iter().collect()),
-    };
-    let addresses: Vec<SocketAddr> = candidates.iter().map(|candidate| candidate.addr).collect();
+    // A headless Service has no address: clients dial its pods, on the port that they have.
+    let (addresses, mut further) = balance::endpoints(&found, &from.client(state));
+    further.retain(|address| !addresses.contains(address));
     let target = match &found.port.target {
         TargetPort::Number(number) => number.to_string(),
         TargetPort::Name(name) => name.to_string(),
@@ -202,10 +237,19 @@ fn service_targets(state: &State, from: &From, service: &Arc<Service>, port: Opt
     let refused = addresses.is_empty().then(|| {
         (
             Reason::NoEndpoint,
-            format!("Service {} has no ready endpoint for port {port} (target {target})", service.name),
+            match service.internal_traffic_policy {
+                InternalTrafficPolicy::Cluster => {
+                    format!("Service {} has no ready endpoint for port {port} (target {target})", service.name)
+                }
+                InternalTrafficPolicy::Local => format!(
+                    "Service {} has no ready endpoint for port {port} (target {target}) on the source's node, and its \
+                     internalTrafficPolicy is Local",
+                    service.name
+                ),
+            },
         )
     });
-    Ok(Targets { words, port, dialled: vip, addresses, refused })
+    Ok(Targets { words, port, dialled: vip, addresses, further, refused })
 }
 
 fn address_target(state: &State, from: &From, ip: IpAddr, port: Option<u16>) -> Result<Targets, String> {
@@ -228,13 +272,21 @@ fn address_target(state: &State, from: &From, ip: IpAddr, port: Option<u16>) -> 
         Destination::Node | Destination::Outside | Destination::Unknown => {
             let port = port.ok_or_else(|| format!("{ip} is no pod or service: give --port"))?;
             let address = SocketAddr::new(ip, port);
-            Ok(Targets { words: ip.to_string(), port, dialled: Some(address), addresses: vec![address], refused: None })
+            Ok(Targets {
+                words: ip.to_string(),
+                port,
+                dialled: Some(address),
+                addresses: vec![address],
+                further: Vec::new(),
+                refused: None,
+            })
         }
     }
 }
 
 fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAddr) -> EndpointExplanation {
     let captured = from.is_captured_towards(targets.dialled.unwrap_or(address));
+    let from = &from.clone().towards(address.ip());
     let destination = match state.mesh.destination(address) {
         Destination::Workload(workload) => Some(workload),
         Destination::Unknown if captured => {
@@ -246,14 +298,13 @@ fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAd
     let Some(destination) = destination else {
         return open(address, None, "plaintext", "it is not in the mesh, so no policy of the mesh applies".to_owned());
     };
-    if captured && targets.dialled.is_some_and(|dialled| is_reserved_port(dialled.port())) {
-        let text = format!("port {} belongs to the mesh and is no destination", targets.port);
-        return refused(address, Some(&destination), Reason::Protocol, text);
-    }
     let source = from.workload.as_ref().filter(|_| captured);
     let path = source.map(|source| Path::between(source, &destination, address.port()));
     match path {
         Some(Path::Refused(reason, text)) => refused(address, Some(&destination), reason, text),
+        Some(Path::Tunnel { .. }) if is_reserved_port(address.port()) => {
+            refused(address, Some(&destination), Reason::Protocol, reserved(address.port()))
+        }
         Some(Path::Tunnel { own, .. }) => decided(state, from, &destination, address, Some(&own)),
         Some(Path::Plain(PlainBecause::OwnPod)) => {
             open(address, Some(&destination), "plaintext", "a pod that talks to itself is not captured".to_owned())
@@ -287,9 +338,16 @@ fn arriving_in_plaintext(
             let text = format!("port {} of pod {} is excluded from capture", address.port(), destination.name());
             open(address, Some(destination), "plaintext", text)
         }
-        Membership::Joined(_) if !believable_source(from.ip_towards(address.ip()), &destination.pod.ips) => {
-            let text = format!("{} cannot have come from outside the pod", from.ip_towards(address.ip()));
+        Membership::Joined(_) if !believable_source(from.ip, &destination.pod.ips) => {
+            let text = format!("{} cannot have come from outside the pod", from.ip);
             refused(address, Some(destination), Reason::Source, text)
+        }
+        Membership::Joined(_) if address.port() == TUNNEL_PORT => {
+            let text = format!("port {TUNNEL_PORT} is the tunnel's, which takes mutual TLS alone");
+            refused(address, Some(destination), Reason::Tls, text)
+        }
+        Membership::Joined(_) if is_reserved_port(address.port()) => {
+            refused(address, Some(destination), Reason::Protocol, reserved(address.port()))
         }
         Membership::Joined(_) => decided(state, from, destination, address, None),
     }
@@ -302,13 +360,9 @@ fn decided(
     address: SocketAddr,
     identity: Option<&Identity>,
 ) -> EndpointExplanation {
-    if is_reserved_port(address.port()) {
-        let text = format!("port {} belongs to the mesh and is no destination", address.port());
-        return refused(address, Some(destination), Reason::Protocol, text);
-    }
     let services: Vec<NamespacedName> = state.mesh.services_at(address).cloned().collect();
     let explanation = state.policies.explain(&Query {
-        source_ip: from.ip_towards(address.ip()),
+        source_ip: from.ip,
         source_identity: identity,
         destination,
         destination_addr: address,
@@ -322,8 +376,16 @@ fn decided(
         path: if identity.is_some() { "tunnel" } else { "plaintext" }.to_owned(),
         source_identity: identity.map(ToString::to_string),
         summary: explanation.sentence.clone(),
+        note: probe_note(state, from, destination, address),
         policies: Some(explanation),
     }
+}
+
+/// A node's address proves nothing: what counts is whether the socket is the node's own, which no manifest tells.
+fn probe_note(state: &State, from: &From, destination: &Workload, address: SocketAddr) -> Option<String> {
+    let probed = destination.pod.probes.iter().any(|probe| probe.port == address.port());
+    (from.workload.is_none() && probed && state.mesh.is_node_address(from.ip))
+        .then(|| "the pod's spec probes this port: a probe by its own node's kubelet is let through".to_owned())
 }
 
 fn refused(address: SocketAddr, workload: Option<&Arc<Workload>>, reason: Reason, text: String) -> EndpointExplanation {
@@ -335,6 +397,7 @@ fn refused(address: SocketAddr, workload: Option<&Arc<Workload>>, reason: Reason
         path: "none".to_owned(),
         source_identity: None,
         summary: text,
+        note: None,
         policies: None,
     }
 }
@@ -348,45 +411,13 @@ fn open(address: SocketAddr, workload: Option<&Arc<Workload>>, path: &str, text:
         path: path.to_owned(),
         source_identity: None,
         summary: text,
+        note: None,
         policies: None,
     }
 }
 
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.verdict == Verdict::Allow { "allowed" } else { "denied" };
-        writeln!(f, "{} to {} port {}: {verdict}", self.from, self.to, self.port)?;
-        writeln!(f, "  because {}", self.summary)?;
-        if let Some(reason) = &self.reason {
-            writeln!(f, "  reason  {reason}")?;
-        }
-        for endpoint in &self.endpoints {
-            let verdict = if endpoint.verdict == Verdict::Allow { "allowed" } else { "denied" };
-            let workload = endpoint.workload.as_deref().map(|name| format!(" (pod {name})")).unwrap_or_default();
-            writeln!(f, "\n  {}{workload}: {verdict}, by {}", endpoint.address, endpoint.path)?;
-            if let Some(identity) = &endpoint.source_identity {
-                writeln!(f, "    source is {identity}")?;
-            }
-            match &endpoint.policies {
-                Some(policies) => {
-                    writeln!(f, "    {}", policies.sentence)?;
-                    policies.policies.iter().try_for_each(|policy| write_policy(f, policy))?;
-                }
-                None => writeln!(f, "    {}", endpoint.summary)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-fn write_policy(f: &mut fmt::Formatter<'_>, policy: &policy::Considered) -> fmt::Result {
-    let mark = if policy.matched { "matches" } else { "does not match" };
-    let mark = if policy.stands { mark } else { "does not apply" };
-    writeln!(f, "    - {} {} ({}) {mark}: {}", policy.kind, policy.policy, policy.action, policy.why)?;
-    for rule in policy.rules.iter().filter(|rule| rule.matched || policy.rules.len() > 1) {
-        writeln!(f, "        {}: {}", if rule.matched { "yes" } else { "no " }, rule.why)?;
-    }
-    Ok(())
+fn reserved(port: u16) -> String {
+    format!("port {port} belongs to the mesh and is no destination")
 }
 
 fn only(ports: &[u16]) -> Option<u16> {

@@ -8,6 +8,7 @@ use super::*;
 use crate::mesh::{Identity, Membership, NamespacedName, Owner, Phase, Pod, PodUid, Reason, Settings, Workload};
 
 mod closed;
+mod documented;
 mod oracle;
 mod peer;
 mod rules;

@@ -4,7 +4,7 @@ use super::connections::Connection;
 use super::failure::Failure;
 use crate::mesh::Reason;
 use crate::transport::hbone::Flow;
-use crate::transport::relay::{TcpEnd, relay};
+use crate::transport::relay::{Outcome, TcpEnd, relay};
 
 /// Relays between two sockets, and records how it went.
 pub async fn plain(connection: &Connection, downstream: TcpStream, upstream: TcpStream) {
@@ -17,12 +17,26 @@ pub async fn plain(connection: &Connection, downstream: TcpStream, upstream: Tcp
     }
 }
 
-/// Relays from an application into a tunnel.
-pub async fn into_tunnel(connection: &Connection, downstream: TcpStream, upstream: Flow) {
+/// Relays from an application into a tunnel. A reset that comes out of it carries no reason: `denial` says whether
+/// policy is it.
+pub async fn into_tunnel(
+    connection: &Connection,
+    downstream: TcpStream,
+    upstream: Flow,
+    denial: impl FnOnce() -> Option<Reason>,
+) {
     connection.connected();
-    match TcpEnd::new(downstream) {
-        Ok(downstream) => connection.ended(&relay(downstream, upstream, &connection.control).await),
-        Err(cause) => connection.failed(&broken(&cause)),
+    let ended = match TcpEnd::new(downstream) {
+        Ok(downstream) => relay(downstream, upstream, &connection.control).await,
+        Err(cause) => return connection.failed(&broken(&cause)),
+    };
+    let denied = if ended.outcome == Outcome::ResetByUpstream { denial() } else { None };
+    match denied {
+        Some(reason) => {
+            let text = "the destination's agent ended it: policy allows it no more";
+            connection.telemetry.closed(ended.sent, ended.received, Some(reason), text);
+        }
+        None => connection.ended(&ended),
     }
 }
 

@@ -1,8 +1,10 @@
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::SockRef;
+use tokio::net::TcpStream;
 
 use super::pods::ServedPod;
 use super::source_ports::Held;
@@ -69,10 +71,19 @@ pub fn application_options(pod: &ServedPod) -> ConnectOptions {
 
 async fn connect(pod: &ServedPod, to: SocketAddr, options: &ConnectOptions) -> io::Result<TcpStream> {
     let socket = socket::connect_socket(&pod.captured.netns, to, options)?;
-    let socket = TcpSocket::from_std_stream(socket.into());
-    match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(to)).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s")),
+    match socket.connect(&to.into()) {
+        Err(cause) if cause.raw_os_error() != Some(libc::EINPROGRESS) => return Err(cause),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    match tokio::time::timeout(CONNECT_TIMEOUT, stream.writable()).await {
+        Ok(outcome) => outcome?,
+        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s")),
+    }
+    // Asking for SO_ERROR would take a server that spoke and reset at once for one that refused, and lose its words.
+    match SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]) {
+        Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => Err(cause),
+        _ => Ok(stream),
     }
 }
 

@@ -34,11 +34,13 @@ impl Limits {
         self.total
     }
 
+    /// Whether a connection of this pod, which is registered already, may go on.
     pub fn admits(&self, pod: &PodUid) -> bool {
+        let others = |count: usize| count.saturating_sub(1);
         share_admits(
             self.total,
-            self.connections.total(),
-            self.connections.live(pod),
+            others(self.connections.total()),
+            others(self.connections.live(pod)),
             self.pods.load(Ordering::Relaxed),
         )
     }

@@ -119,11 +119,11 @@ pub fn describe_metrics() {
     describe_counter!(
         "selvedge_accept_errors_total",
         Unit::Count,
-        "Times that accepting a connection failed and was tried again"
+        "Times that accepting a connection failed and was tried again."
     );
     describe_counter!(
         "selvedge_peer_uncaptured_total",
         Unit::Count,
-        "Connections sent in plaintext to a joined pod that its node has not captured yet, as PERMISSIVE allows"
+        "Connections sent in plaintext to a joined pod that its node has not captured yet, as PERMISSIVE allows."
     );
 }

@@ -1,7 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
@@ -14,10 +14,12 @@ use super::workers::{Thread, with_random};
 use super::{Proxy, carry, dial};
 use crate::capture::socket;
 use crate::mesh::balance::Client;
-use crate::mesh::{Destination, Identity, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port};
+use crate::mesh::{
+    Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
+};
 use crate::policy::{PeerMode, Query, Verdict};
-use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
-use crate::transport::hbone::{ConnectHead, Flow, PoolKey};
+use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
+use crate::transport::hbone::{ConnectHead, Flow, OpenError, PoolKey};
 
 /// The life of one connection that a joined pod dialled.
 pub async fn serve(
@@ -49,7 +51,9 @@ pub async fn serve(
     };
     match upstream {
         Ok(Upstream { way, endpoint: _counted }) => match way {
-            Way::Tunnel(flow) => carry::into_tunnel(&connection, stream, flow).await,
+            Way::Tunnel(flow) => {
+                carry::into_tunnel(&connection, stream, flow, || attempt.denied_now()).await;
+            }
             Way::Plain(upstream) => carry::plain(&connection, stream, upstream).await,
         },
         // `stream` is dropped with SO_LINGER {1,0}: the client sees a reset.
@@ -171,7 +175,11 @@ impl<'a> Attempt<'a> {
         match Path::between(&self.pod.captured.workload, workload, to.port()) {
             Path::Plain(_) => self.plain(to).await,
             Path::Tunnel { own, wanted } => self.tunnel(workload, &own, &wanted, to).await,
-            Path::Refused(reason, text) => Err(Failure::new(reason, text)),
+            Path::Refused(reason, text) => {
+                // A peer that cannot prove who it is may be passed over; a source that cannot finds no other.
+                let retry = reason == Reason::Tls;
+                Err(Failure { retry, ..Failure::new(reason, text) })
+            }
             Path::Uncaptured => {
                 let mode = self.proxy.model.read().policies.peer_mode(workload, to.port());
                 if let PeerMode::Strict(_) = mode {
@@ -192,7 +200,7 @@ impl<'a> Attempt<'a> {
                 info.destination = Party::stranger(to);
             }
         });
-        let stream = dial::from_pod(self.pod, self.own_address(), to).await;
+        let stream = dial::from_pod(self.pod, self.own_address(to), to).await;
         stream.map(Way::Plain).map_err(|cause| Failure::connect(&to.to_string(), &cause))
     }
 
@@ -223,16 +231,27 @@ impl<'a> Attempt<'a> {
             baggage: baggage(&self.proxy.settings.cluster, own),
             traceparent: None,
         };
-        let dial = async {
-            let tcp = dial::tunnel(self.pod, self.own_address(), hop).await?;
+        let dial = async || {
+            let tcp = dial::tunnel(self.pod, self.own_address(hop), hop).await?;
             Ok(self.proxy.tls.connect(tcp, identity, wanted).await?)
         };
-        match self.thread.pool.open(&key, &head, dial).await {
+        let mut opened = self.thread.pool.open(&key, &head, dial()).await;
+        // The application's first byte is still here, so that nothing is repeated: an agent that restarts, or a tunnel
+        // that broke as it was used, costs no connection.
+        for pause in TUNNEL_PAUSES {
+            if !opened.as_ref().is_err_and(OpenError::is_passing) {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            opened = self.thread.pool.open(&key, &head, dial()).await;
+        }
+        match opened {
             Ok((flow, peer)) => {
                 self.connection.telemetry.amend(|info| {
                     info.destination.identity = Some(peer.identity.clone());
                     info.key_exchange = Some(peer.key_exchange);
                 });
+                self.connection.telemetry.decided_there(telemetry::Verdict::Allow, None);
                 Ok(Way::Tunnel(flow))
             }
             Err(error) => Err(self.explain(Failure::open(&hop.to_string(), &error), workload, to)),
@@ -244,24 +263,39 @@ impl<'a> Attempt<'a> {
         if failure.reason != Reason::Denied {
             return failure;
         }
+        let (reason, policy) = self.denial(workload, to).unwrap_or((Reason::Denied, None));
+        self.connection.telemetry.decided_there(telemetry::Verdict::Deny, policy);
+        Failure { reason, ..failure }
+    }
+
+    /// Why policy allows the connection no more, if it does not.
+    fn denied_now(&self) -> Option<Reason> {
+        let to = self.connection.telemetry.destination()?;
+        let Destination::Workload(workload) = self.proxy.model.read().mesh.destination(to) else { return None };
+        self.denial(&workload, to).map(|(reason, _)| reason)
+    }
+
+    /// What policy holds against the connection, and which policy.
+    fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
         let state = self.proxy.model.read();
         let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
         let decision = state.policies.decide(&Query {
-            source_ip: self.client,
+            source_ip: self.own_address(to).unwrap_or(self.client),
             source_identity: self.pod.captured.workload.identity.as_ref(),
             destination: workload,
             destination_addr: to,
             services: &services,
         });
-        match (decision.verdict, decision.reason) {
-            (Verdict::Deny, Some(reason)) => Failure { reason, ..failure },
-            _ => failure,
-        }
+        let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
+        Some((reason, decision.clause.map(|clause| clause.policy.name)))
     }
 
-    /// The address that the client used, where it is one of the pod's: what peers see must be it.
-    fn own_address(&self) -> Option<IpAddr> {
-        self.pod.captured.workload.pod.ips.contains(&self.client).then_some(self.client)
+    /// The address that the client used, where it is one of the pod's: what peers see must be it. An endpoint of
+    /// the other family sees the pod's address of that family.
+    fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
+        let own = &self.pod.captured.workload.pod.ips;
+        let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
+        own.iter().find(|ip| **ip == self.client).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
     }
 }
 
@@ -285,3 +319,5 @@ impl Drop for Counted<'_> {
 }
 
 const ENDPOINT_TRIES: usize = 5;
+/// Before each further try of one tunnel.
+const TUNNEL_PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];

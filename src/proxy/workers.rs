@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -86,6 +87,25 @@ impl Workers {
         }
     }
 
+    /// Waits until every connection has ended and every tunnel is closed, with all that was still to be sent. Tunnels
+    /// that peers opened must have been asked to end.
+    pub async fn settle(&self) {
+        let (closed, mut all_closed) = mpsc::channel::<()>(1);
+        for index in 0..self.handles.len() {
+            let closed = closed.clone();
+            self.spawn_on(index, move |thread| async move {
+                thread.pool.close().await;
+                drop(closed);
+            });
+        }
+        drop(closed);
+        // Nothing is ever sent: it ends when the last thread has dropped its sender.
+        let _ = all_closed.recv().await;
+        while self.handles.iter().any(|handle| handle.load.load(Ordering::Relaxed) > 0) {
+            tokio::time::sleep(SETTLING).await;
+        }
+    }
+
     /// Ends the threads: whatever they still carry is reset.
     pub fn stop(self) {
         drop(self.handles);
@@ -116,6 +136,9 @@ async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, pool: PoolSettings) {
         job(thread.clone());
     }
 }
+
+/// A tunnel ends a round trip after its last stream, so this is seldom waited twice.
+const SETTLING: Duration = Duration::from_millis(5);
 
 thread_local! {
     static RANDOM: RefCell<Option<rand::rngs::StdRng>> = const { RefCell::new(None) };

@@ -22,7 +22,7 @@ use crate::model::{Delta, Model};
 ///
 /// The model is synced once every file has been read. What is wrong in the files goes to `report`.
 pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result<Infallible, DirectoryError> {
-    fs::read_dir(&dir).map_err(|error| DirectoryError { dir: dir.clone(), error })?;
+    check_readable(&dir)?;
     let changed = Arc::new(Notify::new());
     let mut watch = Watch::default();
     let mut folder = Folder::default();
@@ -32,7 +32,7 @@ pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result
         if let Err(error) = watch.keep(&dir, &changed)
             && !std::mem::replace(&mut told_unwatched, true)
         {
-            warn!(dir = %dir.display(), %error, "The folder cannot be watched for events; it is polled instead");
+            warn!(dir = %dir.display(), %error, "The folder cannot be watched for events; it is polled instead.");
         }
         let walked = dir.clone();
         let checked = tokio::task::spawn_blocking(move || {
@@ -49,13 +49,13 @@ pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result
         };
         if let Some(step) = check.step {
             if !step.deltas.is_empty() {
-                debug!(deltas = step.deltas.len(), "The folder changed");
+                debug!(deltas = step.deltas.len(), "The folder changed.");
                 model.apply(step.deltas);
             }
             report.replace_problems(&step.problems);
             if step.synced && !model.is_synced() {
                 let (objects, ignored) = folder.counts();
-                info!(dir = %dir.display(), objects, ignored, problems = step.problems.len(), "The folder has been read");
+                info!(dir = %dir.display(), objects, ignored, problems = step.problems.len(), "The folder has been read.");
                 model.set_synced();
             }
         }
@@ -72,9 +72,14 @@ pub async fn run(dir: PathBuf, model: Arc<Model>, report: Arc<Report>) -> Result
     }
 }
 
+/// Whether a folder can be listed at all.
+pub fn check_readable(dir: &Path) -> Result<(), DirectoryError> {
+    fs::read_dir(dir).map(drop).map_err(|error| DirectoryError { dir: dir.to_owned(), error })
+}
+
 /// Reads a folder once, as it is.
 pub fn load(dir: &Path) -> Result<Loaded, DirectoryError> {
-    fs::read_dir(dir).map_err(|error| DirectoryError { dir: dir.to_owned(), error })?;
+    check_readable(dir)?;
     let mut folder = Folder::default();
     let (scan, ..) = walk(dir);
     let now = Instant::now();

@@ -33,7 +33,7 @@ impl Report {
         self.lock().checked.map(|checked| checked.elapsed())
     }
 
-    /// Sets the gauges; called before each scrape, since an age grows by itself.
+    /// Sets the gauges; called every few seconds, since an age grows by itself.
     pub fn record_metrics(&self) {
         let (problems, age) = (self.problems().len(), self.age());
         metrics::gauge!("selvedge_manifest_problems").set(problems as f64);
@@ -56,13 +56,13 @@ impl Report {
         for problem in new.difference(&old) {
             warn!(
                 file = %problem.file.display(), line = problem.line, object = problem.object, field = problem.field,
-                cause = problem.cause, "A manifest is not in force as written"
+                cause = problem.cause, "A manifest is not in force as written."
             );
         }
         for problem in old.difference(&new) {
             info!(
                 file = %problem.file.display(), object = problem.object, field = problem.field,
-                "A problem of a manifest is gone"
+                "A problem of a manifest is gone."
             );
         }
         self.lock().problems = problems.into();
@@ -78,11 +78,11 @@ pub fn describe_metrics() {
     metrics::describe_gauge!(
         "selvedge_manifest_problems",
         metrics::Unit::Count,
-        "Manifests, or fields of them, that are not in force as written"
+        "Manifests, or fields of them, that are not in force as written."
     );
     metrics::describe_gauge!(
         "selvedge_model_age_seconds",
         metrics::Unit::Seconds,
-        "Time since the source last confirmed that its view of the objects is current"
+        "Time since the source last confirmed that its view of the objects is current."
     );
 }

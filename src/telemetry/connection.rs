@@ -190,6 +190,11 @@ impl ConnectionTelemetry {
         change(&mut self.state().info);
     }
 
+    /// Where it went, as far as is known.
+    pub fn destination(&self) -> Option<SocketAddr> {
+        self.state().info.destination.addr
+    }
+
     /// The far side was reached, `duration` after this connection was accepted.
     pub fn connected(&self, duration: Duration) {
         let info = self.state().info.clone();
@@ -210,22 +215,19 @@ impl ConnectionTelemetry {
         }
     }
 
-    /// A TLS handshake was made for this connection.
-    pub fn handshake(&self, duration: Duration) {
-        let (direction, transport) = {
-            let state = self.state();
-            (state.info.direction.as_str(), state.info.transport.as_str())
-        };
-        metrics::histogram!(catalogue::HANDSHAKE, "direction" => direction, "transport" => transport)
-            .record(duration.as_secs_f64());
-    }
-
     /// Policy decided, for the first time or again: `policy` is the one that made the verdict, where one did.
     pub fn decision(&self, verdict: Verdict, policy: Option<&NamespacedName>) {
         count_policy(catalogue::DECISIONS, verdict, policy);
         let mut state = self.state();
         state.verdict = Some(verdict);
         state.policy = policy.cloned();
+    }
+
+    /// The agent at the far side decided, and counts it: here it is for the access log alone.
+    pub fn decided_there(&self, verdict: Verdict, policy: Option<NamespacedName>) {
+        let mut state = self.state();
+        state.verdict = Some(verdict);
+        state.policy = policy;
     }
 
     /// An AUDIT or dry-run policy matched, and would have said `verdict`.
@@ -362,7 +364,6 @@ mod tests {
         let text = rendered(10, |telemetry| {
             let one = telemetry.open(info("cart"));
             one.decision(Verdict::Allow, None);
-            one.handshake(Duration::from_millis(2));
             one.connected(Duration::from_millis(3));
             one.tick(100, 1000);
             one.tick(150, 1000);

@@ -1,4 +1,4 @@
-use std::io;
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -23,7 +23,10 @@ impl LogControl {
         let (filter, handle) = reload::Layer::new(parse(filter)?);
         let registry = tracing_subscriber::registry().with(filter);
         match format {
-            LogFormat::Text => registry.with(fmt::layer().with_writer(io::stderr)).try_init(),
+            LogFormat::Text => {
+                // Colours are for people who watch, not for files and collectors.
+                registry.with(fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr)).try_init()
+            }
             LogFormat::Json => {
                 registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init()
             }

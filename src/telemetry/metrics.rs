@@ -42,10 +42,10 @@ impl Metrics {
         Self(recorder.handle())
     }
 
-    /// Prometheus text, version 0.0.4.
+    /// Prometheus text, version 0.0.4. A gauge that was set to NaN is left out: that is how a room takes one back.
     pub fn render(&self) -> String {
         measure_process();
-        self.0.render()
+        without_nan(&self.0.render())
     }
 
     /// Empties the buffers of histograms, and lets idle series expire also where nobody scrapes. Runs until dropped.
@@ -78,6 +78,10 @@ pub(super) fn recorder(settings: &MetricsSettings) -> Result<PrometheusRecorder,
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)?
         .build_recorder())
+}
+
+fn without_nan(text: &str) -> String {
+    text.split_inclusive('\n').filter(|line| !line.ends_with(" NaN\n")).collect()
 }
 
 // Cheap enough for every scrape: one directory read and one small file.
@@ -118,6 +122,18 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(handle.render().contains("selvedge_stay 1"));
+    }
+
+    #[test]
+    fn a_gauge_that_was_taken_back_is_left_out() {
+        let recorder = recorder(&MetricsSettings::default()).unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            metrics::gauge!("selvedge_gone", "identity" => "one").set(f64::NAN);
+            metrics::gauge!("selvedge_gone", "identity" => "two").set(2.0);
+        });
+        let text = without_nan(&recorder.handle().render());
+        let series: Vec<&str> = text.lines().filter(|line| line.starts_with("selvedge_")).collect();
+        assert_eq!(series, ["selvedge_gone{identity=\"two\"} 2"], "{text}");
     }
 
     #[test]

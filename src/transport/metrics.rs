@@ -12,7 +12,7 @@ pub fn describe_metrics() {
 }
 
 pub(super) const HANDSHAKES: &str = "selvedge_tls_handshakes_total";
-pub(super) const HANDSHAKE_SECONDS: &str = "selvedge_tls_handshake_seconds";
+pub(super) const HANDSHAKE_SECONDS: &str = "selvedge_tls_handshake_duration_seconds";
 pub(super) const CONNECTIONS: &str = "selvedge_hbone_connections";
 pub(super) const STREAMS: &str = "selvedge_hbone_streams";
 pub(super) const REFUSED: &str = "selvedge_hbone_refused_total";

@@ -36,6 +36,8 @@ pub trait End {
     fn poll_write(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>>;
     /// Closes the writing direction in order.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ready once what was written is on its way, or cannot be: a reset then overtakes nothing.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()>;
     /// Ready when the other side has reset the connection, while nobody reads.
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error>;
     /// Both directions have closed in order: what is left to do at the end must not look like a reset.
@@ -135,8 +137,9 @@ pub async fn relay(downstream: impl End, upstream: impl End, control: &RelayCont
         let Guard { downstream, upstream, .. } = &mut ends;
         let upwards = up.poll(cx, downstream, upstream, &control.sent);
         let downwards = match upwards {
-            Err(_) => Ok(false),
-            Ok(_) => down.poll(cx, upstream, downstream, &control.received),
+            Err(Broken::From(_)) => Ok(false),
+            // What a broken upstream said last may still be here.
+            Ok(_) | Err(Broken::To(_)) => down.poll(cx, upstream, downstream, &control.received),
         };
         match (upwards, downwards) {
             (Err(Broken::From(error)), _) | (_, Err(Broken::To(error))) => {
@@ -150,6 +153,16 @@ pub async fn relay(downstream: impl End, upstream: impl End, control: &RelayCont
         }
     })
     .await;
+    if let Some((outcome, _)) = &end {
+        // As on a wire, the reset comes behind what was sent before it.
+        poll_fn(|cx| match outcome {
+            _ if control.poll_reset(cx).is_ready() => Poll::Ready(()),
+            Outcome::ResetByDownstream => ends.upstream.poll_sent(cx),
+            Outcome::ResetByUpstream => ends.downstream.poll_sent(cx),
+            Outcome::Orderly | Outcome::ResetByUs(_) => Poll::Ready(()),
+        })
+        .await;
+    }
     ends.finished = end.is_none();
     let (outcome, error) = end.unwrap_or((Outcome::Orderly, None));
     Ended { sent: control.sent(), received: control.received(), outcome, error }

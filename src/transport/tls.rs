@@ -5,6 +5,7 @@ pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -102,7 +103,7 @@ pub enum TlsError {
     Alpn,
     #[error("the TLS handshake took longer than {0:?}: maybe a NetworkPolicy is blocking HBONE port 15008")]
     Timeout(Duration),
-    #[error("too many handshakes are under way with this pod or on this node")]
+    #[error("too many handshakes are under way with this peer, with this pod or on this node")]
     Busy,
     #[error("the peer refused the handshake: {0:?}")]
     PeerRefused(AlertDescription),
@@ -197,9 +198,12 @@ impl Tls {
     }
 
     async fn accepted(&self, tcp: TcpStream, own: &Identity) -> Result<Session, TlsError> {
-        let ends = tcp.local_addr().and_then(|local| Ok((local.ip(), tcp.peer_addr()?.ip())));
-        let (pod, client) = ends.map_err(|error| TlsError::Io(Arc::new(error)))?;
-        let permit = self.admission.enter(pod, client).ok_or(TlsError::Busy)?;
+        let address = |address: io::Result<SocketAddr>| match address {
+            Ok(address) => Ok(address.ip().to_canonical()),
+            Err(error) => Err(TlsError::Io(Arc::new(error))),
+        };
+        let (peer, pod) = (address(tcp.peer_addr())?, address(tcp.local_addr())?);
+        let permit = self.admission.enter(peer, pod).ok_or(TlsError::Busy)?;
         let mut first = [0];
         if tcp.peek(&mut first).await.map_err(TlsError::from_io)? == 1 && first[0] != TLS_HANDSHAKE {
             return Err(TlsError::NotTls);

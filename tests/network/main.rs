@@ -9,20 +9,42 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 use selvedge_lab::{LabOptions, enter};
 
+mod access_log;
+mod admin;
 mod capture;
+mod capture_modes;
 mod crash;
+mod drain;
+mod drift;
+mod explain;
+mod exposition;
+mod floods;
+mod hbone;
+mod held;
 mod identity;
+mod knock;
 mod lifecycle;
+mod load;
 mod manifests;
 mod observability;
 mod plain;
 mod policy;
+mod pool;
 mod probes;
+mod proof;
+mod raw_peer;
+mod retry;
+mod reuse;
+mod rotation;
 mod services;
+mod source_address;
 mod transport;
 mod tunnel;
 
 fn main() -> ExitCode {
+    if let Some(code) = load::application() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     enter();
     arguments.test_threads.get_or_insert(4);
@@ -31,16 +53,37 @@ fn main() -> ExitCode {
 
 fn trials() -> Vec<Trial> {
     let modules = [
+        access_log::trials(),
+        admin::trials(),
         capture::trials(),
+        capture_modes::trials(),
         crash::trials(),
+        floods::trials(),
+        hbone::trials(),
+        explain::trials(),
+        drain::trials(),
+        drift::trials(),
+        explain::trials(),
+        floods::trials(),
+        hbone::trials(),
+        held::trials(),
         identity::trials(),
         lifecycle::trials(),
+        load::trials(),
         manifests::trials(),
         observability::trials(),
         plain::trials(),
         policy::trials(),
+        pool::trials(),
         probes::trials(),
+        retry::trials(),
+        rotation::trials(),
+        proof::trials(),
+        retry::trials(),
+        reuse::trials(),
+        rotation::trials(),
         services::trials(),
+        source_address::trials(),
         transport::trials(),
         tunnel::trials(),
     ];

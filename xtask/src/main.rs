@@ -1,1 +1,41 @@
-fn main() {}
+//! The project's own commands, run as `cargo xtask <command>`.
+
+mod build;
+mod demo;
+mod style;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Build => build::release().map(|binary| {
+            println!("{}", binary.display());
+            ExitCode::SUCCESS
+        }),
+        Command::Crd => build::write_crds().map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Shows two nodes' pods talk over mutual TLS, with real namespaces, iptables, TLS and traffic.
+    Demo(demo::Options),
+    /// Runs everything that guards the project, and ends with a count.
+    Test(test::Options),
+    /// Builds the static release binary and prints where it is.
+    Build,
+    /// Writes crd/ anew from the Rust types.
+    Crd,
+}

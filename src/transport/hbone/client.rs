@@ -95,6 +95,16 @@ impl OpenError {
             Self::Connect(_) | Self::Tls(_) | Self::Broken(_) | Self::Timeout(_) => true,
         }
     }
+
+    /// Whether the way there broke, rather than being too long or leading to the wrong place: the same tunnel may work
+    /// a moment later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Broken(_) => true,
+            Self::Connect(cause) | Self::Tls(TlsError::Io(cause)) => cause.kind() != io::ErrorKind::TimedOut,
+            Self::Refused { .. } | Self::Tls(_) | Self::Timeout(_) => false,
+        }
+    }
 }
 
 impl From<io::Error> for OpenError {
@@ -119,7 +129,8 @@ pub struct PoolStatus {
 
 impl Pool {
     pub fn new(settings: PoolSettings) -> Self {
-        let inner = Inner { settings, keys: Mutex::default(), numbers: AtomicU64::new(0) };
+        let open = watch::Sender::new(0);
+        let inner = Inner { settings, keys: Mutex::default(), numbers: AtomicU64::new(0), open };
         Self { inner: Arc::new(inner) }
     }
 
@@ -194,6 +205,16 @@ impl Pool {
         });
     }
 
+    /// Every connection takes no new stream and ends with its last one; completes once all have been closed in order,
+    /// with whatever was still to be sent.
+    pub async fn close(&self) {
+        for entries in std::mem::take(&mut *self.inner.keys()).into_values() {
+            entries.connections.iter().for_each(|(_, entry)| entry.closing.store(true, Ordering::Relaxed));
+        }
+        // The sender is ours and lives.
+        let _ = self.inner.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
     pub fn snapshot(&self) -> Vec<PoolStatus> {
         let status = |key: &PoolKey, entry: &Entry| PoolStatus {
             source_pod: key.source_pod.to_string(),
@@ -217,6 +238,8 @@ struct Inner {
     settings: PoolSettings,
     keys: Mutex<HashMap<PoolKey, Entries>>,
     numbers: AtomicU64,
+    /// How many connections are driven.
+    open: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -325,7 +348,12 @@ impl Inner {
             // One of the pods left while this was dialled: it carries the stream that it was made for, and no other.
             None => entry.closing.store(true, Ordering::Relaxed),
         }
-        tokio::spawn(drive(connection, upkeep, entry.clone(), Arc::downgrade(self), key.clone(), self.settings.idle));
+        let counted = Counted::begin(&self.open);
+        let driving = drive(connection, upkeep, entry.clone(), Arc::downgrade(self), key.clone(), self.settings.idle);
+        tokio::spawn(async move {
+            driving.await;
+            drop(counted);
+        });
         Ok(Claimed { send, guard, entry })
     }
 
@@ -341,6 +369,22 @@ impl Inner {
 
     fn keys(&self) -> MutexGuard<'_, HashMap<PoolKey, Entries>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a connection for as long as it is driven.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn begin(open: &watch::Sender<usize>) -> Self {
+        open.send_modify(|open| *open += 1);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
     }
 }
 

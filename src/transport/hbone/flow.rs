@@ -1,7 +1,10 @@
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use h2::{Reason, RecvStream, SendStream};
 
 use super::connection::StreamGuard;
@@ -15,11 +18,12 @@ pub struct Flow {
     guard: StreamGuard,
     reserved: bool,
     baggage: Option<String>,
+    unsent: Arc<Unsent>,
 }
 
 impl Flow {
     pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, guard: StreamGuard, baggage: Option<String>) -> Self {
-        Self { send, recv, guard, reserved: false, baggage }
+        Self { send, recv, guard, reserved: false, baggage, unsent: Arc::default() }
     }
 
     /// What the peer says of itself, for telemetry.
@@ -95,7 +99,7 @@ impl End for Flow {
             Poll::Pending => return Poll::Pending,
         };
         let written = capacity.min(data.len());
-        match self.send.send_data(data.split_to(written), false) {
+        match self.send.send_data(self.unsent.track(data.split_to(written)), false) {
             Ok(()) => Poll::Ready(Ok(written)),
             Err(_) => Poll::Ready(Err(self.broken(cx))),
         }
@@ -106,6 +110,13 @@ impl End for Flow {
             Ok(()) => Poll::Ready(Ok(())),
             Err(_) => Poll::Ready(Err(self.broken(cx))),
         }
+    }
+
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.unsent.poll_none(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        End::poll_reset(self, cx).map(drop)
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -120,6 +131,47 @@ impl End for Flow {
 
     fn reset(&mut self) {
         self.send.send_reset(Reason::CANCEL);
+    }
+}
+
+/// What a stream has taken and its connection has not sent yet.
+///
+/// A reset overtakes it: h2 throws away what is queued. A wire would not, so somebody who resets may wait for it.
+#[derive(Default)]
+struct Unsent {
+    chunks: AtomicUsize,
+    waiting: AtomicWaker,
+}
+
+impl Unsent {
+    fn track(self: &Arc<Self>, data: Bytes) -> Bytes {
+        self.chunks.fetch_add(1, Ordering::AcqRel);
+        Bytes::from_owner(Chunk { data, unsent: self.clone() })
+    }
+
+    fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waiting.register(cx.waker());
+        if self.chunks.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// One write; dropped once the connection has sent it, or has given it up.
+struct Chunk {
+    data: Bytes,
+    unsent: Arc<Unsent>,
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if self.unsent.chunks.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.unsent.waiting.wake();
+        }
     }
 }
 

@@ -104,6 +104,11 @@ impl End for TcpEnd {
         Poll::Ready(SockRef::from(&*self.stream).shutdown(Shutdown::Write))
     }
 
+    fn poll_sent(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        // The kernel has it.
+        Poll::Ready(())
+    }
+
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let failure = self.failure.get_or_insert_with(|| {
             let stream = self.stream.clone();

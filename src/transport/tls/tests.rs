@@ -213,10 +213,8 @@ async fn plaintext_on_the_tunnels_port_is_told_apart() {
 
 #[tokio::test]
 async fn clients_that_stall_their_handshake_are_bounded_in_time_and_number() {
-    let settings = TlsSettings {
-        handshake: Duration::from_millis(200),
-        admission: AdmissionSettings { per_client: 2, per_pod: 2, total: 10 },
-    };
+    let admission = AdmissionSettings { per_peer: 2, per_pod: 10, total: 10 };
+    let settings = TlsSettings { handshake: Duration::from_millis(200), admission };
     let node = Node::with(Arc::new(tempfile::tempdir().unwrap()), IdentitySettings::default(), settings);
     let mut stalled = Vec::new();
     let mut clients = Vec::new();

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::lab::Node;
 use crate::metrics::Metrics;
 use crate::namespace::Namespace;
+use crate::pod::Pod;
 use crate::wait::{BOUND, eventually};
 
 /// A running agent; dropping it ends it by SIGKILL, parent and worker.
@@ -41,7 +42,8 @@ impl Agent {
         let logs = lab_directory.join("logs");
         let (log, access_log) = (logs.join(format!("{name}.log")), logs.join(format!("{name}.access.jsonl")));
         let mut command = Command::new(binary);
-        command.args(["agent", "--node", node.name()]).arg("--manifests").arg(manifests);
+        command.args(["agent", "--node", node.name()]);
+        command.arg("--manifests").arg(options.manifests.as_deref().unwrap_or(manifests));
         command.arg("--ca-dir").arg(options.ca.clone().unwrap_or_else(|| lab_directory.join("ca")));
         command.arg("--netns-dir").arg(node.netns_dir()).args(ACCESS_LOG).args(&options.args);
         command.envs(options.env.iter().map(|(key, value)| (key, value)));
@@ -87,10 +89,15 @@ impl Agent {
 
     /// The access log so far, a JSON object a line.
     pub fn access_log(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(&self.access_log)?;
+        let text = self.access_log_text();
         // A last line without its end is being written.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
+    }
+
+    /// The access log so far, as it was written.
+    pub fn access_log_text(&self) -> String {
+        fs::read_to_string(&self.access_log).unwrap_or_default()
     }
 
     /// Waits for an access log line.
@@ -98,7 +105,7 @@ impl Agent {
         let found = eventually(&format!("an access log line of {}: {what}", self.node), BOUND, || {
             self.access_log().ok()?.into_iter().find(|line| wanted(line))
         });
-        found.with_context(|| fs::read_to_string(&self.access_log).unwrap_or_default())
+        found.with_context(|| self.access_log_text())
     }
 
     /// Everything it logged to people.
@@ -130,6 +137,42 @@ impl Agent {
         let worker = self.worker().with_context(|| format!("the agent of {} has no worker", self.node))?;
         kill(Pid::from_raw(worker), Signal::SIGKILL)?;
         Ok(worker)
+    }
+
+    /// Kills parent and worker with SIGKILL, as the end of its container would.
+    pub fn crash(self) {
+        drop(self);
+    }
+
+    /// How many of its pods are in a state: captured, pending, failed or leaving.
+    pub fn pods(&self, state: &str) -> Result<usize> {
+        let dump = self.dump()?;
+        let pods = dump["capture"]["pods"].as_array().into_iter().flatten();
+        Ok(pods.filter(|pod| pod["state"] == state).count())
+    }
+
+    /// Waits until so many of its pods are in a state.
+    pub fn wait_pods(&self, state: &str, count: usize) -> Result<()> {
+        let what = format!("{count} pods of {} are {state}", self.node);
+        let reached = eventually(&what, BOUND, || (self.pods(state).ok()? == count).then_some(()));
+        reached.with_context(|| format!("{:?}", self.dump().map(|dump| dump["capture"]["pods"].clone())))
+    }
+
+    /// Waits until it knows a pod as the one that has its addresses, and has captured it if it is its own.
+    pub fn wait_pod(&self, pod: &Pod) -> Result<()> {
+        eventually(&format!("{} knows {}", self.node, pod.full_name()), BOUND, || {
+            let dump = self.dump().ok()?;
+            let known = dump["workloads"].as_array()?.iter().filter(|known| {
+                let ips = known["ips"].as_array().into_iter().flatten();
+                ips.filter_map(Value::as_str).any(|ip| *ip == pod.ip().to_string())
+            });
+            let alone = known.map(|known| &known["uid"]).eq([pod.uid()]);
+            let captured = dump["capture"]["pods"]
+                .as_array()?
+                .iter()
+                .any(|captured| captured["uid"] == pod.uid() && captured["state"] == "captured");
+            (alone && (captured || pod.node_name() != self.node)).then_some(())
+        })
     }
 
     /// Ends it in order (SIGTERM) and waits for that.
@@ -170,6 +213,8 @@ pub struct AgentOptions {
     pub env: Vec<(String, String)>,
     /// A CA folder of its own; by default the lab's.
     pub ca: Option<PathBuf>,
+    /// A folder of manifests of its own; by default the lab's.
+    pub manifests: Option<PathBuf>,
 }
 
 impl AgentOptions {

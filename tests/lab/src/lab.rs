@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -15,6 +16,7 @@ use crate::manifest::{Manifests, ServiceSpec, read_documents};
 use crate::namespace::Namespace;
 use crate::packets::Capture;
 use crate::pod::{Pod, PodSpec};
+use crate::wait::{BOUND, eventually};
 
 /// A cluster of namespaces. Dropping it ends what still runs in it.
 #[derive(Debug)]
@@ -98,6 +100,14 @@ impl Lab {
         self.manifests.delete("Pod", pod.namespace_name(), pod.name())
     }
 
+    /// Writes a pod's manifest anew, in the mesh or not.
+    pub fn join(&self, pod: &Pod, joined: bool) -> Result<()> {
+        let mode = if joined { "enabled" } else { "disabled" };
+        let mut manifest = pod.manifest().clone();
+        manifest["metadata"]["annotations"]["selvedge.dev/mesh"] = mode.into();
+        self.manifests.put(&manifest)
+    }
+
     /// Writes a Namespace, in the mesh or not.
     pub fn namespace(&self, name: &str, joined: bool) -> Result<()> {
         let mode = if joined { "enabled" } else { "disabled" };
@@ -111,6 +121,26 @@ impl Lab {
     /// Writes a Service and its EndpointSlices.
     pub fn service(&self, spec: &ServiceSpec) -> Result<()> {
         spec.manifests().iter().try_for_each(|manifest| self.manifests.put(manifest))
+    }
+
+    /// Lets nobody talk to the pods of a namespace.
+    pub fn deny_all(&self, namespace: &str) -> Result<()> {
+        self.put(&json!({
+            "apiVersion": "selvedge.dev/v1alpha1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"namespace": namespace, "name": "deny-all"},
+            "spec": {},
+        }))
+    }
+
+    /// Lets no plaintext into the pods of a namespace; of the mesh, where that is `selvedge-system`.
+    pub fn strict(&self, namespace: &str) -> Result<()> {
+        self.put(&json!({
+            "apiVersion": "selvedge.dev/v1alpha1",
+            "kind": "PeerAuthentication",
+            "metadata": {"namespace": namespace, "name": "strict"},
+            "spec": {"mtls": {"mode": "STRICT"}},
+        }))
     }
 
     /// Writes any object into a file of its own, replacing what was there of that kind and name.
@@ -172,6 +202,33 @@ impl Lab {
         let started: Vec<_> = self.nodes.iter().map(|node| node.spawn_agent(options)).collect::<Result<_>>()?;
         started.iter().try_for_each(Agent::wait_ready)?;
         Ok(started)
+    }
+
+    /// What a verb of the binary prints, run on a node; an error is what it complains of.
+    pub fn selvedge(&self, node: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.find_node(node)?.output(Command::new(self.binary()?).args(arguments))?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Waits until the agents have taken what was written so far. What was removed is believed a little later.
+    pub fn settle(&self, agents: &[Agent]) -> Result<()> {
+        static MARKS: AtomicU32 = AtomicU32::new(1);
+        let spec = ServiceSpec::new(&format!("lab/mark-{}", MARKS.fetch_add(1, Ordering::Relaxed)));
+        let mark = spec.manifests().swap_remove(0);
+        self.manifests.put(&mark)?;
+        let name = format!("{}/{}", spec.namespace, spec.name);
+        let has_mark = |agent: &Agent| {
+            agent.dump().is_ok_and(|dump| {
+                dump["services"].as_array().is_some_and(|all| all.iter().any(|service| service["name"] == *name))
+            })
+        };
+        for agent in agents {
+            eventually(&format!("{} has taken the manifests", agent.node()), BOUND, || has_mark(agent).then_some(()))?;
+        }
+        self.manifests.delete("Service", &spec.namespace, &spec.name)
     }
 
     /// The last lines of every agent's log, for a failure's message.
@@ -360,8 +417,11 @@ impl Node {
         for ip in &spec.internal_ips {
             lines.push(format!("addr add {ip}/{} dev eth0{}", if ip.is_ipv4() { 16 } else { 64 }, nodad(*ip)));
         }
-        let gateways = [IpAddr::V4(SWITCH_V4), IpAddr::V6(SWITCH_V6)];
-        lines.extend(gateways.iter().filter(|ip| families.has(**ip)).map(|ip| format!("route add default via {ip}")));
+        for gateway in [IpAddr::V4(SWITCH_V4), IpAddr::V6(SWITCH_V6)] {
+            if spec.internal_ips.iter().any(|ip| ip.is_ipv4() == gateway.is_ipv4()) {
+                lines.push(format!("route add default via {gateway}"));
+            }
+        }
         namespace.ip_batch(lines)?;
         Ok(Self {
             namespace,

@@ -25,11 +25,13 @@
 //! ```
 
 mod agent;
+mod conversation;
 mod http;
 mod lab;
 mod manifest;
 mod metrics;
 mod namespace;
+mod netfilter;
 mod packets;
 mod pod;
 mod server;
@@ -38,11 +40,13 @@ mod wait;
 mod world;
 
 pub use agent::{Agent, AgentOptions};
+pub use conversation::{Conversation, End};
 pub use http::{Request, Response};
 pub use lab::{Families, Lab, LabOptions, Node, NodeSpec};
 pub use manifest::{ServiceSpec, read_documents};
 pub use metrics::Metrics;
 pub use namespace::Namespace;
+pub use netfilter::Networking;
 pub use packets::{Capture, Found};
 pub use pod::{Pod, PodSpec};
 pub use server::Server;

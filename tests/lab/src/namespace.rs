@@ -14,7 +14,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Socket, Type};
 
+use crate::conversation::Conversation;
 use crate::http::{self, Request, Response};
+use crate::netfilter::Networking;
 use crate::packets::Capture;
 use crate::server::Server;
 
@@ -69,7 +71,10 @@ impl Namespace {
             script.push_str(line.as_ref());
             script.push('\n');
         }
-        let mut command = Command::new("ip");
+        // A user's PATH may lack the directory that has it.
+        let found =
+            ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip", "/bin/ip"].into_iter().find(|ip| Path::new(ip).exists());
+        let mut command = Command::new(found.unwrap_or("ip"));
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = self.spawn(&mut command).context("cannot run ip: install the package iproute2")?;
         if let Some(mut stdin) = child.stdin.take() {
@@ -120,6 +125,26 @@ impl Namespace {
             socket.connect_timeout(&to.into(), CONNECT_BOUND)?;
             Ok(socket.into())
         })
+    }
+
+    /// Connects, to talk with an echo server for a while.
+    pub fn converse(&self, to: impl Into<SocketAddr>) -> Result<Conversation> {
+        let to = to.into();
+        Conversation::over(self.connect(to).with_context(|| format!("cannot connect to {to}"))?)
+    }
+
+    /// Packet filter, routing and settings of the namespace as they are now.
+    pub fn networking(&self) -> Result<Networking> {
+        Networking::read(self)
+    }
+
+    /// Runs a shell script inside the namespace; fails where it fails.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        let output = self.output(Command::new("sh").args(["-ec", script]))?;
+        if !output.status.success() {
+            bail!("{script}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Answers HTTP on a port: who asked, and what, as JSON. See [`Server`].

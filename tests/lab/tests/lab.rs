@@ -1,10 +1,10 @@
 //! The lab itself: traffic is real, the search is honest, and nothing is left behind.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
@@ -15,6 +15,9 @@ use selvedge_lab::{
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     let world = enter();
+    if std::env::var_os(INNER).is_some() {
+        return live_in_a_world_within();
+    }
     arguments.test_threads.get_or_insert(4);
     println!("in a world of its own, {}", if world.user_namespace { "in a user namespace" } else { "as root" });
     libtest_mimic::run(&arguments, trials()).exit_code()
@@ -35,6 +38,8 @@ fn trials() -> Vec<Trial> {
             one_family,
         ),
         Trial::test("a_dropped_lab_leaves_no_mount_and_no_file", || Ok(nothing_left().map_err(|e| format!("{e:#}"))?)),
+        world_trial("a_world_whose_starter_is_killed_ends_with_all_its_processes", killed),
+        world_trial("a_world_passes_signals_in_and_the_exit_code_out", signalled),
         Trial::test("the_world_has_its_own_processes_and_network", || Ok(own_world().map_err(|e| format!("{e:#}"))?)),
     ]
 }
@@ -172,8 +177,65 @@ fn own_world() -> Result<()> {
     Ok(())
 }
 
+/// What this program does as the subject of the two tests below.
+fn live_in_a_world_within() -> ExitCode {
+    let lab = Lab::new(LabOptions::default()).and_then(|lab| Ok((lab.pod(PodSpec::new("shop/web", "node-a"))?, lab)));
+    println!("ready {}", lab.is_ok());
+    let mut line = String::new();
+    drop(std::io::stdin().read_line(&mut line));
+    ExitCode::from(line.trim().parse::<u8>().unwrap_or(1))
+}
+
+fn world_trial(name: &str, body: fn() -> Result<()>) -> Trial {
+    Trial::test(name, move || body().map_err(|error| format!("{error:#}").into()))
+}
+
+fn world_within() -> Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut child = command.env(INNER, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().context("no stdout")?).read_line(&mut line)?;
+    ensure!(line == "ready true\n", "{line:?}");
+    Ok(child)
+}
+
+fn killed() -> Result<()> {
+    let mut starter = world_within()?;
+    let inside = descendants(starter.id());
+    ensure!(inside.len() == 2, "its first process and the program: {inside:?}");
+    starter.kill()?;
+    starter.wait()?;
+    eventually("every process of the world is gone", BOUND, || {
+        inside.iter().all(|pid| !Path::new(&format!("/proc/{pid}/cwd")).exists()).then_some(())
+    })
+}
+
+fn signalled() -> Result<()> {
+    let mut starter = world_within()?;
+    starter.stdin.take().context("no stdin")?.write_all(b"7\n")?;
+    ensure!(starter.wait()?.code() == Some(7));
+    let mut starter = world_within()?;
+    ensure!(Command::new("kill").arg(starter.id().to_string()).status()?.success());
+    ensure!(starter.wait()?.code() == Some(128 + 15));
+    Ok(())
+}
+
+fn descendants(of: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    let children: Vec<u32> = pids.filter(|pid| parent(*pid) == Some(of)).collect();
+    children.iter().copied().chain(children.iter().flat_map(|child| descendants(*child))).collect()
+}
+
 fn mounts_below(folder: &Path) -> Result<usize> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let prefix = format!("{}/", folder.display());
     Ok(mounts.lines().filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with(&prefix))).count())
 }
+
+/// Set for this program as the subject of its own tests.
+const INNER: &str = "SELVEDGE_LAB_INNER";

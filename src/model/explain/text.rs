@@ -1,0 +1,73 @@
+//! An explanation as a person reads it.
+
+use std::fmt;
+
+use super::Explanation;
+use crate::policy::{self, Verdict};
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} to {} port {}: {}", self.from, self.to, self.port, in_words(self.verdict))?;
+        writeln!(f, "  because {}", self.summary)?;
+        if let Some(reason) = &self.reason {
+            writeln!(f, "  reason  {reason}")?;
+        }
+        for endpoint in &self.endpoints {
+            let workload = endpoint.workload.as_deref().map(|name| format!(" (pod {name})")).unwrap_or_default();
+            let way = match &*endpoint.path {
+                "tunnel" => "through the tunnel",
+                "plaintext" => "in plaintext",
+                _ => "nothing is sent",
+            };
+            writeln!(f, "\n  {}{workload}: {}, {way}", endpoint.address, in_words(endpoint.verdict))?;
+            // Of one endpoint everything has been said above.
+            if self.endpoints.len() > 1 {
+                writeln!(f, "    because {}", endpoint.summary)?;
+            }
+            if let Some(identity) = &endpoint.source_identity {
+                writeln!(f, "    source  {identity}")?;
+            }
+            if let Some(note) = &endpoint.note {
+                writeln!(f, "    note    {note}")?;
+            }
+            endpoint.policies.iter().try_for_each(|policies| write_policies(f, &policies.policies))?;
+        }
+        Ok(())
+    }
+}
+
+fn in_words(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow => "allowed",
+        Verdict::Deny => "denied",
+    }
+}
+
+/// Those that stand over the endpoint with all their rules, the others by name alone.
+fn write_policies(f: &mut fmt::Formatter<'_>, policies: &[policy::Considered]) -> fmt::Result {
+    let (standing, others): (Vec<_>, Vec<_>) = policies.iter().partition(|policy| policy.stands);
+    for policy in standing {
+        let mark = if policy.matched { "matches" } else { "does not match" };
+        write!(f, "    - {} {} ({}) {mark}", policy.kind, policy.policy, policy.action)?;
+        match &policy.rules[..] {
+            [] | [_] => writeln!(f, ": {}", policy.why)?,
+            rules => {
+                writeln!(f)?;
+                for rule in rules {
+                    writeln!(f, "        {} {}", if rule.matched { "yes" } else { "no " }, rule.why)?;
+                }
+            }
+        }
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> =
+        others.iter().take(SHOWN).map(|other| format!("{} {}", other.kind, other.policy)).collect();
+    let more = others.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    writeln!(f, "    - not over this endpoint: {}{more}", names.join(", "))
+}
+
+/// How many policies that do not stand over an endpoint are named.
+const SHOWN: usize = 5;

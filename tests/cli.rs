@@ -1,0 +1,234 @@
+//! The command line, with the real binary: what it says, and what it exits with.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+#[test]
+fn help_names_every_verb_and_every_flag_of_the_agent_has_an_environment_variable() {
+    let help = selvedge(&["--help"]);
+    assert_eq!(help.code, 0);
+    for verb in ["agent", "validate", "explain", "capture", "crd"] {
+        assert!(help.out.contains(&format!("\n  {verb} ")), "{verb} is not in\n{}", help.out);
+        let help = selvedge(&[verb, "--help"]);
+        assert_eq!(help.code, 0);
+        assert!(help.out.contains("Usage: selvedge"), "{}", help.out);
+    }
+    let help = selvedge(&["agent", "--help"]).out;
+    let paragraphs: Vec<&str> = help.split("\n      --").skip(1).collect();
+    assert!(paragraphs.len() > 15, "{help}");
+    for paragraph in paragraphs {
+        let flag = paragraph.split_whitespace().next().unwrap();
+        let said = paragraph.lines().nth(1).unwrap().trim();
+        assert!(said.starts_with(|c: char| c.is_uppercase()), "--{flag} says {said:?}");
+        let about_it = ["help", "version"].contains(&flag);
+        assert!(about_it || paragraph.contains("[env: SELVEDGE_"), "--{flag} has no environment variable");
+    }
+    assert!(help.lines().all(|line| line.len() <= 100), "lines too long for a terminal:\n{help}");
+}
+
+#[test]
+fn the_documentation_of_the_verbs_names_no_flag_that_is_not_there() {
+    let known: BTreeSet<String> = [&["agent"][..], &["validate"], &["explain"], &["capture", "show"], &["crd"]]
+        .iter()
+        .flat_map(|verb| flags_in(&selvedge(&[verb, &["--help"][..]].concat()).out))
+        .collect();
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    for page in ["how-it-works.md", "metrics.md", "standalone.md", "troubleshooting.md"] {
+        for line in fs::read_to_string(docs.join(page)).unwrap().lines().filter(|line| !line.contains("cargo")) {
+            for flag in flags_in(line) {
+                assert!(known.contains(&flag), "docs/{page} speaks of {flag}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_makes_no_sense_exits_2_and_says_what_would() {
+    for (arguments, words) in [
+        (&["agent"][..], &["--node <NAME>", "--manifests <DIR>"][..]),
+        (&["agent", "--nod", "a"], &["--nod", "--node"]),
+        (&["agent", "--node", "", "--manifests", "."], &["--node is empty", "spec.nodeName"]),
+        (&["agent", "--node", "a", "--manifests", ".", "--log", "loud"], &["\"loud\"", "debug"]),
+        (&["agent", "--node", "a", "--manifests", ".", "--drain", "5"], &["\"5\"", "--drain", "30s"]),
+        (&["agent", "--node", "a", "--manifests", ".", "--certificate-lifetime", "0s"], &["0s", "at least 1s"]),
+        (&["agent", "--node", "a", "--manifests", ".", "--trust-domain", "A!"], &["A!", "lower-case"]),
+        (&["agent", "--node", "a", "--manifests", ".", "--capture", "ebpf"], &["ebpf", "tproxy, redirect"]),
+        (&["validate"], &["<DIR>"]),
+        (&["explain", "--manifests", ".", "shop", "1.2.3.4"], &["\"shop\"", "namespace/name"]),
+        (&["weave"], &["weave", "--help"]),
+    ] {
+        let said = selvedge(arguments);
+        assert_eq!(said.code, 2, "{arguments:?}: {}", said.err);
+        for word in words {
+            assert!(said.err.contains(word), "{arguments:?} does not say {word:?}:\n{}", said.err);
+        }
+    }
+}
+
+#[test]
+fn what_a_person_must_mend_ends_the_agent_with_78_at_once() -> Result<()> {
+    let (dir, full, open, empty) = (TempDir::new()?, TempDir::new()?, TempDir::new()?, TempDir::new()?);
+    fs::write(full.path().join("ca.crt"), "junk")?;
+    for name in ["ca.crt", "ca.key"] {
+        fs::write(open.path().join(name), "junk")?;
+    }
+    fs::set_permissions(open.path().join("ca.key"), fs::Permissions::from_mode(0o644))?;
+    let (nowhere, no_folder) = (dir.path().join("nowhere"), dir.path().join("no.folder/ca"));
+    fs::write(dir.path().join("no.folder"), "")?;
+    for (manifests, ca, words) in [
+        (nowhere.as_path(), empty.path(), &["nowhere: the folder of manifests cannot be read", "make it"][..]),
+        (dir.path(), no_folder.as_path(), &["no.folder/ca: Not a directory", "Create it"]),
+        (dir.path(), full.path(), &["ca.key: it is missing", "Restore the key"]),
+        (dir.path(), open.path(), &["ca.key: its mode is 644", "chmod 600"]),
+    ] {
+        let said = agent(manifests, ca).run();
+        assert_eq!(said.code, 78, "{}", said.err);
+        let last = said.err.lines().last().unwrap_or_default();
+        assert!(last.starts_with("selvedge: "), "{}", said.err);
+        for word in words {
+            assert!(last.contains(word), "{word:?} is not in {last}");
+        }
+        assert!(!said.err.contains("started again"), "it was started again in vain:\n{}", said.err);
+    }
+    assert_eq!(fs::read_dir(empty.path())?.count(), 0, "a CA was made for an agent that cannot run");
+    Ok(())
+}
+
+#[test]
+fn an_agent_without_capabilities_says_what_it_lacks() -> Result<()> {
+    let (manifests, ca) = (TempDir::new()?, TempDir::new()?);
+    let mut agent = agent(manifests.path(), ca.path());
+    // SAFETY: runs between fork and exec, and makes system calls only.
+    unsafe {
+        agent.0.pre_exec(|| {
+            // What is not in the bounding set no exec gives back. Refused where we have no capabilities to begin with.
+            for capability in 0..=MOST_CAPABILITIES {
+                libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
+            }
+            Ok(())
+        });
+    }
+    let said = agent.run();
+    assert_eq!(said.code, 78, "{}", said.err);
+    assert!(said.err.contains("capture works in no way on this node"), "{}", said.err);
+    assert!(said.err.contains("run as root") && said.err.contains("install iptables"), "{}", said.err);
+    Ok(())
+}
+
+#[test]
+fn validate_says_what_is_wrong_and_exits_1() -> Result<()> {
+    let dir = TempDir::new()?;
+    let file = dir.path().join("pods.yaml");
+    fs::write(
+        &file,
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b}\nstatus:\n  podIPs: [{ip: 10.0.0.1}]\n",
+    )?;
+    let path = dir.path().to_str().unwrap();
+    let good = selvedge(&["validate", path]);
+    assert_eq!(good.code, 0, "{}{}", good.out, good.err);
+    assert!(good.out.contains("1 objects, 0 of other kinds passed over, nothing to object to"), "{}", good.out);
+    let report: serde_json::Value = serde_json::from_str(&selvedge(&["validate", path, "-o", "json"]).out)?;
+    assert_eq!(report, serde_json::json!({"valid": true, "objects": 1, "ignored": 0, "problems": []}));
+
+    fs::write(
+        &file,
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b}\nstatus:\n  podIPs: [{ip: 10.0.0}]\n",
+    )?;
+    let bad = selvedge(&["validate", path]);
+    assert_eq!(bad.code, 1);
+    assert!(bad.out.contains("pods.yaml:5: Pod b/a: status.podIPs[0].ip: "), "{}", bad.out);
+    assert!(bad.out.contains("such as 10.0.1.2"), "no cure: {}", bad.out);
+    let bad = selvedge(&["validate", path, "-o", "json"]);
+    assert_eq!(bad.code, 1);
+    let report: serde_json::Value = serde_json::from_str(&bad.out)?;
+    let problem = &report["problems"][0];
+    assert_eq!((&report["valid"], &problem["line"]), (&false.into(), &5.into()), "{report}");
+    assert_eq!((&problem["object"], &problem["field"]), (&"Pod b/a".into(), &"status.podIPs[0].ip".into()), "{report}");
+
+    let missing = selvedge(&["validate", "/nowhere"]);
+    assert_eq!(missing.code, 1);
+    assert!(missing.err.contains("/nowhere") && missing.err.contains("make it, or name another"), "{}", missing.err);
+    Ok(())
+}
+
+#[test]
+fn crd_prints_the_files_that_are_checked_in() -> Result<()> {
+    let checked_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("crd");
+    let written = TempDir::new()?;
+    assert_eq!(selvedge(&["crd", "--out", written.path().to_str().unwrap()]).code, 0);
+    let printed = selvedge(&["crd"]).out;
+    let mut files = 0;
+    for entry in fs::read_dir(&checked_in)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        assert_eq!(fs::read_to_string(written.path().join(path.file_name().unwrap()))?, text, "{}", path.display());
+        assert!(printed.contains(text.trim()), "{} is not printed", path.display());
+        files += 1;
+    }
+    assert!(files > 0 && fs::read_dir(written.path())?.count() == files);
+    Ok(())
+}
+
+#[test]
+fn capture_show_without_an_agent_says_where_to_run_it() {
+    // Nothing listens on the port of TCP's own number: reserved, and never given out.
+    let said = selvedge(&["capture", "show", "--admin-port", "1"]);
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("127.0.0.1:1") && said.err.contains("--netns"), "{}", said.err);
+}
+
+/// What a run of the binary said.
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+struct Selvedge(Command);
+
+impl Selvedge {
+    fn new() -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_selvedge"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SELVEDGE_")) {
+            command.env_remove(name);
+        }
+        Self(command)
+    }
+
+    fn run(mut self) -> Said {
+        let output = self.0.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+fn selvedge(arguments: &[&str]) -> Said {
+    let mut selvedge = Selvedge::new();
+    selvedge.0.args(arguments);
+    selvedge.run()
+}
+
+/// An agent that ends before it touches anything of this machine.
+fn agent(manifests: &Path, ca: &Path) -> Selvedge {
+    let mut selvedge = Selvedge::new();
+    selvedge.0.args(["agent", "--node", "one", "--manifests"]).arg(manifests).arg("--ca-dir").arg(ca);
+    selvedge
+}
+
+fn flags_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
+    words.filter(|word| word.starts_with("--") && word.len() > 3 && !word.ends_with('-')).map(str::to_owned).collect()
+}
+
+/// More than any kernel has: the rest is refused, and that is all.
+const MOST_CAPABILITIES: i32 = 63;

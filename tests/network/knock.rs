@@ -1,0 +1,56 @@
+//! One call as an application makes it, and how it ends.
+
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use selvedge_lab::Pod;
+use socket2::{Domain, Socket, Type};
+
+/// How a call ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// With what a greeting server said.
+    Greeted(String),
+    /// By a reset, before any byte.
+    Reset,
+    /// In any other way.
+    Otherwise(String),
+}
+
+#[derive(Clone, Debug)]
+pub struct Knock {
+    /// The client's own address and port; what the access log has as the source.
+    pub from: SocketAddr,
+    pub ended: Ended,
+}
+
+/// Connects to a server that speaks first, and listens.
+pub fn knock(pod: &Pod, to: impl Into<SocketAddr>) -> io::Result<Knock> {
+    let to = to.into();
+    let own = pod.ips().iter().find(|ip| ip.is_ipv4() == to.is_ipv4()).ok_or(io::ErrorKind::Unsupported)?;
+    pod.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        // Bound first: a socket that was reset has forgotten its port.
+        socket.bind(&SocketAddr::new(*own, 0).into())?;
+        let from = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(Knock { from, ended: listen(socket, to) })
+    })
+}
+
+fn listen(socket: Socket, to: SocketAddr) -> Ended {
+    let mut answer = [0; 256];
+    let heard = socket.connect_timeout(&to.into(), BOUND).and_then(|()| {
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(BOUND))?;
+        stream.read(&mut answer)
+    });
+    match heard {
+        Ok(0) => Ended::Otherwise("closed in order without a word".into()),
+        Ok(count) => Ended::Greeted(String::from_utf8_lossy(&answer[..count]).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ended::Reset,
+        Err(error) => Ended::Otherwise(error.to_string()),
+    }
+}
+
+const BOUND: Duration = Duration::from_secs(20);

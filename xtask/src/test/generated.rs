@@ -1,0 +1,34 @@
+//! Whether `crd/` is what the types make of it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::build::{generate_crds, root};
+use crate::test::runner::Tally;
+
+pub fn check() -> Result<Tally> {
+    let fresh = tempfile::tempdir().context("cannot make a temporary folder")?;
+    generate_crds(fresh.path())?;
+    let (wanted, kept) = (read(fresh.path())?, read(&root().join("crd"))?);
+    let mut tally = Tally::default();
+    for name in wanted.keys().chain(kept.keys().filter(|name| !wanted.contains_key(*name))) {
+        match wanted.get(name) == kept.get(name) {
+            true => tally.passed += 1,
+            false => tally.fail(format!("crd/{name} is not what src/api makes of it: cargo xtask crd")),
+        }
+    }
+    tally.failures.iter().for_each(|failure| println!("{failure}"));
+    Ok(tally)
+}
+
+fn read(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let file = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path())?))
+    };
+    entries.map(file).collect()
+}

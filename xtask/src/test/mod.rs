@@ -1,0 +1,175 @@
+//! `cargo xtask test`: everything that guards the project, section by section.
+
+mod dependencies;
+mod generated;
+mod runner;
+mod unprivileged;
+
+use std::env;
+use std::fs;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use nix::unistd::geteuid;
+use serde_json::Value;
+
+use crate::build::{cargo, release, root};
+use crate::style::{bad, bold, dim, mark};
+use crate::test::runner::{Tally, count_tests};
+use crate::tools;
+
+/// What `cargo xtask test` takes.
+#[derive(Args)]
+pub struct Options {
+    /// Runs only the sections whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Prints the sections' names and runs none.
+    #[arg(long)]
+    list: bool,
+}
+
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let filter = options.filter.as_deref().unwrap_or_default();
+    let sections: Vec<_> = SECTIONS.iter().filter(|section| section.name.contains(filter)).collect();
+    ensure!(!sections.is_empty(), "no section's name contains {filter:?}; --list prints them");
+    if options.list {
+        sections.iter().for_each(|section| println!("{}", section.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::NETCAT])?;
+    let results: Vec<_> = sections.into_iter().map(SectionResult::of).collect();
+    println!("\n{}", bold("Summary"));
+    for result in &results {
+        let passed = result.tally.failed == 0;
+        println!("  {} {:<34} {}", mark(passed), result.name, dim(result.words()));
+    }
+    for result in results.iter().filter(|result| result.tally.failed > 0) {
+        println!("{} {}: cargo xtask test --filter {:?}", bad("failed:"), result.name, result.name);
+        for name in result.tally.failures.iter().chain(&result.error) {
+            println!("    {name}");
+        }
+    }
+    let total = results.iter().fold(Tally::default(), |total, result| total + &result.tally);
+    println!("\n{} passed, {} failed", total.passed, total.failed);
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One guard.
+struct Section {
+    name: &'static str,
+    run: fn() -> Result<Tally>,
+}
+
+const SECTIONS: [Section; 11] = [
+    Section { name: "formatting", run: || check(cargo().args(["fmt", "--all", "--check"])) },
+    Section {
+        name: "clippy",
+        run: || check(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
+    },
+    Section {
+        name: "unit and property tests",
+        run: || count_tests(cargo().args(["test", "--workspace", "--lib", "--bins", "--locked", "--no-fail-fast"])),
+    },
+    Section { name: "command line and process tests", run: process_tests },
+    Section {
+        name: "doc tests",
+        run: || count_tests(cargo().args(["test", "--workspace", "--doc", "--locked", "--no-fail-fast"])),
+    },
+    Section {
+        name: "real network",
+        run: || {
+            let lab = count_tests(cargo().args(["test", "--package", "selvedge-lab", "--test", "lab", "--locked"]))?;
+            Ok(lab + &count_tests(cargo().args(["test", "--test", "network", "--locked"]))?)
+        },
+    },
+    Section { name: "real network without root", run: unprivileged::network },
+    Section { name: "dependencies and licences", run: dependencies::check },
+    Section { name: "generated files", run: generated::check },
+    Section { name: "demo", run: demo },
+    Section { name: "demo without root", run: unprivileged::demo },
+];
+
+/// The test targets of the main package beside `network`: one a file in `tests/`.
+fn process_tests() -> Result<Tally> {
+    let mut command = cargo();
+    command.args(["test", "--package", "selvedge", "--locked", "--no-fail-fast"]);
+    for entry in fs::read_dir(root().join("tests")).context("cannot read tests/")? {
+        let file = entry?.path();
+        if let (Some(name), Some("rs")) = (file.file_stem(), file.extension().and_then(|extension| extension.to_str()))
+        {
+            command.arg("--test").arg(name);
+        }
+    }
+    count_tests(&mut command)
+}
+
+struct SectionResult {
+    name: &'static str,
+    tally: Tally,
+    error: Option<String>,
+    took: Duration,
+}
+
+impl SectionResult {
+    fn of(section: &Section) -> Self {
+        println!("\n{}", bold(format!("== {}", section.name)));
+        let began = Instant::now();
+        let (tally, error) = match (section.run)() {
+            Ok(tally) => (tally, None),
+            Err(error) => (Tally::failed_check(), Some(format!("{error:#}"))),
+        };
+        let result = Self { name: section.name, tally, error, took: began.elapsed() };
+        if let Some(error) = &result.error {
+            println!("{error}");
+        }
+        println!("{} {}", mark(result.tally.failed == 0), dim(result.words()));
+        result
+    }
+
+    fn words(&self) -> String {
+        format!("{} passed, {} failed in {:.1} s", self.tally.passed, self.tally.failed, self.took.as_secs_f64())
+    }
+}
+
+/// A command that counts as one test.
+fn check(command: &mut Command) -> Result<Tally> {
+    let status = command.status().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    ensure!(status.success(), "{} ended with {status}", command.get_program().display());
+    Ok(Tally::passed_check())
+}
+
+fn demo() -> Result<Tally> {
+    let binary = release()?;
+    let mut command = Command::new(env::current_exe()?);
+    count_expectations(command.args(["demo", "--json"]).env("SELVEDGE_BIN", binary))
+}
+
+/// Runs `demo --json`; each expectation counts as a test.
+fn count_expectations(command: &mut Command) -> Result<Tally> {
+    let output = command.stderr(std::process::Stdio::inherit()).output().context("cannot run the demo")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report: Value = serde_json::from_str(&text).with_context(|| format!("the demo printed no JSON: {text}"))?;
+    let expectations = report["expectations"].as_array().context("the demo told no expectations")?;
+    let mut tally = Tally::default();
+    for expectation in expectations {
+        let (name, detail) = (&expectation["name"], &expectation["detail"]);
+        match expectation["held"] == true {
+            true => tally.passed += 1,
+            false => tally.fail(format!("{name}: {detail}")),
+        }
+    }
+    if let Some(error) = report["error"].as_str() {
+        tally.fail(format!("the demo stopped: {error}"));
+    }
+    ensure!(output.status.success() || tally.failed > 0, "the demo ended with {}", output.status);
+    println!("{} expectations held, {} did not", tally.passed, tally.failed);
+    Ok(tally)
+}
+
+/// Whether there is root to do without.
+fn is_root() -> bool {
+    geteuid().is_root()
+}
