@@ -28,6 +28,8 @@ pub mod handover;
 pub mod identity;
 pub mod mesh;
 pub mod model;
+#[cfg(test)]
+mod mutation;
 pub mod policy;
 pub mod proxy;
 pub mod source;

@@ -1,9 +1,11 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::mutation::mutated_text;
 
 #[derive(Default)]
 struct Agent {
@@ -27,6 +29,17 @@ impl Control for Agent {
     }
 }
 
+fn sources() -> (Arc<Agent>, Sources) {
+    let agent = Arc::new(Agent::default());
+    let sources = Sources {
+        metrics: Metrics::detached(),
+        log: LogControl::detached(),
+        dump: agent.clone(),
+        control: agent.clone(),
+    };
+    (agent, sources)
+}
+
 /// Runs a test against servers on free ports, the addresses being admin, metrics, readiness.
 fn with_servers<F: Future<Output = ()>>(test: impl FnOnce([SocketAddr; 3], Arc<Agent>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -36,13 +49,7 @@ fn with_servers<F: Future<Output = ()>>(test: impl FnOnce([SocketAddr; 3], Arc<A
         let admin = Admin::bind(&settings).unwrap();
         let addresses =
             [Server::Admin, Server::Metrics, Server::Readiness].map(|one| admin.addresses(one).next().unwrap());
-        let agent = Arc::new(Agent::default());
-        let sources = Sources {
-            metrics: Metrics::detached(),
-            log: LogControl::detached(),
-            dump: agent.clone(),
-            control: agent.clone(),
-        };
+        let (agent, sources) = sources();
         tokio::select! {
             () = admin.run(sources) => panic!("the servers ended"),
             done = tokio::time::timeout(Duration::from_secs(20), test(addresses, agent)) => done.unwrap(),
@@ -195,4 +202,37 @@ fn a_port_that_is_taken_is_named() {
     let settings = AdminSettings { admin: vec![address], metrics: Vec::new(), readiness: Vec::new() };
     let error = Admin::bind(&settings).unwrap_err().to_string();
     assert!(error.contains(&address.to_string()), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn whatever_is_asked_is_answered_shortly_and_only_a_post_of_this_node_drains(
+        server in prop::sample::select(vec![Server::Admin, Server::Metrics, Server::Readiness]),
+        method in prop::sample::select(vec!["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "X"]),
+        target in mutated_text(&[
+            "/live", "/ready", "/metrics", "/log", "/log?level=warn%2Cselvedge=debug", "/drain?", "/drain", "//drain",
+            "http://localhost:15000/drain", "*", "/log?level=%zz&level=",
+        ]),
+        host in prop::option::of(mutated_text(&["localhost", "127.0.0.1:15000", "[::1]:15000", "evil.example"])),
+        body in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (agent, sources) = sources();
+        let mut request = http::Request::builder().method(method).uri(target.as_str());
+        if let Some(host) = &host {
+            request = request.header("host", host.as_str());
+        }
+        let Ok(request) = request.body(http_body_util::Full::new(bytes::Bytes::from(body))) else { return Ok(()) };
+        let path = request.uri().path().to_owned();
+        let answer = runtime.block_on(routes::answer(server, &sources, request));
+        prop_assert!(hyper::body::Body::size_hint(answer.body()).exact().unwrap() < 4_096 + 10 * target.len() as u64);
+        if agent.drains.load(Ordering::Relaxed) > 0 {
+            let own = ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| {
+                host.as_ref().is_some_and(|host| host.to_ascii_lowercase().starts_with(own))
+            });
+            prop_assert!(server == Server::Admin && matches!(method, "POST" | "PUT") && path == "/drain" && own);
+        }
+    }
 }

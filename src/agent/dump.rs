@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::admin::Dump;
 use crate::capture::show::CaptureStatus;
-use crate::mesh::{NamespacedName, PodUid, ServiceKind, Workload};
+use crate::mesh::{NamespacedName, PodUid, Service, ServiceDestination, ServiceKind, Workload};
 use crate::proxy::{ConnectionStatus, Proxy};
 use crate::source::Report;
 use crate::transport::hbone::PoolStatus;
@@ -46,13 +46,20 @@ impl Dump for AgentDump {
     fn dump(&self) -> Value {
         let pools = self.pools();
         let connections = self.proxy.connections.all();
-        let state = self.proxy.model.read();
-        let names: HashMap<&PodUid, &NamespacedName> =
-            connections.iter().filter_map(|c| Some((&c.pod, state.mesh.workload(&c.pod)?.name()))).collect();
-        let mut workloads: Vec<&Arc<Workload>> = state.mesh.workloads().collect();
-        workloads.sort_by_key(|workload| workload.name());
-        let mut services: Vec<_> = state.mesh.services().collect();
-        services.sort_by(|one, other| one.name.cmp(&other.name));
+        // Taken under the lock, which connections wait for, and written out after it.
+        let (names, mut workloads, mut services, policies) = {
+            let state = self.proxy.model.read();
+            let name_of = |uid: &PodUid| Some((uid.clone(), state.mesh.workload(uid)?.name().clone()));
+            let names: HashMap<PodUid, NamespacedName> = connections.iter().filter_map(|c| name_of(&c.pod)).collect();
+            let workloads: Vec<Arc<Workload>> = state.mesh.workloads().cloned().collect();
+            let ports = |service: &Arc<Service>| -> Vec<ServiceDestination> {
+                service.ports.iter().filter_map(|port| state.mesh.service_destination(service, port.port)).collect()
+            };
+            let services: Vec<_> = state.mesh.services().map(|service| (service.clone(), ports(service))).collect();
+            (names, workloads, services, state.policies.iter().cloned().collect::<Vec<_>>())
+        };
+        workloads.sort_by(|one, other| one.name().cmp(other.name()));
+        services.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
         json!({
             "node": self.node,
             "version": env!("CARGO_PKG_VERSION"),
@@ -70,31 +77,31 @@ impl Dump for AgentDump {
                 "captured": workload.captured,
                 "zone": workload.zone,
             })).collect::<Vec<_>>(),
-            "services": services.into_iter().map(|service| json!({
+            "services": services.into_iter().map(|(service, ports)| json!({
                 "name": service.name.to_string(),
                 "addresses": match &service.kind {
                     ServiceKind::ClusterIp(ips) => json!(ips),
                     ServiceKind::Headless => json!("headless"),
                     ServiceKind::ExternalName => json!("externalName"),
                 },
-                "ports": service.ports.iter().map(|port| json!({
-                    "name": &*port.name,
-                    "port": port.port,
-                    "endpoints": state.mesh.service_destination(service, port.port).into_iter()
-                        .flat_map(|found| found.candidates.iter().map(|candidate| json!({
-                            "address": candidate.addr,
-                            "ready": candidate.ready,
-                        })).collect::<Vec<_>>()).collect::<Vec<_>>(),
+                "externalAddresses": service.external_ips,
+                "ports": ports.iter().map(|found| json!({
+                    "name": &*found.port.name,
+                    "port": found.port.port,
+                    "endpoints": found.candidates.iter().map(|candidate| json!({
+                        "address": candidate.addr,
+                        "ready": candidate.ready,
+                    })).collect::<Vec<_>>(),
                 })).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
-            "policies": state.policies.iter().map(|policy| json!({
+            "policies": policies.iter().map(|policy| json!({
                 "name": policy.reference().to_string(),
                 "scope": policy.scope().to_string(),
                 "notEnforced": policy.unenforced().iter()
                     .map(|part| format!("{}: {}", part.field, part.cause)).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
             "connections": connections.iter()
-                .map(|c| ConnectionStatus::of(c, names.get(&c.pod).copied())).collect::<Vec<_>>(),
+                .map(|c| ConnectionStatus::of(c, names.get(&c.pod))).collect::<Vec<_>>(),
             "certificates": self.proxy.identities.status(),
             "trustAnchors": self.proxy.identities.trust().certificates().len(),
             "pools": pools,

@@ -199,7 +199,10 @@ const LONGEST: Duration = Duration::from_secs(876_000 * 3600);
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutation::mutated_text;
 
     #[test]
     fn durations_are_read_with_their_unit() {
@@ -210,5 +213,20 @@ mod tests {
             assert!(parse_duration(text).is_err(), "{text}");
         }
         assert!(parse_lifetime("999ms").is_err() && parse_lifetime("1s").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_person_mistypes_is_refused_or_means_what_it_says(
+            duration in mutated_text(&["500ms", "30s", "15m", "24h", "876000h"]),
+            ports in mutated_text(&["1024-32767,61000-65535", "100-103,200", "7"]),
+        ) {
+            if let Ok(duration) = parse_duration(&duration) {
+                prop_assert!(duration <= LONGEST);
+            }
+            if let Ok(ranges) = ports.parse::<PortRanges>() {
+                prop_assert_eq!(ranges.to_string().parse(), Ok(ranges));
+            }
+        }
     }
 }

@@ -2,9 +2,12 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
+use proptest::prelude::*;
+
 use super::shelf::Shelf;
 use super::wire::{self, Request, Word};
 use super::*;
+use crate::mutation::mutated;
 
 /// A parent in a thread: offers what it has, answers until its worker is gone, and gives its shelf back.
 fn parent_over(socket: OwnedFd, mut shelf: Shelf) -> thread::JoinHandle<Shelf> {
@@ -104,4 +107,56 @@ fn no_descriptor_is_inherited_by_programs_that_the_worker_starts() {
     let (_keeper, inherited, _parent) = start(parent.join().unwrap());
     let flags = nix::fcntl::fcntl(&inherited[0].1, nix::fcntl::FcntlArg::F_GETFD).unwrap();
     assert!(nix::fcntl::FdFlag::from_bits_retain(flags).contains(nix::fcntl::FdFlag::FD_CLOEXEC));
+}
+
+fn messages() -> Vec<Vec<u8>> {
+    let keep = wire::Action::Keep { key: key("u-1") };
+    let forget = wire::Action::Forget { key: key("u-2") };
+    let words = [
+        serde_json::to_vec(&Request { seq: 1, action: keep }),
+        serde_json::to_vec(&Request { seq: u64::MAX, action: forget }),
+        serde_json::to_vec(&Word::Offer { key: key("u-1") }),
+        serde_json::to_vec(&Word::Offered { count: 7 }),
+        serde_json::to_vec(&Word::Answer { seq: 3, refused: Some("no room".to_owned()) }),
+    ];
+    words.map(Result::unwrap).into()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn messages_with_changed_bytes_are_refused_or_answered_and_never_hold_what_has_no_listener(
+        said in prop::collection::vec(mutated(messages()), 1..6),
+    ) {
+        let mut shelf = Shelf::new(2);
+        for message in said {
+            let (ours, theirs) = wire::pair().unwrap();
+            if nix::unistd::write(&ours, &message).is_err() {
+                continue;
+            }
+            drop(ours);
+            match wire::receive::<Request>(theirs.as_fd()) {
+                Ok(Some((request, fd))) => {
+                    let Word::Answer { .. } = shelf.answer(request, fd) else { panic!("a request was not answered") };
+                }
+                Ok(None) => prop_assert!(message.is_empty()),
+                Err(_) => {}
+            }
+        }
+        prop_assert_eq!(shelf.len(), 0);
+    }
+
+    #[test]
+    fn a_parent_that_babbles_is_an_error_and_no_panic(said in prop::collection::vec(mutated(messages()), 1..6)) {
+        let (ours, theirs) = wire::pair().unwrap();
+        for message in said {
+            // An empty packet cannot be told from the end.
+            let _ = nix::unistd::write(&ours, &message);
+        }
+        drop(ours);
+        if let Ok((_, inherited)) = Keeper::over(theirs) {
+            prop_assert!(inherited.is_empty());
+        }
+    }
 }

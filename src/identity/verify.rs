@@ -225,3 +225,6 @@ fn refusal_of(error: Error, leaf: &CertificateDer<'_>) -> Refusal {
 fn refused(refusal: Refusal) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
 }
+
+#[cfg(test)]
+mod tests;

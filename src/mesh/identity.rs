@@ -98,7 +98,10 @@ fn is_segment(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutation::mutated_text;
 
     #[test]
     fn an_identity_reads_back_what_it_writes() {
@@ -130,5 +133,16 @@ mod tests {
     fn an_empty_service_account_has_no_identity() {
         let domain: TrustDomain = "cluster.local".parse().unwrap();
         assert_eq!(Identity::new(&domain, &"shop".into(), &"".into()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_for_an_identity_is_written_as_it_was_read(
+            text in mutated_text(&["spiffe://cluster.local/ns/shop/sa/cart", "spiffe://a.b/ns/x-y/sa/z.0"]),
+        ) {
+            if let Ok(identity) = text.parse::<Identity>() {
+                prop_assert_eq!(identity.to_string(), text);
+            }
+        }
     }
 }

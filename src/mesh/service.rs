@@ -28,6 +28,9 @@ pub struct Node {
 pub struct Service {
     pub name: NamespacedName,
     pub kind: ServiceKind,
+    /// External IPs and load balancer addresses. Whoever may write a Service may claim any address here, so each holds
+    /// on the Service's own ports, and only where neither a ClusterIP nor a pod has it.
+    pub external_ips: Vec<IpAddr>,
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP`, with its time-out.
     pub session_affinity: Option<Duration>,
@@ -39,7 +42,7 @@ pub struct Service {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ServiceKind {
-    /// Reached at these addresses: ClusterIPs, external IPs, load balancer addresses.
+    /// Reached at these addresses, one of a family.
     ClusterIp(Vec<IpAddr>),
     /// `clusterIP: None`: clients dial pods.
     Headless,

@@ -27,8 +27,10 @@ pub struct Mesh {
     /// Who claims an address, in the order of the claims: the first live holder has it.
     claims: HashMap<IpAddr, Vec<PodUid>>,
     services: HashMap<NamespacedName, Arc<Service>>,
-    /// Which Services claim an address, in the order of the claims: the first has it.
+    /// Which Services claim an address as their ClusterIP, in the order of the claims: the first has it.
     services_by_ip: HashMap<IpAddr, Vec<NamespacedName>>,
+    /// Which Services claim an address of the outside, in the order of the claims: the first that has the port has it.
+    services_by_external_ip: HashMap<IpAddr, Vec<NamespacedName>>,
     slices: HashMap<NamespacedName, EndpointSlice>,
     slices_by_service: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// Endpoints of each Service by port name, joined over its slices.
@@ -142,6 +144,7 @@ impl Mesh {
             claims: HashMap::new(),
             services: HashMap::new(),
             services_by_ip: HashMap::new(),
+            services_by_external_ip: HashMap::new(),
             slices: HashMap::new(),
             slices_by_service: HashMap::new(),
             candidates: HashMap::new(),
@@ -182,6 +185,11 @@ impl Mesh {
         }
         if let Some(workload) = self.workload_by_ip(ip) {
             return Destination::Workload(workload.clone());
+        }
+        let external = self.services_by_external_ip.get(&ip).into_iter().flatten();
+        let mut external = external.filter_map(|name| self.service_destination(self.services.get(name)?, addr.port()));
+        if let Some(found) = external.next() {
+            return Destination::Service(found);
         }
         if self.is_node_address(ip) {
             return Destination::Node;
@@ -254,11 +262,12 @@ impl Mesh {
     }
 
     pub fn is_node_address(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
         self.node_addresses.contains_key(&ip) || self.local_addresses.contains(&ip)
     }
 
     pub fn scope(&self, ip: IpAddr) -> AddressScope {
-        if self.ranges.contains(ip) { AddressScope::Cluster } else { AddressScope::Outside }
+        if self.ranges.contains(ip.to_canonical()) { AddressScope::Cluster } else { AddressScope::Outside }
     }
 
     fn delete(&mut self, object: &ObjectRef) -> Change {
@@ -408,35 +417,20 @@ impl Mesh {
         if self.services.get(&name).is_some_and(|old| **old == service) {
             return Change::default();
         }
-        let claimed = service_addresses(&service);
-        if let Some(old) = self.services.get(&name).cloned() {
-            self.release_addresses(&name, service_addresses(&old).difference(&claimed));
-        }
-        for ip in claimed {
-            let claims = self.services_by_ip.entry(ip).or_default();
-            if !claims.contains(&name) {
-                claims.push(name.clone());
-            }
-        }
-        self.services.insert(name.clone(), Arc::new(service));
+        let old = self.services.insert(name.clone(), Arc::new(service));
+        let new = &self.services[&name];
+        let (before, now) = (old.as_deref().map(cluster_ips).unwrap_or_default(), cluster_ips(new));
+        claim(&mut self.services_by_ip, &name, &before, &now);
+        let (before, now) = (old.as_deref().map(external_ips).unwrap_or_default(), external_ips(new));
+        claim(&mut self.services_by_external_ip, &name, &before, &now);
         Change { services: BTreeSet::from([name]), ..Change::default() }
     }
 
     fn remove_service(&mut self, name: &NamespacedName) -> Change {
         let Some(service) = self.services.remove(name) else { return Change::default() };
-        self.release_addresses(name, &service_addresses(&service));
+        claim(&mut self.services_by_ip, name, &cluster_ips(&service), &BTreeSet::new());
+        claim(&mut self.services_by_external_ip, name, &external_ips(&service), &BTreeSet::new());
         Change { services: BTreeSet::from([name.clone()]), ..Change::default() }
-    }
-
-    fn release_addresses<'a>(&mut self, name: &NamespacedName, addresses: impl IntoIterator<Item = &'a IpAddr>) {
-        for ip in addresses {
-            if let Some(claims) = self.services_by_ip.get_mut(ip) {
-                claims.retain(|other| other != name);
-                if claims.is_empty() {
-                    self.services_by_ip.remove(ip);
-                }
-            }
-        }
     }
 
     fn apply_slice(&mut self, slice: EndpointSlice) -> Change {
@@ -501,10 +495,34 @@ fn held_addresses(pod: &Pod) -> BTreeSet<IpAddr> {
     pod.ips.iter().map(IpAddr::to_canonical).collect()
 }
 
-fn service_addresses(service: &Service) -> BTreeSet<IpAddr> {
+fn cluster_ips(service: &Service) -> BTreeSet<IpAddr> {
     match &service.kind {
         ServiceKind::ClusterIp(ips) => ips.iter().map(IpAddr::to_canonical).collect(),
         ServiceKind::Headless | ServiceKind::ExternalName => BTreeSet::new(),
+    }
+}
+
+fn external_ips(service: &Service) -> BTreeSet<IpAddr> {
+    service.external_ips.iter().map(IpAddr::to_canonical).collect()
+}
+
+/// Moves a Service's claims from some addresses to others; a claim that stays keeps its place.
+fn claim(
+    claims: &mut HashMap<IpAddr, Vec<NamespacedName>>,
+    name: &NamespacedName,
+    before: &BTreeSet<IpAddr>,
+    now: &BTreeSet<IpAddr>,
+) {
+    for ip in before.difference(now) {
+        if let Some(names) = claims.get_mut(ip) {
+            names.retain(|other| other != name);
+            if names.is_empty() {
+                claims.remove(ip);
+            }
+        }
+    }
+    for ip in now.difference(before) {
+        claims.entry(*ip).or_default().push(name.clone());
     }
 }
 

@@ -440,3 +440,6 @@ fn list(ports: &[u16]) -> String {
     }
     ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -82,7 +82,10 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutation::mutated_text;
 
     #[test]
     fn a_misspelt_level_is_refused_with_what_may_be_said() {
@@ -103,5 +106,16 @@ mod tests {
         assert_eq!(control.level().unwrap(), "warn");
         control.set_level("debug").unwrap();
         assert_eq!(control.level().unwrap(), "debug");
+    }
+
+    proptest! {
+        #[test]
+        fn a_filter_of_any_kind_is_refused_in_short_words_or_taken(
+            text in mutated_text(&["info", "warn,selvedge::capture=debug", "a[b{c=d}]=trace,off", "[x]=info"]),
+        ) {
+            if let Err(error) = parse(&text) {
+                prop_assert!(error.to_string().len() < 4_096);
+            }
+        }
     }
 }

@@ -1,11 +1,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::LazyLock;
 
+use proptest::prelude::*;
 use rcgen::{BasicConstraints, DnType, PKCS_ECDSA_P256_SHA256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
 use crate::identity::certificate::PendingKey;
+use crate::mutation::mutated;
 
 fn domain() -> TrustDomain {
     "cluster.local".parse().unwrap()
@@ -178,3 +181,35 @@ async fn a_folder_that_is_watched_takes_effect_without_a_word() {
     tokio::time::timeout(Duration::from_secs(5), moved).await.unwrap().unwrap();
     watching.abort();
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn files_with_changed_bytes_are_refused_by_name_or_make_a_ca_that_signs(
+        certificates in mutated(vec![WRITTEN.0.clone().into_bytes()]),
+        key in prop_oneof![Just(WRITTEN.1.clone().into_bytes()), mutated(vec![WRITTEN.1.clone().into_bytes()])],
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("ca.crt"), certificates).unwrap();
+        fs::write(dir.path().join("ca.key"), key).unwrap();
+        fs::set_permissions(dir.path().join("ca.key"), fs::Permissions::from_mode(0o600)).unwrap();
+        match EmbeddedCa::open(dir.path(), &domain()) {
+            Ok(ca) => {
+                let pending = PendingKey::new(&cart()).unwrap();
+                let signed = ca.signer.load().sign(&pending.csr, &cart(), Duration::from_secs(60), SystemTime::now());
+                if let Ok(signed) = signed {
+                    prop_assert!(pending.complete(&cart(), signed).is_ok());
+                }
+            }
+            Err(error) => prop_assert!(error.to_string().len() < 1_024, "{error}"),
+        }
+    }
+}
+
+/// `ca.crt` of two anchors, and `ca.key`.
+static WRITTEN: LazyLock<(String, String)> = LazyLock::new(|| {
+    let (old, _, _) = authority("old", None);
+    let (new, key, _) = authority("new", None);
+    (format!("{new}{old}"), key.serialize_pem())
+});

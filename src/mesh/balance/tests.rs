@@ -26,6 +26,7 @@ fn destination(candidates: Vec<Candidate>, change: impl FnOnce(&mut Service)) ->
     let mut service = Service {
         name: NamespacedName::new("shop", "cart"),
         kind: ServiceKind::ClusterIp(vec![[10, 96, 0, 1].into()]),
+        external_ips: Vec::new(),
         ports: vec![port.clone()],
         session_affinity: None,
         internal_traffic_policy: InternalTrafficPolicy::Cluster,

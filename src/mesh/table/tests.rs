@@ -45,6 +45,7 @@ fn service(name: &str, ips: &[&str]) -> Service {
     Service {
         name: NamespacedName::new("shop", name),
         kind: ServiceKind::ClusterIp(ips.iter().map(|ip| ip.parse().unwrap()).collect()),
+        external_ips: Vec::new(),
         ports: vec![ServicePort {
             name: "http".into(),
             port: 80,
@@ -106,6 +107,36 @@ fn endpoints(mesh: &Mesh, at: &str) -> Vec<String> {
 
 fn services_at(mesh: &Mesh, at: &str) -> Vec<String> {
     mesh.services_at(addr(at)).map(|name| name.name.to_string()).collect()
+}
+
+#[test]
+fn an_address_of_the_outside_holds_on_its_ports_where_nobody_else_has_it() {
+    let mut mesh = mesh();
+    let outside = |name: &str, port: u16, ips: &[&str]| {
+        let mut service = service(name, &[]);
+        service.external_ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        service.ports[0].port = port;
+        Object::Service(service)
+    };
+    let found = |mesh: &Mesh, at: &str| match mesh.destination(addr(at)) {
+        Destination::Service(found) => found.service.name.name.to_string(),
+        other => format!("{other:?}").split(['(', ' ']).next().unwrap().to_owned(),
+    };
+    apply(&mut mesh, outside("a", 80, &["10.1.0.1", "10.96.0.1", "192.168.0.1", "192.0.2.1"]));
+    apply(&mut mesh, outside("b", 81, &["192.168.0.1"]));
+    apply(&mut mesh, node(&["192.168.0.1"], "a"));
+    apply(&mut mesh, Object::Pod(pod("cart", "u1", &["10.1.0.1"])));
+    apply(&mut mesh, Object::Service(service("cart", &["10.96.0.1"])));
+    assert_eq!(found(&mesh, "10.1.0.1:80"), "Workload", "a pod's address was taken from it");
+    assert_eq!(found(&mesh, "10.96.0.1:80"), "cart", "a ClusterIP was taken from its Service");
+    assert_eq!(found(&mesh, "192.0.2.1:80"), "a");
+    assert_eq!(found(&mesh, "192.168.0.1:80"), "a");
+    assert_eq!(found(&mesh, "192.168.0.1:81"), "b", "two Services share an address by their ports");
+    assert_eq!(found(&mesh, "192.168.0.1:10250"), "Node", "the node keeps its other ports");
+    apply(&mut mesh, outside("a", 80, &["192.0.2.1"]));
+    assert_eq!(found(&mesh, "192.168.0.1:80"), "Node");
+    delete(&mut mesh, ObjectKind::Service, "a");
+    assert_eq!(found(&mesh, "192.0.2.1:80"), "Outside");
 }
 
 #[test]

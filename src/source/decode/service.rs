@@ -1,5 +1,6 @@
 //! Services and their endpoints.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
@@ -19,7 +20,11 @@ pub(super) fn service(key: &Key, service: core::Service) -> Result<Read, Fault> 
     let core::Service { metadata, spec, status } = service;
     let spec = spec.unwrap_or_default();
     let (settings, mut passed_over) = settings(&metadata);
-    let kind = service_kind(&spec, status.as_ref())?;
+    let kind = service_kind(&spec)?;
+    let external_ips = match kind {
+        ServiceKind::ClusterIp(_) => external_ips(&spec, status.as_ref())?,
+        ServiceKind::Headless | ServiceKind::ExternalName => Vec::new(),
+    };
     if matches!(&kind, ServiceKind::ClusterIp(ips) if ips.is_empty()) {
         let cause = "nobody hands out addresses for a folder: write one of the Service range, or None for a headless \
                      Service; until then only its pods can be dialled";
@@ -28,6 +33,7 @@ pub(super) fn service(key: &Key, service: core::Service) -> Result<Read, Fault> 
     let service = Service {
         name: key.name.clone(),
         kind,
+        external_ips,
         ports: service_ports(&spec)?,
         session_affinity: session_affinity(&spec)?,
         internal_traffic_policy: match spec.internal_traffic_policy.as_deref() {
@@ -52,7 +58,7 @@ pub(super) fn service(key: &Key, service: core::Service) -> Result<Read, Fault> 
     Ok((Item::Service(service, spec.selector.unwrap_or_default()), passed_over))
 }
 
-fn service_kind(spec: &core::ServiceSpec, status: Option<&core::ServiceStatus>) -> Result<ServiceKind, Fault> {
+fn service_kind(spec: &core::ServiceSpec) -> Result<ServiceKind, Fault> {
     match spec.type_.as_deref() {
         Some("ExternalName") => return Ok(ServiceKind::ExternalName),
         None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer") => {}
@@ -64,30 +70,36 @@ fn service_kind(spec: &core::ServiceSpec, status: Option<&core::ServiceStatus>) 
         return Ok(ServiceKind::Headless);
     }
     let mut ips = Vec::new();
-    let mut add = |field: &dyn Fn() -> String, text: &str| {
-        let ip = address(field, text)?;
-        if !ips.contains(&ip) {
-            ips.push(ip);
-        }
-        Ok::<_, Fault>(())
-    };
     if let Some(ip) = spec.cluster_ip.as_ref().filter(written) {
-        add(&|| "spec.clusterIP".to_owned(), ip)?;
+        add_address(&mut ips, || "spec.clusterIP".to_owned(), ip)?;
     }
     for (i, ip) in spec.cluster_ips.iter().flatten().enumerate() {
-        add(&|| format!("spec.clusterIPs[{i}]"), ip)?;
+        add_address(&mut ips, || format!("spec.clusterIPs[{i}]"), ip)?;
     }
+    Ok(ServiceKind::ClusterIp(ips))
+}
+
+fn external_ips(spec: &core::ServiceSpec, status: Option<&core::ServiceStatus>) -> Result<Vec<IpAddr>, Fault> {
+    let mut ips = Vec::new();
     for (i, ip) in spec.external_ips.iter().flatten().enumerate() {
-        add(&|| format!("spec.externalIPs[{i}]"), ip)?;
+        add_address(&mut ips, || format!("spec.externalIPs[{i}]"), ip)?;
     }
     let ingress = status.and_then(|s| s.load_balancer.as_ref()).and_then(|balancer| balancer.ingress.as_ref());
     for (i, ingress) in ingress.into_iter().flatten().enumerate() {
         // A load balancer in mode Proxy wants its traffic sent to it (KEP-1860).
         if let Some(ip) = ingress.ip.as_ref().filter(|_| ingress.ip_mode.as_deref() != Some("Proxy")) {
-            add(&|| format!("status.loadBalancer.ingress[{i}].ip"), ip)?;
+            add_address(&mut ips, || format!("status.loadBalancer.ingress[{i}].ip"), ip)?;
         }
     }
-    Ok(ServiceKind::ClusterIp(ips))
+    Ok(ips)
+}
+
+fn add_address(ips: &mut Vec<IpAddr>, field: impl FnOnce() -> String, text: &str) -> Result<(), Fault> {
+    let ip = address(field, text)?;
+    if !ips.contains(&ip) {
+        ips.push(ip);
+    }
+    Ok(())
 }
 
 fn service_ports(spec: &core::ServiceSpec) -> Result<Vec<ServicePort>, Fault> {

@@ -343,7 +343,11 @@ impl Inner {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry { number, shared: shared.clone(), peer, closing: AtomicBool::new(false) });
         let guard = shared.enter();
-        self.keys().entry(key.clone()).or_default().connections.push((send.clone(), entry.clone()));
+        match self.keys().get_mut(key) {
+            Some(entries) => entries.connections.push((send.clone(), entry.clone())),
+            // One of the pods left while this was dialled: it carries the stream that it was made for, and no other.
+            None => entry.closing.store(true, Ordering::Relaxed),
+        }
         let counted = Counted::begin(&self.open);
         let driving = drive(connection, upkeep, entry.clone(), Arc::downgrade(self), key.clone(), self.settings.idle);
         tokio::spawn(async move {

@@ -77,7 +77,10 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutation::{mutated, mutated_text};
 
     #[test]
     fn a_head_reads_back_what_it_writes() {
@@ -107,6 +110,44 @@ mod tests {
         ] {
             let request = Request::builder().method(method).uri(uri).body(()).unwrap();
             assert_eq!(ConnectHead::of(&request), None, "{method} {uri}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn a_request_of_any_kind_is_read_without_a_panic_and_keeps_no_more_than_it_brought(
+            method in prop_oneof![Just("CONNECT".to_owned()), "[A-Z]{1,8}"],
+            authority in mutated_text(&["10.1.2.3:8080", "[fd00::1]:80", "[fe80::1%1]:80", "a@10.0.0.1:80"]),
+            headers in prop::collection::vec(
+                (
+                    prop::sample::select(vec![FORWARDED, BAGGAGE, TRACEPARENT]),
+                    mutated(vec![
+                        b"for=\"10.9.9.9:4321\";by=_x;proto=https, for=\"[fd00::1]:1\"".to_vec(),
+                        b"k8s.cluster.name=a,k8s.namespace.name=shop,service.name=b;c=d".to_vec(),
+                        b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_vec(),
+                    ]),
+                ),
+                0..6,
+            ),
+        ) {
+            let mut request = Request::new(());
+            let (Ok(method), Ok(uri)) = (method.parse(), authority.parse()) else { return Ok(()) };
+            (*request.method_mut(), *request.uri_mut()) = (method, uri);
+            let mut brought = 0;
+            for (name, value) in headers {
+                let Ok(value) = HeaderValue::from_bytes(&value) else { continue };
+                brought += value.len() + 1;
+                request.headers_mut().append(name, value);
+            }
+            if let Some(head) = ConnectHead::of(&request) {
+                prop_assert_eq!(request.method(), Method::CONNECT);
+                prop_assert_eq!(head.authority.to_string().parse(), Ok(head.authority));
+                prop_assert!(head.baggage.len() + head.traceparent.as_ref().map_or(0, String::len) <= brought);
+                // What was believed can be said again.
+                prop_assert_eq!(ConnectHead::of(&head.request().unwrap()).map(|again| again.authority), Some(head.authority));
+            }
         }
     }
 }

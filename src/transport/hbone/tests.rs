@@ -233,6 +233,23 @@ async fn streams_share_a_connection_and_open_another_when_it_is_full() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_pod_left_while_it_was_dialled_is_not_kept() {
+    let (served, (asked, _)) = served();
+    let _flows = accept_all(asked);
+    let pool = Pool::new(PoolSettings::default());
+    let dial = {
+        let (pool, served) = (pool.clone(), served.clone());
+        async move {
+            let session = served.dial().await;
+            pool.evict(&PodUid::new("client"));
+            session
+        }
+    };
+    let _opened = pool.open(&key("client"), &head(), dial).await.unwrap();
+    assert!(pool.snapshot().is_empty());
+}
+
+#[tokio::test]
 async fn a_failed_dial_fails_its_waiters_and_they_may_try_again() {
     let (served, (asked, _)) = served();
     let _flows = accept_all(asked);

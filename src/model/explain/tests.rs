@@ -1,0 +1,91 @@
+use super::*;
+use crate::mesh::MeshSettings;
+use crate::model::Model;
+use crate::source::directory;
+
+const PODS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, annotations: {selvedge.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop}
+spec: {nodeName: one, serviceAccountName: client}
+status: {podIPs: [{ip: 10.0.1.1}, {ip: 'fd00::1:1'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: shop}
+spec: {nodeName: two, serviceAccountName: server}
+status: {podIPs: [{ip: 'fd00::2:1'}]}
+";
+
+fn asked(manifests: &str, from: &str, to: &str, port: u16) -> Explanation {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), format!("{PODS}{manifests}")).unwrap();
+    let loaded = directory::load(dir.path()).unwrap();
+    assert_eq!(loaded.problems, []);
+    let settings = MeshSettings { trust_domain: "cluster.local".parse().unwrap(), cluster_cidrs: Vec::new() };
+    let model = Model::new(settings);
+    model.apply(loaded.deltas);
+    let party = |name| Party::Named(NamespacedName::new("shop", name));
+    explain(&model.read(), &Question { from: party(from), to: party(to), port: Some(port) }).unwrap()
+}
+
+fn service(target: u16, spec: &str, endpoints: &str) -> String {
+    format!(
+        "
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: shop}}
+spec: {{clusterIP: 'fd00::9:1', ports: [{{port: 80, targetPort: {target}}}]{spec}}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv6
+ports: [{{name: '', port: {target}}}]
+endpoints: {endpoints}
+"
+    )
+}
+
+#[test]
+fn a_pod_of_two_families_is_seen_by_the_address_that_it_dials_from() {
+    let policy = "
+---
+apiVersion: selvedge.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: six, namespace: shop}
+spec: {action: ALLOW, rules: [{from: [{source: {ipBlocks: ['fd00::1:1']}}]}]}
+";
+    assert_eq!(asked(policy, "client", "server", 80).verdict, Verdict::Allow);
+}
+
+#[test]
+fn a_service_answers_by_the_endpoints_that_the_agent_would_choose_from() {
+    let ready = "[{addresses: ['fd00::2:1'], nodeName: two}";
+    let both = service(
+        8080,
+        "",
+        &format!(
+            "{ready}, {{addresses: ['fd00::2:2'], conditions: {{ready: false, serving: true, terminating: true}}}}]"
+        ),
+    );
+    assert_eq!(
+        asked(&both, "client", "web", 80).endpoints.len(),
+        1,
+        "one that terminates is left out beside a ready one"
+    );
+    let local = service(8080, ", internalTrafficPolicy: Local", &format!("{ready}]"));
+    let answer = asked(&local, "client", "web", 80);
+    assert_eq!((answer.verdict, answer.reason.as_deref()), (Verdict::Deny, Some("no-endpoint")));
+}
+
+#[test]
+fn a_service_that_leads_to_a_port_of_the_mesh_is_refused() {
+    let answer = asked(&service(15008, "", "[{addresses: ['fd00::2:1']}]"), "client", "web", 80);
+    assert_eq!(answer.reason.as_deref(), Some("protocol"));
+}
