@@ -103,6 +103,7 @@ async fn worker(
         netns_dir: args.netns_dir.clone(),
         node_netns: args.node_netns.clone(),
         ports: Ports::default(),
+        connect: args.connect.connect(),
         interval: RECONCILE,
         drain: args.drain,
         on_exit: if args.keep_capture { OnExit::Keep } else { OnExit::Remove },

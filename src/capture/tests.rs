@@ -17,7 +17,7 @@ use super::rules::{IpVersion, Marks, Mode, Phase, Ports, Probes, RuleSet};
 use super::show::{Actual, CaptureStatus, PodState};
 use super::{CaptureSettings, CapturedPod, Event, Flows, OnExit, Reconciler, sock_diag, socket};
 use crate::handover::Keeper;
-use crate::mesh::{self, Exclusions, NamespacedName, Object, Pod, PodUid};
+use crate::mesh::{self, Connect, Exclusions, NamespacedName, Object, Pod, PodUid};
 use crate::model::{Delta, Model};
 
 const MARKS: Marks = Marks { own: 0x539a, outbound: 0x222a, back: 0x111a };
@@ -44,6 +44,7 @@ fn rules(mode: Mode) -> RuleSet {
         marks: MARKS,
         ports: Ports::default(),
         exclusions: Exclusions::default(),
+        hold: true,
         probes: Some(Probes {
             queue: 7,
             ports: [8080].into(),
@@ -263,6 +264,7 @@ impl Agent {
             netns_dir: directory.to_owned(),
             node_netns: None,
             ports: Ports::default(),
+            connect: Connect::Truthful,
             interval: Duration::from_millis(100),
             drain: Duration::from_secs(60),
             on_exit,

@@ -19,7 +19,7 @@ mod table;
 
 pub use destination::{Candidate, Destination, ServiceDestination};
 pub use identity::{Identity, IdentityError, TrustDomain};
-pub use membership::{Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};
+pub use membership::{Connect, Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};
 pub use name::{NamespacedName, PodUid};
 pub use path::{Path, PlainBecause, RESERVED_PORTS, TUNNEL_PORT, believable_source, is_reserved_port};
 pub use pod::{ContainerPort, Owner, Phase, Pod, Probe, Workload};

@@ -7,12 +7,12 @@ use tokio::net::TcpStream;
 
 use super::baggage::baggage;
 use super::connections::{Connection, Opening};
+use super::downstream::Downstream;
 use super::failure::Failure;
 use super::pods::ServedPod;
 use super::resolve::resolve;
 use super::workers::{Thread, with_random};
 use super::{Proxy, carry, dial};
-use crate::capture::socket;
 use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
@@ -26,12 +26,9 @@ pub async fn serve(
     proxy: Arc<Proxy>,
     thread: Rc<Thread>,
     pod: Arc<ServedPod>,
-    stream: std::net::TcpStream,
-    client: SocketAddr,
+    downstream: Downstream,
 ) {
-    let Ok((stream, dialled)) = prepare(&pod, stream) else {
-        return; // The client has gone already.
-    };
+    let (client, dialled) = downstream.ends();
     let info = ConnectionInfo {
         direction: Direction::Outbound,
         transport: Transport::Plaintext,
@@ -48,24 +45,23 @@ pub async fn serve(
     let upstream = tokio::select! {
         upstream = attempt.run() => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+        () = downstream.gone(&pod) => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
     };
-    match upstream {
-        Ok(Upstream { way, endpoint: _counted }) => match way {
-            Way::Tunnel(flow) => {
-                carry::into_tunnel(&connection, stream, flow, || attempt.denied_now()).await;
-            }
-            Way::Plain(upstream) => carry::plain(&connection, stream, upstream).await,
-        },
-        // `stream` is dropped with SO_LINGER {1,0}: the client sees a reset.
-        Err(failure) => connection.failed(&failure),
+    let Upstream { way, endpoint: _counted } = match upstream {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            downstream.refuse(&failure);
+            return connection.failed(&failure);
+        }
+    };
+    let stream = match downstream.connected(&pod).await {
+        Ok(stream) => stream,
+        Err(failure) => return connection.failed(&failure),
+    };
+    match way {
+        Way::Tunnel(flow) => carry::into_tunnel(&connection, stream, flow, || attempt.denied_now()).await,
+        Way::Plain(upstream) => carry::plain(&connection, stream, upstream).await,
     }
-}
-
-/// Makes a captured socket ready, and asks the kernel where the client meant to go.
-pub(super) fn prepare(pod: &ServedPod, stream: std::net::TcpStream) -> std::io::Result<(TcpStream, SocketAddr)> {
-    socket::prepare_accepted(&stream, &dial::application_options(pod))?;
-    let dialled = socket::original_destination(&stream, pod.captured.mode)?;
-    Ok((TcpStream::from_std(stream)?, dialled))
 }
 
 /// A connection made, and the Service endpoint that it counts for.

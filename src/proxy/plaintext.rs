@@ -4,9 +4,9 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::connections::{Connection, Opening};
+use super::downstream::Downstream;
 use super::failure::Failure;
 use super::inbound::{Arrival, allowed};
-use super::outbound::prepare;
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::{Proxy, carry, dial};
@@ -14,8 +14,8 @@ use crate::capture::sock_diag;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
 
 /// The life of one plaintext connection to a joined pod.
-pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
-    let Ok((stream, to)) = prepare(&pod, stream) else { return };
+pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) {
+    let (client, to) = downstream.ends();
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
     let _accepted = proxy.source_ports.note(client, to);
@@ -48,8 +48,15 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
         upstream = admit(&arrival, &connection) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
-    match upstream {
-        Ok((upstream, _held)) => carry::plain(&connection, stream, upstream).await,
+    let (upstream, _held) = match upstream {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            downstream.refuse(&failure);
+            return connection.failed(&failure);
+        }
+    };
+    match downstream.connected(&pod).await {
+        Ok(stream) => carry::plain(&connection, stream, upstream).await,
         Err(failure) => connection.failed(&failure),
     }
 }

@@ -1,0 +1,220 @@
+//! Holding a SYN: `connect()` waits in the kernel until the agent knows what to tell it.
+//!
+//! The rules send each new connection's SYN to a queue, outbound in `OUTPUT` before anything has been done to it, inbound
+//! in `PREROUTING` where TPROXY would take it. The agent answers by a verdict that lets the SYN run through the chains again
+//! with an [`Answer`] in its mark: on into capture, or to a rule that rejects it. A SYN that is dropped comes again, by
+//! the sender's own clock, so that neither an overrun queue nor an agent that starts anew loses a connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::netns::NetNs;
+use super::nfqueue::{Hook, Queue, Verdict, Waiting};
+use super::rules::{IN, InPlace, IpVersion, OUT, Table};
+
+/// What becomes of a SYN that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Answer {
+    /// It goes on into capture: the client is connected.
+    Connect,
+    /// A reset: ECONNREFUSED.
+    Refuse,
+    /// ICMP, administratively prohibited: EHOSTUNREACH, with IPv6 EACCES.
+    Prohibit,
+    /// ICMP, host or address unreachable: EHOSTUNREACH.
+    HostUnreachable,
+    /// ICMP, network unreachable or no route: ENETUNREACH.
+    NetUnreachable,
+    /// None. The client sends its SYN again, until its own time is up.
+    Ignore,
+}
+
+/// The SYNs of one pod that wait.
+#[derive(Debug)]
+pub struct HoldQueue {
+    queue: Queue,
+    failed: AtomicBool,
+}
+
+/// A SYN that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WaitingSyn {
+    pub direction: HoldDirection,
+    pub client: SocketAddr,
+    /// Where the client meant to connect to.
+    pub dialled: SocketAddr,
+    packet: Waiting,
+}
+
+/// Which way a held connection goes, seen from the pod.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum HoldDirection {
+    Outbound,
+    Inbound,
+}
+
+impl Answer {
+    /// As a metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connected",
+            Self::Refuse => "refused",
+            Self::Prohibit => "prohibited",
+            Self::HostUnreachable => "host-unreachable",
+            Self::NetUnreachable => "net-unreachable",
+            Self::Ignore => "silent",
+        }
+    }
+
+    fn verdict(self, mark: u32) -> Verdict {
+        let mark = mark & !ANSWER;
+        match self {
+            Self::Connect => Verdict::Repeat { mark: mark | CONNECT },
+            Self::Ignore => Verdict::Drop,
+            _ => Verdict::Repeat { mark: mark | self.reject_mark() },
+        }
+    }
+
+    fn reject_mark(self) -> u32 {
+        let code = match self {
+            Self::Connect | Self::Ignore | Self::Refuse => 0,
+            Self::Prohibit => 1,
+            Self::HostUnreachable => 2,
+            Self::NetUnreachable => 3,
+        };
+        REJECT | code << CODE_SHIFT
+    }
+
+    /// By what `REJECT --reject-with` tells it.
+    fn reject_with(self, version: IpVersion) -> Option<&'static str> {
+        match (self, version) {
+            (Self::Connect | Self::Ignore, _) => None,
+            (Self::Refuse, _) => Some("tcp-reset"),
+            (Self::Prohibit, IpVersion::V4) => Some("icmp-admin-prohibited"),
+            (Self::Prohibit, IpVersion::V6) => Some("icmp6-adm-prohibited"),
+            (Self::HostUnreachable, IpVersion::V4) => Some("icmp-host-unreachable"),
+            (Self::HostUnreachable, IpVersion::V6) => Some("icmp6-addr-unreachable"),
+            (Self::NetUnreachable, IpVersion::V4) => Some("icmp-net-unreachable"),
+            (Self::NetUnreachable, IpVersion::V6) => Some("icmp6-no-route"),
+        }
+    }
+}
+
+impl HoldQueue {
+    /// Takes a pod's queue over.
+    pub fn open(pod: &NetNs) -> io::Result<Self> {
+        let queue = pod.enter(|| Queue::open(HOLD_QUEUE, MOST_WAITING))?;
+        Ok(Self { queue, failed: AtomicBool::new(false) })
+    }
+
+    /// A descriptor that is readable while SYNs wait unseen, for any reactor.
+    pub fn readiness(&self) -> io::Result<OwnedFd> {
+        self.queue.as_fd().try_clone_to_owned()
+    }
+
+    /// The SYNs that came meanwhile; `WouldBlock` when none did. `buffer` is only room.
+    pub fn receive(&self, buffer: &mut Vec<u8>, mut each: impl FnMut(WaitingSyn)) -> io::Result<()> {
+        self.queue.receive(buffer, |packet| {
+            let Some((client, dialled)) = packet.ends else {
+                // No rule of ours sends such a packet here.
+                return drop(self.queue.verdict(&packet, Verdict::Drop));
+            };
+            let direction = match packet.hook {
+                Hook::Output => HoldDirection::Outbound,
+                Hook::Prerouting => HoldDirection::Inbound,
+            };
+            each(WaitingSyn { direction, client, dialled, packet });
+        })
+    }
+
+    /// Ends a SYN's wait. One that the queue does not know any more comes again by itself.
+    pub fn answer(&self, syn: &WaitingSyn, answer: Answer) -> io::Result<()> {
+        self.queue.verdict(&syn.packet, answer.verdict(syn.packet.mark))
+    }
+
+    /// Gives the queue's number back, so that it can be opened anew; SYNs that wait are dropped, and come again.
+    pub fn close(&self) -> io::Result<()> {
+        self.queue.unbind()
+    }
+
+    /// Says that nobody can serve the queue any more: it is to be opened anew.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// The rules of `mangle` for connections that the pod dials. They stand after all exceptions.
+pub(super) fn outbound(table: &mut Table<'_>) {
+    // A rejected connection is not marked as captured: if its SYN comes again it is a question again.
+    table.rule(OUT, &format!("-p tcp --syn {REJECTED} -j RETURN"));
+    // No --queue-bypass here or below: without an agent the SYN would go on undecided. It is dropped, and comes again.
+    table.rule(OUT, &format!("-p tcp --syn -m conntrack --ctstate NEW {UNDECIDED} -j NFQUEUE --queue-num {HOLD_QUEUE}"));
+}
+
+/// The rules of `mangle` for plaintext that arrives. They stand after all exceptions.
+pub(super) fn inbound(table: &mut Table<'_>) {
+    table.rule(IN, &format!("-p tcp --syn {REJECTED} -j RETURN"));
+    table.rule(IN, &format!("-p tcp --syn {UNDECIDED} -j NFQUEUE --queue-num {HOLD_QUEUE}"));
+}
+
+/// The rule of `nat` that keeps rejected SYNs from being redirected.
+pub(super) fn not_redirected(table: &mut Table<'_>, chain: &str) {
+    table.rule(chain, &format!("{REJECTED} -j RETURN"));
+}
+
+/// The table that answers SYNs which are to be rejected.
+pub(super) fn filter(version: IpVersion, in_place: &InPlace, text: &mut String) {
+    let mut table = Table::begin_at("filter", "INPUT", in_place, text);
+    for answer in [Answer::Refuse, Answer::Prohibit, Answer::HostUnreachable, Answer::NetUnreachable] {
+        let Some(with) = answer.reject_with(version) else { continue };
+        for chain in [OUT, IN] {
+            let mark = answer.reject_mark();
+            table.rule(chain, &format!("-p tcp -m mark --mark {mark:#x}/{ANSWER:#x} -j REJECT --reject-with {with}"));
+        }
+    }
+    table.end();
+}
+
+/// Queues have numbers of their own in each namespace; this one is named after the port that its SYNs go on to.
+const HOLD_QUEUE: u16 = 15001;
+/// How many SYNs may wait in the kernel; one more is dropped, and comes again.
+const MOST_WAITING: u32 = 65_536;
+
+// The bits of a mark that hold an answer: above those that say whose it is, and above those of probes.
+const CONNECT: u32 = 0x4_0000;
+const REJECT: u32 = 0x8_0000;
+const CODE_SHIFT: u32 = 20;
+const ANSWER: u32 = CONNECT | REJECT | 0x3 << CODE_SHIFT;
+const UNDECIDED: &str = "-m mark --mark 0x0/0xc0000";
+const REJECTED: &str = "-m mark --mark 0x80000/0x80000";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::rules::{MASK, PROBE_PROVEN, PROBE_REFUTED};
+
+    #[test]
+    fn an_answer_keeps_to_its_own_bits_of_the_mark() {
+        let others = MASK | PROBE_PROVEN | PROBE_REFUTED;
+        assert_eq!(ANSWER & others, 0);
+        let answers = [Answer::Connect, Answer::Refuse, Answer::Prohibit, Answer::HostUnreachable, Answer::NetUnreachable];
+        let mut marks: Vec<u32> = answers
+            .into_iter()
+            .map(|answer| match answer.verdict(0x1_1234) {
+                Verdict::Repeat { mark } => mark,
+                other => panic!("{answer:?}: {other:?}"),
+            })
+            .collect();
+        assert!(marks.iter().all(|mark| mark & others == 0x1_1234), "{marks:x?}");
+        marks.dedup();
+        assert_eq!(marks.len(), answers.len());
+        assert_eq!(Answer::Ignore.verdict(7), Verdict::Drop);
+        assert_eq!(Answer::Connect.verdict(REJECT), Verdict::Repeat { mark: CONNECT }, "an application's own bits go");
+    }
+}

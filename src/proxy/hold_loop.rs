@@ -1,0 +1,54 @@
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::warn;
+
+use super::Proxy;
+use super::downstream::Downstream;
+use super::held::{self, Arrival};
+use super::pods::ServedPod;
+use crate::capture::HoldQueue;
+
+/// Takes one pod's SYNs out of their queue and begins an attempt for each new client, until the pod is no longer served.
+pub async fn hold_loop(proxy: Arc<Proxy>, pod: Arc<ServedPod>, queue: Arc<HoldQueue>) {
+    tokio::select! {
+        Err(cause) = receive(&proxy, &pod, &queue) => {
+            warn!(%cause, pod = %pod.captured.workload.name(), "The queue for new connections failed; it is opened again.");
+            queue.fail();
+        }
+        () = pod.stopped() => {}
+    }
+}
+
+async fn receive(proxy: &Arc<Proxy>, pod: &Arc<ServedPod>, queue: &Arc<HoldQueue>) -> io::Result<()> {
+    let readiness = AsyncFd::with_interest(queue.readiness()?, Interest::READABLE)?;
+    let mut buffer = Vec::new();
+    loop {
+        let mut ready = readiness.readable().await?;
+        // A few at a time, so that the thread's connections go on.
+        for _ in 0..BATCH {
+            let received = ready.try_io(|_| {
+                queue.receive(&mut buffer, |syn| match proxy.held.arrive(pod.uid(), queue, syn) {
+                    Arrival::First(first) => proxy.begin(pod, syn.direction, Downstream::Held(first)),
+                    Arrival::Again => {}
+                    Arrival::Overflow => {
+                        let direction = held::name(syn.direction);
+                        metrics::counter!("selvedge_connect_answers_total", "direction" => direction, "answer" => "eager")
+                            .increment(1);
+                    }
+                })
+            });
+            match received {
+                Ok(Ok(())) => {}
+                Ok(Err(cause)) if cause.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Ok(Err(cause)) => return Err(cause),
+                Err(_would_block) => break,
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+const BATCH: usize = 64;
