@@ -1,123 +1,25 @@
 //! One document into one object of the model, or the field that forbids it.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use self::field::{Fault, SUBDOMAIN, check_namespaced, is_subdomain, parse};
 use super::Problem;
 use super::document::{self, Document};
-use crate::mesh::{self, NamespacedName, ObjectKind, ObjectRef, Settings};
+use crate::mesh;
 
 mod cluster;
+mod field;
+mod key;
 mod pod;
 mod policies;
 mod service;
 
+pub(super) use key::{Key, Kind};
 pub(super) use policies::PolicyItem;
-
-/// The kinds that are read.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Kind {
-    Namespace,
-    Node,
-    ServiceCidr,
-    Service,
-    EndpointSlice,
-    Pod,
-    PeerAuthentication,
-    AuthorizationPolicy,
-}
-
-impl Kind {
-    const ALL: [Self; 8] = [
-        Self::Namespace,
-        Self::Node,
-        Self::ServiceCidr,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::Pod,
-        Self::PeerAuthentication,
-        Self::AuthorizationPolicy,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Node => "Node",
-            Self::ServiceCidr => "ServiceCIDR",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Pod => "Pod",
-            Self::PeerAuthentication => "PeerAuthentication",
-            Self::AuthorizationPolicy => "AuthorizationPolicy",
-        }
-    }
-
-    pub fn is_policy(self) -> bool {
-        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
-    }
-
-    fn api_version(self) -> &'static str {
-        match self {
-            Self::Namespace | Self::Node | Self::Service | Self::Pod => "v1",
-            Self::ServiceCidr => "networking.k8s.io/v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::PeerAuthentication | Self::AuthorizationPolicy => "selvedge.dev/v1alpha1",
-        }
-    }
-
-    fn is_cluster_wide(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node | Self::ServiceCidr)
-    }
-
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
-    }
-}
-
-/// Names one object of the folder; the namespace is empty for cluster-wide kinds.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct Key {
-    pub kind: Kind,
-    pub name: NamespacedName,
-}
-
-impl Key {
-    fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
-        let namespace = if kind.is_cluster_wide() { "" } else { namespace.unwrap_or(DEFAULT_NAMESPACE) };
-        Self { kind, name: NamespacedName::new(namespace, name) }
-    }
-
-    /// The model's name of it; `None` for policies, which the mesh does not hold.
-    pub(super) fn object_ref(&self) -> Option<ObjectRef> {
-        let kind = match self.kind {
-            Kind::Namespace => ObjectKind::Namespace,
-            Kind::Node => ObjectKind::Node,
-            Kind::ServiceCidr => ObjectKind::ServiceCidr,
-            Kind::Service => ObjectKind::Service,
-            Kind::EndpointSlice => ObjectKind::EndpointSlice,
-            Kind::Pod => ObjectKind::Pod,
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
-        };
-        Some(ObjectRef { kind, name: self.name.clone() })
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.name.namespace {
-            "" => write!(f, "{} {}", self.kind.as_str(), self.name.name),
-            _ => write!(f, "{} {}", self.kind.as_str(), self.name),
-        }
-    }
-}
 
 /// What one object became.
 #[derive(Clone, PartialEq, Debug)]
@@ -196,19 +98,6 @@ pub(super) fn file(path: &Path, bytes: &[u8]) -> Content {
         read_document(path, &document, &mut content);
     }
     content
-}
-
-/// The field of an object that forbids it, and why.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Fault {
-    pub field: String,
-    pub cause: String,
-}
-
-impl Fault {
-    pub fn new(field: impl Into<String>, cause: impl Into<String>) -> Self {
-        Self { field: field.into(), cause: cause.into() }
-    }
 }
 
 /// An object, and the fields of it that were passed over.
@@ -360,87 +249,6 @@ fn is_list_of_known(kind: &str) -> bool {
 fn group_of(api_version: &str) -> &str {
     api_version.rsplit_once('/').map_or("", |(group, _)| group)
 }
-
-fn parse<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        use serde_path_to_error::Segment;
-        let mut field = String::new();
-        for segment in error.path() {
-            match segment {
-                Segment::Seq { index } => field.push_str(&format!("[{index}]")),
-                Segment::Map { key } | Segment::Enum { variant: key } if key.contains(['.', '[']) => {
-                    field.push_str(&format!("[{key}]"));
-                }
-                Segment::Map { key } | Segment::Enum { variant: key } => {
-                    field.push_str(if field.is_empty() { "" } else { "." });
-                    field.push_str(key);
-                }
-                Segment::Unknown => {}
-            }
-        }
-        Fault::new(field, error.inner().to_string())
-    })
-}
-
-fn settings(metadata: &ObjectMeta) -> (Settings, Vec<Fault>) {
-    let empty = BTreeMap::new();
-    let annotations = metadata.annotations.as_ref().unwrap_or(&empty);
-    let (settings, problems) = Settings::read(annotations, metadata.labels.as_ref().unwrap_or(&empty));
-    (settings, problems.into_iter().map(|problem| Fault::new(problem.field, problem.cause)).collect())
-}
-
-fn check_namespaced(key: &Key, is_name: fn(&str) -> bool, wanted: &str) -> Result<(), Fault> {
-    check(is_name, &key.name.name, "metadata.name", wanted)?;
-    check(is_label, &key.name.namespace, "metadata.namespace", LABEL)
-}
-
-fn check(is_name: fn(&str) -> bool, name: &str, field: &str, wanted: &str) -> Result<(), Fault> {
-    match is_name(name) {
-        true => Ok(()),
-        false => Err(Fault::new(field, format!("{name:?} is no name; {wanted}"))),
-    }
-}
-
-// RFC 1123, as Kubernetes reads it: "Object Names and IDs", DNS label names.
-fn is_label(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('-') && !name.ends_with('-')
-}
-
-// DNS subdomain names: labels joined by dots; Kubernetes bounds the whole and not each label.
-fn is_subdomain(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let part = |p: &str| !p.is_empty() && p.bytes().all(allowed) && !p.starts_with('-') && !p.ends_with('-');
-    (1..=253).contains(&name.len()) && name.split('.').all(part)
-}
-
-fn address(field: impl FnOnce() -> String, text: &str) -> Result<IpAddr, Fault> {
-    text.parse::<IpAddr>()
-        .map(|ip| ip.to_canonical())
-        .map_err(|_| Fault::new(field(), format!("{text:?} is no IP address; write one such as 10.0.1.2 or fd00::2")))
-}
-
-fn cidr(field: impl FnOnce() -> String, text: &str) -> Result<IpNet, Fault> {
-    text.parse::<IpNet>()
-        .map(|net| net.trunc())
-        .map_err(|_| Fault::new(field(), format!("{text:?} is no range; write one such as 10.0.1.0/24")))
-}
-
-fn port(field: impl FnOnce() -> String, number: i32) -> Result<u16, Fault> {
-    match u16::try_from(number) {
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err(Fault::new(field(), format!("{number} is no port; write a number from 1 to 65535"))),
-    }
-}
-
-fn is_tcp(protocol: Option<&str>) -> bool {
-    protocol.is_none_or(|protocol| protocol == "TCP" || protocol.is_empty())
-}
-
-const LABEL: &str = "write at most 63 of lower-case letters, digits and '-', the first and last no '-'";
-const SUBDOMAIN: &str = "write at most 253 of lower-case letters, digits, '-' and '.', each part starting and ending \
-                         with a letter or digit";
-const DEFAULT_NAMESPACE: &str = "default";
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Fault, Item, Key, Kind, Read};
+use super::field::Fault;
+use super::{Item, Key, Kind, Read};
 use crate::policy::{self, DecodeError, Delta, PolicyKind, PolicyObject};
 
 /// One policy as it was read.
