@@ -60,8 +60,9 @@ pub(super) struct Broken {
 }
 
 impl Broken {
-    fn new(key: Key, value: &Value, fault: &Fault) -> Self {
-        let stand_in = key.kind.is_policy().then(|| Arc::new(Item::Policy(policies::malformed(&key, value, fault))));
+    fn new(key: Key, value: &Value, fault: &Fault, line_of: impl Fn(&str) -> usize) -> Self {
+        let malformed = || Arc::new(Item::Policy(policies::malformed(&key, value, fault, line_of)));
+        let stand_in = key.kind.is_policy().then(malformed);
         Self { key, stand_in }
     }
 }
@@ -109,7 +110,10 @@ fn read_document(path: &Path, document: &Document<'_>, content: &mut Content) {
         Ok(value) => read_value(path, document, &At::default(), value, content),
         Err(unparsed) => {
             let (kind, namespace, name) = document.guess();
-            let key = kind.and_then(Kind::named).zip(name).map(|(kind, name)| Key::new(kind, namespace, name));
+            let key = kind.and_then(Kind::named).and_then(|kind| match name {
+                Some(name) => Some(Key::new(kind, namespace, name)),
+                None => Key::unnamed(kind, namespace, path, unparsed.line),
+            });
             content.problems.push(Problem {
                 file: path.to_owned(),
                 line: unparsed.line,
@@ -119,7 +123,7 @@ fn read_document(path: &Path, document: &Document<'_>, content: &mut Content) {
             });
             content.unparsed = true;
             let fault = Fault::new("", unparsed.cause);
-            content.broken.extend(key.map(|key| Broken::new(key, &Value::Null, &fault)));
+            content.broken.extend(key.map(|key| Broken::new(key, &Value::Null, &fault, |_| unparsed.line)));
         }
     }
 }
@@ -135,24 +139,28 @@ struct At {
 
 fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, content: &mut Content) {
     let prefix = &at.prefix;
+    let line_of = |field: &str| document.line_of(&format!("{prefix}{field}"));
+    // Of a list's items it would take too long to look for places that are mostly not told.
+    let line_at = |field: &str| at.line.unwrap_or_else(|| line_of(field));
     let problem = |object: String, fault: Fault| Problem {
         file: path.to_owned(),
-        line: document.line_of(&format!("{prefix}{}", fault.field)),
+        line: line_of(&fault.field),
         object,
         field: fault.field,
         cause: fault.cause,
     };
+    let unnamed = |kind: Kind, value: &Value| Key::unnamed(kind, namespace(value).as_deref(), path, line_at(""));
     let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
     let (Some(kind), Some(api_version)) = (text(&value, "kind"), text(&value, "apiVersion")) else {
         let field = if text(&value, "kind").is_some() { "apiVersion" } else { "kind" };
         let cause = "every object says its apiVersion and kind, such as `apiVersion: v1` and `kind: Pod`";
         // An object whose version was forgotten is still known by its name.
         let known = text(&value, "kind").as_deref().and_then(Kind::named);
-        let key = known.and_then(|kind| identify(kind, &value));
+        let key = known.and_then(|kind| identify(kind, &value).ok().or_else(|| unnamed(kind, &value)));
         let fault = Fault::new(field, cause);
         content.problems.push(problem(key.as_ref().map(Key::to_string).unwrap_or_default(), fault.clone()));
         match key {
-            Some(key) => content.broken.push(Broken::new(key, &value, &fault)),
+            Some(key) => content.broken.push(Broken::new(key, &value, &fault, line_at)),
             None => content.unparsed = true,
         }
         return;
@@ -195,31 +203,37 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
         }
         return;
     };
-    let Some(key) = identify(known, &value) else {
-        content.problems.push(problem(kind, Fault::new("metadata.name", "every object needs a name")));
-        content.unparsed = true;
-        return;
+    let key = match identify(known, &value) {
+        Ok(key) => key,
+        Err(fault) => {
+            let key = unnamed(known, &value);
+            content.problems.push(problem(key.as_ref().map_or(kind, Key::to_string), fault.clone()));
+            content.broken.extend(key.map(|key| Broken::new(key, &value, &fault, line_at)));
+            // Whichever of those that the file held it may have been.
+            content.unparsed = true;
+            return;
+        }
     };
     // Of a policy that cannot be read, as much as can be read says where it denies.
     let written = if known.is_policy() { value.clone() } else { Value::Null };
     let read = match known.api_version() {
-        wanted if wanted == api_version => read_object(&key, value),
+        wanted if wanted == api_version => read_object(&key, value, line_at),
         wanted => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
     };
     match read {
         Ok((item, passed_over)) => {
             content.problems.extend(passed_over.into_iter().map(|fault| problem(key.to_string(), fault)));
-            let line = at.line.unwrap_or_else(|| document.line_of("metadata.name"));
+            let line = line_at("metadata.name");
             content.objects.push(Found { key, line, item: Arc::new(item) });
         }
         Err(fault) => {
-            content.broken.push(Broken::new(key.clone(), &written, &fault));
+            content.broken.push(Broken::new(key.clone(), &written, &fault, line_at));
             content.problems.push(problem(key.to_string(), fault));
         }
     }
 }
 
-fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
+fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Result<Read, Fault> {
     let plain = |object| (Item::Other(object), Vec::new());
     match key.kind {
         Kind::Namespace => cluster::namespace(key, parse(value)?),
@@ -230,16 +244,34 @@ fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
         Kind::Pod => pod::pod(key, parse(value)?),
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
             check_namespaced(key, is_subdomain, SUBDOMAIN)?;
-            policies::decode(key, &value)
+            policies::decode(key, &value, line_of)
         }
     }
 }
 
-fn identify(kind: Kind, value: &Value) -> Option<Key> {
-    let metadata = value.get("metadata")?;
-    let name = metadata.get("name")?.as_str().filter(|name| !name.is_empty())?;
-    let namespace = metadata.get("namespace").and_then(Value::as_str);
-    Some(Key::new(kind, namespace, name))
+fn identify(kind: Kind, value: &Value) -> Result<Key, Fault> {
+    let metadata = value.get("metadata");
+    let written = metadata.and_then(|metadata| metadata.get("name"));
+    let name = written.and_then(word).filter(|name| !name.is_empty()).ok_or_else(|| match metadata {
+        None | Some(Value::Null | Value::Object(_)) => {
+            Fault::new("metadata.name", "every object needs a name; write text such as `name: cart`")
+        }
+        Some(_) => Fault::new("metadata", "it is no object with fields; write `metadata: {name: cart}`"),
+    })?;
+    Ok(Key::new(kind, namespace(value).as_deref(), &name))
+}
+
+fn namespace(value: &Value) -> Option<String> {
+    value.pointer("/metadata/namespace").and_then(word)
+}
+
+/// Text, or what was meant to be text: a name of digits is a number to YAML, and refused as such under that name.
+fn word(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
 }
 
 fn is_list_of_known(kind: &str) -> bool {

@@ -1,6 +1,7 @@
 //! The kinds that are read, and the name of one object.
 
 use std::fmt;
+use std::path::Path;
 
 use crate::mesh::{NamespacedName, ObjectKind, ObjectRef};
 
@@ -75,6 +76,17 @@ impl Key {
     pub(super) fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
         let namespace = if kind.is_cluster_wide() { "" } else { namespace.unwrap_or(DEFAULT_NAMESPACE) };
         Self { kind, name: NamespacedName::new(namespace, name) }
+    }
+
+    /// Stands for a policy that has no name: it may be any, and denies until it has one. No object of the folder can
+    /// have such a name: a parenthesis is not allowed in one.
+    pub(super) fn unnamed(kind: Kind, namespace: Option<&str>, path: &Path, line: usize) -> Option<Self> {
+        let name = || format!("(unnamed in {}:{line})", path.display());
+        kind.is_policy().then(|| Self::new(kind, namespace, &name()))
+    }
+
+    pub fn is_unnamed(&self) -> bool {
+        self.name.name.starts_with('(')
     }
 
     /// The model's name of it; `None` for policies, which the mesh does not hold.
