@@ -10,6 +10,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 use super::netns::NetNs;
 use super::nfqueue::{Hook, Queue, Verdict, Waiting};
 use super::rules::{IN, InPlace, IpVersion, OUT, Table};
@@ -109,9 +112,11 @@ impl HoldQueue {
         Ok(Self { queue, failed: AtomicBool::new(false) })
     }
 
-    /// A descriptor that is readable while SYNs wait unseen, for any reactor.
-    pub fn readiness(&self) -> io::Result<OwnedFd> {
-        self.queue.as_fd().try_clone_to_owned()
+    /// Readable while SYNs wait unseen. Call within a runtime; several may watch at a time.
+    pub fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let descriptor = self.queue.as_fd().try_clone_to_owned()?;
+        // SAFETY: the descriptor is owned by what watches it, which keeps it open and the same until it is dropped.
+        unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(io::Error::from)
     }
 
     /// The SYNs that came meanwhile; `WouldBlock` when none did. `buffer` is only room.

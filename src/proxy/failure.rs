@@ -60,6 +60,7 @@ impl Failure {
         match (&self.reason, self.kernel) {
             (Reason::Connect, Some(io::ErrorKind::HostUnreachable)) => Answer::HostUnreachable,
             (Reason::Connect, Some(io::ErrorKind::NetworkUnreachable)) => Answer::NetUnreachable,
+            (Reason::Connect, Some(io::ErrorKind::PermissionDenied)) => Answer::Prohibit,
             (Reason::UnknownDestination, _) => Answer::HostUnreachable,
             // Nobody answered; or whoever asks again finds things changed.
             (Reason::Timeout | Reason::Drain | Reason::Reset | Reason::Internal, _) => Answer::Ignore,

@@ -1,8 +1,6 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
 use super::Proxy;
@@ -23,7 +21,7 @@ pub async fn hold_loop(proxy: Arc<Proxy>, pod: Arc<ServedPod>, queue: Arc<HoldQu
 }
 
 async fn receive(proxy: &Arc<Proxy>, pod: &Arc<ServedPod>, queue: &Arc<HoldQueue>) -> io::Result<()> {
-    let readiness = AsyncFd::with_interest(queue.readiness()?, Interest::READABLE)?;
+    let readiness = queue.watch()?;
     let mut buffer = Vec::new();
     loop {
         let mut ready = readiness.readable().await?;

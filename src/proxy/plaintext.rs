@@ -18,7 +18,7 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstrea
     let (client, to) = downstream.ends();
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
-    let _accepted = proxy.source_ports.note(client, to);
+    let accepted = proxy.source_ports.note(client, to);
     let (source, service) = {
         let state = proxy.model.read();
         let service = state.mesh.services_at(to).next().cloned();
@@ -48,17 +48,18 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstrea
         upstream = admit(&arrival, &connection) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
-    let (upstream, _held) = match upstream {
-        Ok(upstream) => upstream,
+    match upstream {
+        Ok((upstream, _held)) => match downstream.connected(&pod).await {
+            Ok(stream) => carry::plain(&connection, stream, upstream).await,
+            Err(failure) => connection.failed(&failure),
+        },
         Err(failure) => {
             downstream.refuse(&failure);
-            return connection.failed(&failure);
+            connection.failed(&failure);
         }
-    };
-    match downstream.connected(&pod).await {
-        Ok(stream) => carry::plain(&connection, stream, upstream).await,
-        Err(failure) => connection.failed(&failure),
     }
+    // Before it goes off the list of connections: what is not listed holds no port.
+    drop(accepted);
 }
 
 async fn admit(arrival: &Arrival<'_>, connection: &Connection) -> Result<(TcpStream, Held), Failure> {

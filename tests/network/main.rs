@@ -39,6 +39,7 @@ mod rotation;
 mod services;
 mod source_address;
 mod transport;
+mod truthful;
 mod tunnel;
 
 fn main() -> ExitCode {
@@ -58,9 +59,6 @@ fn trials() -> Vec<Trial> {
         capture::trials(),
         capture_modes::trials(),
         crash::trials(),
-        floods::trials(),
-        hbone::trials(),
-        explain::trials(),
         drain::trials(),
         drift::trials(),
         explain::trials(),
@@ -76,8 +74,6 @@ fn trials() -> Vec<Trial> {
         policy::trials(),
         pool::trials(),
         probes::trials(),
-        retry::trials(),
-        rotation::trials(),
         proof::trials(),
         retry::trials(),
         reuse::trials(),
@@ -85,6 +81,7 @@ fn trials() -> Vec<Trial> {
         services::trials(),
         source_address::trials(),
         transport::trials(),
+        truthful::trials(),
         tunnel::trials(),
     ];
     modules.into_iter().flatten().collect()
