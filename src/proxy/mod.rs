@@ -1,4 +1,5 @@
-//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext.
+//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext, and both at once where the
+//! two pods are this node's (`same_node`).
 //!
 //! | listener | what arrives | file |
 //! | --- | --- | --- |
@@ -21,6 +22,7 @@ mod plaintext;
 mod pods;
 mod recheck;
 mod resolve;
+mod same_node;
 mod source_ports;
 mod tunnel;
 mod workers;
@@ -33,6 +35,7 @@ use tokio::sync::watch;
 pub use connections::{Connection, ConnectionStatus, Connections};
 pub use limits::Limits;
 pub use recheck::follow;
+pub use same_node::SameNode;
 pub use source_ports::PortRanges;
 pub use workers::Workers;
 
@@ -68,6 +71,7 @@ pub struct ProxySettings {
     pub cluster: String,
     pub source_ports: PortRanges,
     pub node_netns: NetNs,
+    pub same_node: SameNode,
 }
 
 impl Proxy {

@@ -16,10 +16,12 @@ use super::document::{self, Document};
 use crate::mesh::{self, NamespacedName, ObjectKind, ObjectRef, Settings};
 
 mod cluster;
+mod network_policy;
 mod pod;
 mod policies;
 mod service;
 
+pub use network_policy::CniKind;
 pub(super) use policies::PolicyItem;
 
 /// The kinds that are read.
@@ -33,10 +35,15 @@ pub enum Kind {
     Pod,
     PeerAuthentication,
     AuthorizationPolicy,
+    /// Of `networking.k8s.io`.
+    NetworkPolicy,
+    /// A CNI's own.
+    Cni(&'static CniKind),
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    /// All but those of CNIs.
+    const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -45,6 +52,7 @@ impl Kind {
         Self::Pod,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::NetworkPolicy,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -57,6 +65,8 @@ impl Kind {
             Self::Pod => "Pod",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::Cni(kind) => kind.kind,
         }
     }
 
@@ -64,21 +74,34 @@ impl Kind {
         matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
     }
 
-    fn api_version(self) -> &'static str {
+    /// `None`: any version, for of this kind nothing is read that versions may differ in.
+    fn api_version(self) -> Option<&'static str> {
         match self {
-            Self::Namespace | Self::Node | Self::Service | Self::Pod => "v1",
-            Self::ServiceCidr => "networking.k8s.io/v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::PeerAuthentication | Self::AuthorizationPolicy => "selvedge.dev/v1alpha1",
+            Self::Namespace | Self::Node | Self::Service | Self::Pod => Some("v1"),
+            Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
+            Self::EndpointSlice => Some("discovery.k8s.io/v1"),
+            Self::PeerAuthentication | Self::AuthorizationPolicy => Some("selvedge.dev/v1alpha1"),
+            Self::Cni(_) => None,
         }
     }
 
     fn is_cluster_wide(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node | Self::ServiceCidr)
+        match self {
+            Self::Namespace | Self::Node | Self::ServiceCidr => true,
+            Self::Cni(kind) => kind.is_cluster_wide,
+            _ => false,
+        }
     }
 
     fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name);
+        known.or_else(|| CniKind::find(None, name).map(Self::Cni))
+    }
+
+    fn of(group: &str, name: &str) -> Option<Self> {
+        let in_group = |kind: &Self| kind.api_version().is_some_and(|version| group_of(version) == group);
+        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name && in_group(kind));
+        known.or_else(|| CniKind::find(Some(group), name).map(Self::Cni))
     }
 }
 
@@ -104,9 +127,21 @@ impl Key {
             Kind::Service => ObjectKind::Service,
             Kind::EndpointSlice => ObjectKind::EndpointSlice,
             Kind::Pod => ObjectKind::Pod,
+            Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
         };
-        Some(ObjectRef { kind, name: self.name.clone() })
+        Some(ObjectRef { kind, name: self.model_name() })
+    }
+
+    /// Of a CNI's kind no object of another kind has the same: a slash is not allowed in a name.
+    fn model_name(&self) -> NamespacedName {
+        match self.kind {
+            Kind::Cni(CniKind { group, kind, .. }) => {
+                let name = format!("{kind}.{group}/{}", self.name.name);
+                NamespacedName { namespace: self.name.namespace.clone(), name: name.into() }
+            }
+            _ => self.name.clone(),
+        }
     }
 }
 
@@ -153,13 +188,20 @@ pub(super) struct Found {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Broken {
     pub key: Key,
-    /// What stands in for it where there is no good version: of a policy, one that denies.
+    /// What stands in for it where there is no good version: of a policy, one that denies; of a NetworkPolicy, one
+    /// that selects all.
     pub stand_in: Option<Arc<Item>>,
 }
 
 impl Broken {
     fn new(key: Key, value: &Value, fault: &Fault) -> Self {
-        let stand_in = key.kind.is_policy().then(|| Arc::new(Item::Policy(policies::malformed(&key, value, fault))));
+        let stand_in = match key.kind {
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+                Some(Arc::new(Item::Policy(policies::malformed(&key, value, fault))))
+            }
+            Kind::NetworkPolicy | Kind::Cni(_) => Some(Arc::new(Item::Other(network_policy::selects_all(&key)))),
+            _ => None,
+        };
         Self { key, stand_in }
     }
 }
@@ -295,7 +337,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
         return;
     }
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
-    let Some(known) = Kind::named(&kind).filter(|known| group_of(known.api_version()) == group) else {
+    let Some(known) = Kind::of(group, &kind) else {
         if group == "selvedge.dev" {
             let kinds = "AuthorizationPolicy and PeerAuthentication";
             let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
@@ -314,8 +356,9 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
     // Of a policy that cannot be read, as much as can be read says where it denies.
     let written = if known.is_policy() { value.clone() } else { Value::Null };
     let read = match known.api_version() {
-        wanted if wanted == api_version => read_object(&key, value),
-        wanted => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
+        None => read_object(&key, value),
+        Some(wanted) if wanted == api_version => read_object(&key, value),
+        Some(wanted) => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
     };
     match read {
         Ok((item, passed_over)) => {
@@ -343,6 +386,8 @@ fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
             check_namespaced(key, is_subdomain, SUBDOMAIN)?;
             policies::decode(key, &value)
         }
+        Kind::NetworkPolicy => network_policy::network_policy(key, parse(value)?).map(plain),
+        Kind::Cni(_) => Ok(plain(network_policy::selects_all(key))),
     }
 }
 

@@ -144,13 +144,20 @@ fn apply(object: mesh::Object) -> Delta {
 /// Keeps what is in force of an object that broke, and tells people what that is.
 fn keep_broken(broken: &Broken, view: &mut View, now: &View) -> &'static str {
     let key = &broken.key;
-    let good = now.get(key).filter(|item| !matches!(&***item, Item::Policy(policy) if policy.is_malformed()));
+    let good = now.get(key).filter(|item| match (&***item, &broken.stand_in) {
+        (Item::Policy(policy), _) => !policy.is_malformed(),
+        (item, Some(stand_in)) => *item != **stand_in,
+        (_, None) => true,
+    });
     if view.contains_key(key) {
         return "; another version of it is in force";
     }
     let (item, outcome) = match (good, &broken.stand_in) {
         (Some(item), _) => (item, "; its last good version stays in force"),
-        (None, Some(item)) => (item, "; until it can be read it denies what it might stand over"),
+        (None, Some(item)) if key.kind.is_policy() => {
+            (item, "; until it can be read it denies what it might stand over")
+        }
+        (None, Some(item)) => (item, "; until it can be read it counts as selecting every pod"),
         (None, None) => return "; it has no effect",
     };
     view.insert(key.clone(), item.clone());
