@@ -119,11 +119,15 @@ impl<'a> Neighbour<'a> {
             return Err(Failure::new(Reason::Drain, NO_LONGER));
         }
         connection.decided(&decision);
-        let verdict = if allowed(&decision).is_ok() { telemetry::Verdict::Allow } else { telemetry::Verdict::Deny };
-        outbound.telemetry.decided_there(verdict, decision.clause.as_ref().map(|clause| clause.policy.name.clone()));
-        allowed(&decision)?;
+        if let Err(failure) = allowed(&decision) {
+            let policy = decision.clause.map(|clause| clause.policy.name);
+            outbound.telemetry.decided_there(telemetry::Verdict::Deny, policy);
+            return Err(failure);
+        }
         let dialled = dial::application(self.proxy, &self.pod, self.client.ip(), self.to).await;
-        dialled.map_err(|cause| Failure::connect(&format!("application at {}", self.to), &cause))
+        let dialled = dialled.map_err(|cause| Failure::connect(&format!("application at {}", self.to), &cause))?;
+        outbound.telemetry.decided_there(telemetry::Verdict::Allow, None);
+        Ok(dialled)
     }
 }
 
