@@ -27,7 +27,7 @@ pub struct AgentArgs {
     pub node: String,
 
     /// A folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node, ServiceCIDR,
-    /// AuthorizationPolicy, PeerAuthentication. Other kinds are passed over.
+    /// AuthorizationPolicy, PeerAuthentication, NetworkPolicy and those of CNIs. Other kinds are passed over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
 

@@ -27,6 +27,7 @@ mod source_ports;
 mod tunnel;
 mod workers;
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -62,6 +63,8 @@ pub struct Proxy {
     source_ports: Arc<SourcePorts>,
     pods: Pods,
     draining: watch::Sender<bool>,
+    /// Counts the pods whose listeners were dealt to threads.
+    accepting: AtomicUsize,
 }
 
 /// What does not change while the agent runs.
@@ -99,6 +102,7 @@ impl Proxy {
             balancer: Mutex::default(),
             pods: Pods::default(),
             draining: watch::Sender::new(false),
+            accepting: AtomicUsize::new(0),
         })
     }
 
