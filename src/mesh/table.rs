@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::network_policy::NetworkPolicies;
 use super::ranges::Ranges;
 use super::{
-    AddressScope, Candidate, Destination, EndpointSlice, Identity, Membership, Namespace, NamespacedName, Node, Pod,
-    PodUid, Service, ServiceDestination, ServiceKind, TrustDomain, Workload,
+    AddressScope, Candidate, Destination, EndpointSlice, Identity, Membership, Namespace, NamespacedName,
+    NetworkPolicy, Node, Pod, PodSelection, PodUid, Service, ServiceDestination, ServiceKind, TrustDomain, Waypoint,
+    Workload,
 };
 
 /// The tables. One object applied costs in proportion to that object and to what refers to it, not to the model.
@@ -38,6 +40,7 @@ pub struct Mesh {
     services_by_endpoint: HashMap<SocketAddr, BTreeSet<NamespacedName>>,
     service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
     local_addresses: HashSet<IpAddr>,
+    network_policies: NetworkPolicies,
 }
 
 /// What holds for the whole mesh and does not change while the agent runs.
@@ -61,6 +64,7 @@ pub enum Object {
         name: Arc<str>,
         cidrs: Vec<IpNet>,
     },
+    NetworkPolicy(NetworkPolicy),
 }
 
 impl Object {
@@ -72,6 +76,7 @@ impl Object {
             Self::Service(s) => ObjectRef { kind: ObjectKind::Service, name: s.name.clone() },
             Self::EndpointSlice(s) => ObjectRef { kind: ObjectKind::EndpointSlice, name: s.name.clone() },
             Self::ServiceCidr { name, .. } => ObjectRef::cluster(ObjectKind::ServiceCidr, name.clone()),
+            Self::NetworkPolicy(p) => ObjectRef { kind: ObjectKind::NetworkPolicy, name: p.name.clone() },
         }
     }
 }
@@ -84,6 +89,7 @@ pub enum ObjectKind {
     Service,
     EndpointSlice,
     ServiceCidr,
+    NetworkPolicy,
 }
 
 /// Names one object; the namespace is empty for cluster-wide kinds.
@@ -151,6 +157,7 @@ impl Mesh {
             services_by_endpoint: HashMap::new(),
             service_cidrs: BTreeMap::new(),
             local_addresses: HashSet::new(),
+            network_policies: NetworkPolicies::default(),
         }
     }
 
@@ -170,6 +177,7 @@ impl Mesh {
             Delta::Apply(Object::Service(service)) => self.apply_service(service),
             Delta::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
             Delta::Apply(Object::ServiceCidr { name, cidrs }) => self.set_service_cidrs(name, cidrs),
+            Delta::Apply(Object::NetworkPolicy(policy)) => self.set_network_policy(&policy.name, Some(policy.selects)),
             Delta::Delete(object) => self.delete(&object),
         }
     }
@@ -266,6 +274,21 @@ impl Mesh {
         self.node_addresses.contains_key(&ip) || self.local_addresses.contains(&ip)
     }
 
+    /// Whether somebody else's policy stands at the pod's interface, so that its traffic must cross it.
+    pub fn is_under_network_policy(&self, pod: &PodUid) -> bool {
+        self.network_policies.selects(pod)
+    }
+
+    /// Whether connections to the pod's address go through a waypoint in a process of its own: the pod's, its
+    /// namespace's, or that of a Service that leads there.
+    pub fn has_gateway(&self, workload: &Workload, addr: SocketAddr) -> bool {
+        let own = workload.pod.settings.waypoint.as_ref();
+        let of_namespace = || self.namespaces.get(&workload.name().namespace)?.settings.waypoint.as_ref();
+        let of_service = |name: &NamespacedName| self.services.get(name)?.settings.waypoint.as_ref();
+        let mut all = own.or_else(of_namespace).into_iter().chain(self.services_at(addr).filter_map(of_service));
+        all.any(|waypoint| matches!(waypoint, Waypoint::Gateway(_)))
+    }
+
     pub fn scope(&self, ip: IpAddr) -> AddressScope {
         if self.ranges.contains(ip.to_canonical()) { AddressScope::Cluster } else { AddressScope::Outside }
     }
@@ -284,6 +307,7 @@ impl Mesh {
             ObjectKind::Service => self.remove_service(&object.name),
             ObjectKind::EndpointSlice => self.remove_slice(&object.name),
             ObjectKind::ServiceCidr => self.set_service_cidrs(object.name.name.clone(), Vec::new()),
+            ObjectKind::NetworkPolicy => self.set_network_policy(&object.name, None),
         }
     }
 
@@ -323,6 +347,7 @@ impl Mesh {
         }
         self.pods_by_name.insert(pod.name.clone(), uid.clone());
         self.pods_by_namespace.entry(pod.name.namespace.clone()).or_default().insert(uid.clone());
+        self.network_policies.set_pod(pod);
         self.pods.insert(uid.clone(), workload);
         change.pods.insert(uid);
         change
@@ -334,6 +359,7 @@ impl Mesh {
             self.release(ip, uid);
         }
         self.leave_node(&workload);
+        self.network_policies.remove_pod(uid);
         self.pods_by_name.remove(workload.name());
         remove_from(&mut self.pods_by_namespace, &workload.name().namespace, uid);
         Change { pods: BTreeSet::from([uid.clone()]), ..Change::default() }
@@ -398,6 +424,19 @@ impl Mesh {
             if cidrs.is_empty() { self.service_cidrs.remove(&name) } else { self.service_cidrs.insert(name, cidrs) };
         old.iter().flatten().for_each(|range| self.ranges.remove(*range));
         Change::default()
+    }
+
+    fn set_network_policy(&mut self, name: &NamespacedName, selects: Option<PodSelection>) -> Change {
+        if name.namespace.is_empty() {
+            let before = self.network_policies.stands_over_cluster();
+            self.network_policies.set_of_cluster(&name.name, selects.is_some());
+            let changed = self.network_policies.stands_over_cluster() != before;
+            let pods = if changed { self.pods.keys().cloned().collect() } else { BTreeSet::new() };
+            return Change { pods, ..Change::default() };
+        }
+        let of_namespace = self.pods_by_namespace.get(&name.namespace).into_iter().flatten();
+        let pods = of_namespace.filter_map(|uid| self.pods.get(uid)).map(|workload| &*workload.pod);
+        Change { pods: self.network_policies.set(name, selects, pods), ..Change::default() }
     }
 
     fn rebuild(&mut self, uids: Vec<PodUid>) -> Change {

@@ -4,7 +4,9 @@ use tokio::sync::broadcast::error::RecvError;
 use tracing::info;
 
 use super::Proxy;
+use super::failure::Failure;
 use super::inbound::{allowed, decide};
+use super::same_node::{NO_LONGER, may_join};
 use crate::mesh::{PodUid, Reason};
 use crate::telemetry::Direction;
 
@@ -45,7 +47,15 @@ fn decide_again(proxy: &Proxy) {
         }
         let Some(pod) = proxy.pods.get(&connection.pod) else { continue };
         let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
-        if let Err(failure) = decided.and_then(|(_, decision)| allowed(&decision)) {
+        let verdict = decided.and_then(|(workload, decision)| {
+            allowed(&decision)?;
+            let joins = |source| may_join(&proxy.model.read().mesh, source, &workload, connection.dialled);
+            if connection.neighbour().is_none_or(joins) {
+                return Ok(());
+            }
+            Err(Failure::new(Reason::Drain, NO_LONGER))
+        });
+        if let Err(failure) = verdict {
             info!(source = %connection.source, destination = %connection.dialled, reason = %failure.reason,
                   detail = %failure.detail, "A live connection is no longer allowed and is reset.");
             connection.reset(failure.reason);
