@@ -1,20 +1,25 @@
-use super::super::{ContainerPort, Endpoint, InternalTrafficPolicy, Owner, Phase, ServicePort, Settings, TargetPort};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{
+    ContainerPort, Endpoint, EndpointSlice, InternalTrafficPolicy, Labels, Owner, Phase, Pod, ServiceKind, ServicePort,
+    Settings, TargetPort,
+};
 use super::*;
 
-fn mesh() -> Mesh {
+pub(crate) fn mesh() -> Mesh {
     Mesh::new(MeshSettings {
         trust_domain: "cluster.local".parse().unwrap(),
         cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
     })
 }
 
-fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
+pub(crate) fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
     Pod {
         uid: PodUid::new(uid),
         name: NamespacedName::new("shop", name),
         node: Some("one".into()),
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        labels: BTreeMap::new(),
+        labels: Labels::default(),
         service_account: name.into(),
         phase: Phase::Running,
         host_network: false,
@@ -27,12 +32,12 @@ fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
     }
 }
 
-fn namespace(mode: Option<&str>) -> Object {
+pub(crate) fn namespace(mode: Option<&str>) -> Object {
     let keys = mode.map(|mode| ("selvedge.dev/mesh".to_owned(), mode.to_owned())).into_iter().collect();
     Object::Namespace(Namespace { name: "shop".into(), settings: Settings::read(&keys, &BTreeMap::new()).0 })
 }
 
-fn node(addresses: &[&str], zone: &str) -> Object {
+pub(crate) fn node(addresses: &[&str], zone: &str) -> Object {
     Object::Node(Node {
         name: "one".into(),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
@@ -41,7 +46,7 @@ fn node(addresses: &[&str], zone: &str) -> Object {
     })
 }
 
-fn service(name: &str, ips: &[&str]) -> Service {
+pub(crate) fn service(name: &str, ips: &[&str]) -> Service {
     Service {
         name: NamespacedName::new("shop", name),
         kind: ServiceKind::ClusterIp(ips.iter().map(|ip| ip.parse().unwrap()).collect()),
@@ -60,7 +65,7 @@ fn service(name: &str, ips: &[&str]) -> Service {
     }
 }
 
-fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> EndpointSlice {
+pub(crate) fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> EndpointSlice {
     let endpoint = |ip: &&str| Endpoint {
         addresses: vec![ip.parse().unwrap()],
         ready: true,
