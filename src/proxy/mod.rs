@@ -25,7 +25,7 @@ mod source_ports;
 mod tunnel;
 mod workers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -55,7 +55,7 @@ pub struct Proxy {
     pub limits: Limits,
     pub workers: Workers,
     settings: ProxySettings,
-    balancer: Mutex<Balancer>,
+    balancer: Balancer,
     source_ports: Arc<SourcePorts>,
     pods: Pods,
     draining: watch::Sender<bool>,
@@ -92,7 +92,7 @@ impl Proxy {
             limits,
             workers,
             settings,
-            balancer: Mutex::default(),
+            balancer: Balancer::default(),
             pods: Pods::default(),
             draining: watch::Sender::new(false),
         })
@@ -109,8 +109,8 @@ impl Proxy {
         self.balancer().expire(Instant::now());
     }
 
-    fn balancer(&self) -> MutexGuard<'_, Balancer> {
-        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn balancer(&self) -> &Balancer {
+        &self.balancer
     }
 }
 
