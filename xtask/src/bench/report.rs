@@ -1,0 +1,166 @@
+//! The table, and the same as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::bench::goals::Goal;
+use crate::bench::measure::{Reading, Row};
+use crate::bench::stats::Summary;
+use crate::bench::variants::{Place, Variant};
+use crate::style::{bold, dim, mark};
+
+/// Everything that was read, in the order of the rows.
+pub struct Report {
+    variants: Vec<Variant>,
+    /// The rows of a place, in the order in which they came.
+    rows: Vec<(Place, Row)>,
+    /// By place, variant, row and round.
+    values: BTreeMap<(Place, String, String, u32), f64>,
+    notes: Vec<String>,
+}
+
+impl Report {
+    pub fn new(variants: &[Variant]) -> Self {
+        Self { variants: variants.to_vec(), rows: Vec::new(), values: BTreeMap::new(), notes: Vec::new() }
+    }
+
+    pub fn add(&mut self, variant: &Variant, round: u32, readings: impl IntoIterator<Item = Reading>) {
+        for Reading { row, value } in readings {
+            let known = (variant.place, row);
+            let key = (variant.place, variant.name.clone(), known.1.name.clone(), round);
+            if !self.rows.contains(&known) {
+                self.rows.push(known);
+            }
+            self.values.insert(key, value);
+        }
+    }
+
+    /// A line below the tables.
+    pub fn note(&mut self, text: String) {
+        self.notes.push(text);
+    }
+
+    /// The median of what was read of a variant so far.
+    pub fn median(&self, variant: &Variant, row: &str) -> Option<f64> {
+        Summary::of(self.of(variant, row).into_values()).map(|summary| summary.median)
+    }
+
+    /// Every place's table, and the notes.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for place in Place::ALL {
+            if self.rows.iter().any(|(at, _)| *at == place) {
+                text.push_str(&self.table(place));
+                text.push('\n');
+            }
+        }
+        for note in &self.notes {
+            text.push_str(note);
+            text.push('\n');
+        }
+        text
+    }
+
+    pub fn json(&self) -> Value {
+        let samples = self.values.iter().map(|((place, variant, row, round), value)| {
+            json!({"place": place.to_string(), "variant": variant, "measurement": row, "round": round, "value": value})
+        });
+        let mut results = Vec::new();
+        for (place, row) in &self.rows {
+            for variant in self.variants.iter().filter(|variant| variant.place == *place) {
+                let Some(value) = Summary::of(self.of(variant, &row.name).into_values()) else { continue };
+                let ratio = self.ratio(variant, row);
+                let goal = Goal::of(*place, row).filter(|_| variant.is_ours());
+                results.push(json!({
+                    "place": place.to_string(),
+                    "variant": variant.name,
+                    "measurement": row.name,
+                    "unit": row.unit,
+                    "value": value,
+                    "of_relay": ratio,
+                    "want": goal.map(Goal::words),
+                    "met": goal.map(|goal| goal.is_met(value, ratio)),
+                }));
+            }
+        }
+        json!({"results": results, "samples": samples.collect::<Vec<_>>(), "notes": self.notes})
+    }
+
+    fn table(&self, place: Place) -> String {
+        let rows: Vec<&Row> = self.rows.iter().filter(|(at, _)| *at == place).map(|(_, row)| row).collect();
+        let has_any = |variant: &&Variant| rows.iter().any(|row| !self.of(variant, &row.name).is_empty());
+        let variants: Vec<&Variant> = self.variants.iter().filter(|v| v.place == place).filter(has_any).collect();
+        let plain = |variant: &Variant| {
+            !variant.is_ours() && !matches!(variant.carrier, crate::bench::variants::Carrier::Other(_))
+        };
+        let mut text = format!("{:<46}", capitalised(&place.to_string()));
+        for variant in &variants {
+            let width = if plain(variant) { PLAIN } else { COMPARED };
+            // Writing into a string cannot fail.
+            let _ = write!(text, "{:>width$}", variant.name);
+        }
+        let mut text = format!("{}\n", bold(text + "    want"));
+        for row in rows {
+            let _ = write!(text, "  {:<44}", format!("{} {}", row.name, row.unit));
+            let goal = Goal::of(place, row);
+            for variant in &variants {
+                let value = Summary::of(self.of(variant, &row.name).into_values());
+                let shown = value.map_or("-".into(), |value| number(value.median));
+                if plain(variant) {
+                    let _ = write!(text, "{shown:>PLAIN$}");
+                    continue;
+                }
+                let ratio = self.ratio(variant, row);
+                let spread = |ratio: Summary| format!("{:.2} ({:.2}..{:.2})", ratio.median, ratio.min, ratio.max);
+                let ratio_text = ratio.map_or(String::new(), spread);
+                let verdict =
+                    goal.zip(value).filter(|_| variant.is_ours()).map(|(goal, value)| goal.is_met(value, ratio));
+                let verdict = verdict.map_or(" ".into(), mark);
+                let _ = write!(text, "{shown:>8} {ratio_text:>18} {verdict}");
+            }
+            let _ = writeln!(text, "    {}", dim(goal.map_or(String::new(), Goal::words)));
+        }
+        text
+    }
+
+    /// What was read, by round.
+    fn of(&self, variant: &Variant, row: &str) -> BTreeMap<u32, f64> {
+        let rounds = (variant.place, variant.name.clone(), row.to_owned(), 0)
+            ..=(variant.place, variant.name.clone(), row.to_owned(), u32::MAX);
+        self.values.range(rounds).map(|((.., round), value)| (*round, *value)).collect()
+    }
+
+    /// Of the bare relay, round by round.
+    fn ratio(&self, variant: &Variant, row: &Row) -> Option<Summary> {
+        let limit = self.variants.iter().find(|limit| limit.place == variant.place && limit.is_limit())?;
+        if limit.name == variant.name {
+            return None;
+        }
+        let limits = self.of(limit, &row.name);
+        Summary::of(
+            self.of(variant, &row.name).into_iter().filter_map(|(round, value)| Some(value / limits.get(&round)?)),
+        )
+    }
+}
+
+/// Three digits that matter.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        small if small < 0.1 => format!("{value:.4}"),
+        small if small < 10.0 => format!("{value:.2}"),
+        middle if middle < 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// Widths of a column of values, and of one with ratios.
+const PLAIN: usize = 15;
+const COMPARED: usize = 29;
