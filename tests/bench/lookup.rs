@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cluster::Cluster;
-use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use selvedge::mesh::balance::{Balancer, Client};
@@ -23,8 +23,7 @@ fn look_ups(criterion: &mut Criterion) {
         let model = Model::new(Cluster::settings());
         model.apply(size.deltas());
         let mut asks = |name: &str, ask: &mut dyn FnMut()| {
-            let id = BenchmarkId::new(name, size.pods);
-            criterion.bench_function(&id.to_string(), |bencher| bencher.iter(&mut *ask));
+            criterion.bench_function(&format!("{name}/{}", size.pods), |bencher| bencher.iter(&mut *ask));
         };
         let state = model.read();
         // What one node talks to: the same few, again and again.
@@ -71,11 +70,9 @@ fn steps(criterion: &mut Criterion) {
         model.apply(size.deltas());
         // Each step is followed by the one that undoes it, so that every one changes something.
         let mut applies = |name: &str, one: Delta, other: Delta| {
-            let id = BenchmarkId::new(name, size.pods);
             let mut turn = [one, other].into_iter().cycle();
-            let next = || turn.next();
-            let mut next = next;
-            criterion.bench_function(&id.to_string(), |bencher| {
+            let mut next = || turn.next();
+            criterion.bench_function(&format!("{name}/{}", size.pods), |bencher| {
                 bencher.iter_batched(&mut next, |delta| model.apply(delta), BatchSize::SmallInput);
             });
         };
@@ -100,7 +97,7 @@ fn threads(criterion: &mut Criterion) {
     let (service, client) = (service_at(&model.read(), 0), client());
     for threads in [1, 2] {
         let balancer = Balancer::new();
-        criterion.bench_function(&BenchmarkId::new("pick/threads", threads).to_string(), |bencher| {
+        criterion.bench_function(&format!("pick/threads/{threads}"), |bencher| {
             bencher.iter_custom(|picks| {
                 let begun = Instant::now();
                 std::thread::scope(|scope| {
