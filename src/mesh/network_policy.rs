@@ -1,7 +1,8 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{NamespacedName, Pod, PodUid};
+use super::shared_map::SharedMap;
+use super::{Labels, NamespacedName, Pod, PodUid};
 
 /// What somebody else enforces at pods' interfaces: a NetworkPolicy, or a CNI's own kind. Which pods it selects is all
 /// that is known of it.
@@ -51,14 +52,14 @@ impl PodSelection {
 }
 
 impl LabelSelector {
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn matches(&self, labels: &Labels) -> bool {
         self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
             && self.expressions.iter().all(|expression| expression.matches(labels))
     }
 }
 
 impl LabelExpression {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    fn matches(&self, labels: &Labels) -> bool {
         let value = labels.get(&self.key);
         match &self.operator {
             LabelOperator::In(values) => value.is_some_and(|value| values.contains(value)),
@@ -70,12 +71,12 @@ impl LabelExpression {
 }
 
 /// Which pods are selected, kept as policies and pods change, so that asking costs the same however many there are.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct NetworkPolicies {
-    of_cluster: BTreeSet<Arc<str>>,
-    by_namespace: HashMap<Arc<str>, HashMap<Arc<str>, PodSelection>>,
+    of_cluster: SharedMap<Arc<str>, ()>,
+    by_namespace: SharedMap<Arc<str>, SharedMap<Arc<str>, Arc<PodSelection>>>,
     /// How many policies of its namespace select a pod; those that none selects are left out.
-    selecting: HashMap<PodUid, usize>,
+    selecting: SharedMap<PodUid, usize>,
 }
 
 impl NetworkPolicies {
@@ -90,7 +91,7 @@ impl NetworkPolicies {
 
     pub fn set_of_cluster(&mut self, name: &Arc<str>, exists: bool) {
         if exists {
-            self.of_cluster.insert(name.clone());
+            self.of_cluster.insert(name.clone(), ());
         } else {
             self.of_cluster.remove(name);
         }
@@ -104,16 +105,17 @@ impl NetworkPolicies {
         selection: Option<PodSelection>,
         pods: impl Iterator<Item = &'a Pod>,
     ) -> BTreeSet<PodUid> {
-        let of_namespace = self.by_namespace.entry(name.namespace.clone()).or_default();
-        let old = match &selection {
-            Some(selection) => of_namespace.insert(name.name.clone(), selection.clone()),
-            None => of_namespace.remove(&name.name),
+        let selection = selection.map(Arc::new);
+        let mut old = None;
+        self.by_namespace.change(&name.namespace, |of_namespace| {
+            old = match &selection {
+                Some(selection) => of_namespace.insert(name.name.clone(), selection.clone()),
+                None => of_namespace.remove(&name.name),
+            };
+        });
+        let selects = |selection: &Option<Arc<PodSelection>>, pod| {
+            usize::from(selection.as_ref().is_some_and(|s| s.selects(pod)))
         };
-        if of_namespace.is_empty() {
-            self.by_namespace.remove(&name.namespace);
-        }
-        let selects =
-            |selection: &Option<PodSelection>, pod| usize::from(selection.as_ref().is_some_and(|s| s.selects(pod)));
         let mut changed = BTreeSet::new();
         for pod in pods {
             let before = self.selecting.get(&pod.uid).copied().unwrap_or_default();
@@ -128,7 +130,7 @@ impl NetworkPolicies {
 
     /// A pod came, or its labels changed.
     pub fn set_pod(&mut self, pod: &Pod) {
-        let of_namespace = self.by_namespace.get(&pod.name.namespace).into_iter().flat_map(HashMap::values);
+        let of_namespace = self.by_namespace.get(&pod.name.namespace).into_iter().flat_map(SharedMap::values);
         let count = of_namespace.filter(|selection| selection.selects(pod)).count();
         self.count(&pod.uid, count);
     }
@@ -152,14 +154,14 @@ mod tests {
 
     #[test]
     fn a_selector_matches_where_each_part_of_it_holds() {
-        let labels: BTreeMap<String, String> =
-            [("app", "cart"), ("tier", "back")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let labels: Labels =
+            [("app", "cart"), ("tier", "back")].map(|(k, v)| (k.into(), v.into())).into_iter().collect();
         let values = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<BTreeSet<_>>();
         let matches = |key: &str, operator| {
             let expressions = vec![LabelExpression { key: key.to_owned(), operator }];
             LabelSelector { expressions, ..LabelSelector::default() }.matches(&labels)
         };
-        assert!(LabelSelector::default().matches(&labels) && LabelSelector::default().matches(&BTreeMap::new()));
+        assert!(LabelSelector::default().matches(&labels) && LabelSelector::default().matches(&Labels::default()));
         assert!(matches("app", LabelOperator::In(values(&["web", "cart"]))));
         assert!(
             !matches("app", LabelOperator::In(values(&["web"]))) && !matches("x", LabelOperator::In(values(&["x"])))

@@ -27,8 +27,8 @@ mod source_ports;
 mod tunnel;
 mod workers;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -59,7 +59,7 @@ pub struct Proxy {
     pub limits: Limits,
     pub workers: Workers,
     settings: ProxySettings,
-    balancer: Mutex<Balancer>,
+    balancer: Balancer,
     source_ports: Arc<SourcePorts>,
     pods: Pods,
     draining: watch::Sender<bool>,
@@ -99,7 +99,7 @@ impl Proxy {
             limits,
             workers,
             settings,
-            balancer: Mutex::default(),
+            balancer: Balancer::default(),
             pods: Pods::default(),
             draining: watch::Sender::new(false),
             accepting: AtomicUsize::new(0),
@@ -117,8 +117,8 @@ impl Proxy {
         self.balancer().expire(Instant::now());
     }
 
-    fn balancer(&self) -> MutexGuard<'_, Balancer> {
-        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn balancer(&self) -> &Balancer {
+        &self.balancer
     }
 }
 

@@ -63,6 +63,7 @@ impl<'a> Neighbour<'a> {
     /// Does what the tunnel's two ends do: `outbound` hears what policy decides, and how a refusal looks from there.
     pub async fn reach(self, outbound: &Connection, identity: &Identity) -> Result<Reached, Failure> {
         let arriving = self.register(identity);
+        outbound.leads_to(arriving.0.shared());
         outbound.telemetry.amend(|info| {
             info.transport = Transport::SameNode;
             info.direction = Direction::Outbound;

@@ -1,22 +1,25 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::super::{
-    ContainerPort, Endpoint, InternalTrafficPolicy, LabelSelector, Owner, Phase, ServicePort, Settings, TargetPort,
+    ContainerPort, Endpoint, EndpointSlice, InternalTrafficPolicy, LabelSelector, Labels, NetworkPolicy, Owner, Phase,
+    Pod, PodSelection, ServiceKind, ServicePort, Settings, TargetPort,
 };
 use super::*;
 
-fn mesh() -> Mesh {
+pub(crate) fn mesh() -> Mesh {
     Mesh::new(MeshSettings {
         trust_domain: "cluster.local".parse().unwrap(),
         cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
     })
 }
 
-fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
+pub(crate) fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
     Pod {
         uid: PodUid::new(uid),
         name: NamespacedName::new("shop", name),
         node: Some("one".into()),
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        labels: BTreeMap::new(),
+        labels: Labels::default(),
         service_account: name.into(),
         phase: Phase::Running,
         host_network: false,
@@ -29,12 +32,12 @@ fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
     }
 }
 
-fn namespace(mode: Option<&str>) -> Object {
+pub(crate) fn namespace(mode: Option<&str>) -> Object {
     let keys = mode.map(|mode| ("selvedge.dev/mesh".to_owned(), mode.to_owned())).into_iter().collect();
     Object::Namespace(Namespace { name: "shop".into(), settings: Settings::read(&keys, &BTreeMap::new()).0 })
 }
 
-fn node(addresses: &[&str], zone: &str) -> Object {
+pub(crate) fn node(addresses: &[&str], zone: &str) -> Object {
     Object::Node(Node {
         name: "one".into(),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
@@ -43,7 +46,7 @@ fn node(addresses: &[&str], zone: &str) -> Object {
     })
 }
 
-fn service(name: &str, ips: &[&str]) -> Service {
+pub(crate) fn service(name: &str, ips: &[&str]) -> Service {
     Service {
         name: NamespacedName::new("shop", name),
         kind: ServiceKind::ClusterIp(ips.iter().map(|ip| ip.parse().unwrap()).collect()),
@@ -62,7 +65,7 @@ fn service(name: &str, ips: &[&str]) -> Service {
     }
 }
 
-fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> EndpointSlice {
+pub(crate) fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> EndpointSlice {
     let endpoint = |ip: &&str| Endpoint {
         addresses: vec![ip.parse().unwrap()],
         ready: true,
@@ -116,7 +119,7 @@ fn pods_under_a_network_policy_are_known_as_policies_and_pods_change() {
     let mut mesh = mesh();
     let labelled = |name: &str, app: &str| {
         let mut pod = pod(name, name, &[]);
-        pod.labels.insert("app".to_owned(), app.to_owned());
+        pod.labels = [("app".into(), app.into())].into_iter().collect();
         Object::Pod(pod)
     };
     let policy = |namespace: &str, name: &str, selects| {
