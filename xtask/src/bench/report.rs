@@ -1,7 +1,6 @@
 //! The table, and the same as JSON.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use serde_json::{Value, json};
 
@@ -92,37 +91,29 @@ impl Report {
         let rows: Vec<&Row> = self.rows.iter().filter(|(at, _)| *at == place).map(|(_, row)| row).collect();
         let has_any = |variant: &&Variant| rows.iter().any(|row| !self.of(variant, &row.name).is_empty());
         let variants: Vec<&Variant> = self.variants.iter().filter(|v| v.place == place).filter(has_any).collect();
-        let plain = |variant: &Variant| {
-            !variant.is_ours() && !matches!(variant.carrier, crate::bench::variants::Carrier::Other(_))
-        };
-        let mut text = format!("{:<46}", capitalised(&place.to_string()));
+        let mut lines = vec![format!("{:<46}", capitalised(&place.to_string()))];
         for variant in &variants {
-            let width = if plain(variant) { PLAIN } else { COMPARED };
-            // Writing into a string cannot fail.
-            let _ = write!(text, "{:>width$}", variant.name);
+            lines[0].push_str(&format!("{:>1$}", variant.name, if variant.is_compared() { COMPARED } else { PLAIN }));
         }
-        let mut text = format!("{}\n", bold(text + "    want"));
+        lines[0] = bold(format!("{}    {}", lines[0], if variants.iter().any(|v| v.is_ours()) { "want" } else { "" }));
         for row in rows {
-            let _ = write!(text, "  {:<44}", format!("{} {}", row.name, row.unit));
             let goal = Goal::of(place, row);
+            let mut line = format!("  {:<44}", format!("{} {}", row.name, row.unit));
             for variant in &variants {
                 let value = Summary::of(self.of(variant, &row.name).into_values());
                 let shown = value.map_or("-".into(), |value| number(value.median));
-                if plain(variant) {
-                    let _ = write!(text, "{shown:>PLAIN$}");
-                    continue;
-                }
                 let ratio = self.ratio(variant, row);
-                let spread = |ratio: Summary| format!("{:.2} ({:.2}..{:.2})", ratio.median, ratio.min, ratio.max);
-                let ratio_text = ratio.map_or(String::new(), spread);
-                let verdict =
-                    goal.zip(value).filter(|_| variant.is_ours()).map(|(goal, value)| goal.is_met(value, ratio));
-                let verdict = verdict.map_or(" ".into(), mark);
-                let _ = write!(text, "{shown:>8} {ratio_text:>18} {verdict}");
+                let verdict = goal.zip(value).filter(|_| variant.is_ours());
+                let verdict = verdict.map_or(" ".into(), |(goal, value)| mark(goal.is_met(value, ratio)));
+                line.push_str(&match variant.is_compared() {
+                    true => format!("{shown:>8} {:>18} {verdict}", ratio.map_or(String::new(), Summary::words)),
+                    false => format!("{shown:>PLAIN$}"),
+                });
             }
-            let _ = writeln!(text, "    {}", dim(goal.map_or(String::new(), Goal::words)));
+            line.push_str(&goal.map_or(String::new(), |goal| format!("    {}", dim(goal.words()))));
+            lines.push(line);
         }
-        text
+        lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
     }
 
     /// What was read, by round.
