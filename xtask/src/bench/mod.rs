@@ -218,7 +218,8 @@ impl Plan {
     }
 
     fn words(&self) -> String {
-        format!("medians of {} rounds, samples of {} s", self.rounds, self.seconds)
+        let rounds = if self.rounds == 1 { "one round".into() } else { format!("medians of {} rounds", self.rounds) };
+        format!("{rounds}, samples of {} s", self.seconds)
     }
 }
 
