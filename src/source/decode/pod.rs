@@ -7,9 +7,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{
-    Fault, Item, Key, Read, SUBDOMAIN, address, check, check_namespaced, is_subdomain, is_tcp, port, settings,
-};
+use super::field::{Fault, SUBDOMAIN, address, check, check_namespaced, is_subdomain, is_tcp, port, settings};
+use super::{Item, Key, Read};
 use crate::mesh::{ContainerPort, Owner, Phase, Pod, PodUid, Probe};
 
 pub(super) fn pod(key: &Key, pod: core::Pod) -> Result<Read, Fault> {

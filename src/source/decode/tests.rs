@@ -1,5 +1,5 @@
 use super::*;
-use crate::mesh::{Object, Phase, Pod, Probe, Service, ServiceKind, TargetPort};
+use crate::mesh::{NamespacedName, Object, Phase, Pod, Probe, Service, ServiceKind, TargetPort};
 
 fn read(text: &str) -> Content {
     file(Path::new("a.yaml"), text.as_bytes())
