@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::build::{load, release};
-use crate::test::runner::Tally;
+use crate::test::runner::{Excerpt, Tally};
 
 /// What every run must have a value of.
 const EXPECTED: [(&str, &str); 6] = [
@@ -39,7 +39,7 @@ pub fn check() -> Result<Tally> {
         let of = |result: &&Value| result["variant"] == variant && result["measurement"] == measurement;
         match results.iter().find(of).and_then(|result| result["value"]["median"].as_f64()) {
             Some(value) if value > 0.0 => tally.passed += 1,
-            other => tally.fail(format!("{variant}, {measurement}: {other:?}")),
+            other => tally.fail(format!("{variant}, {measurement}: {other:?}"), Excerpt::default()),
         }
     }
     println!("{} values told, {} not", tally.passed, tally.failed);
