@@ -48,7 +48,7 @@ pub struct Options {
     /// On how many pods of one node joining and a policy change are measured. Default: 1000, with --quick 100.
     #[arg(long, value_name = "N")]
     pods: Option<usize>,
-    /// Measures only where "PLACE, VARIANT: MEASUREMENT" contains this; commas mean or, given twice means and.
+    /// Measures only where "PLACE, VARIANT: MEASUREMENT" contains this; `|` means or, given twice means and.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Writes every sample and the results into a file.
@@ -102,7 +102,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 impl Options {
     fn wants(&self, title: &str) -> bool {
         let title = title.to_lowercase();
-        self.only.iter().all(|text| text.to_lowercase().split(',').any(|part| title.contains(part.trim())))
+        self.only.iter().all(|text| text.to_lowercase().split('|').any(|part| title.contains(part.trim())))
     }
 }
 

@@ -26,7 +26,7 @@ pub fn check() -> Result<Tally> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let file = folder.path().join("bench.json");
     let mut command = Command::new(env::current_exe()?);
-    command.args(["bench", "--quick", "--skip-build", "--only", "two nodes", "--only", "hbone,against"]);
+    command.args(["bench", "--quick", "--skip-build", "--only", "two nodes", "--only", "hbone|against"]);
     command.args(["--only", "requests, 64", "--against", AGAINST, "--json"]).arg(&file);
     let output =
         command.env("SELVEDGE_BIN", binary).stderr(Stdio::inherit()).output().context("cannot run the bench")?;
