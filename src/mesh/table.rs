@@ -279,11 +279,14 @@ impl Mesh {
         self.network_policies.selects(pod)
     }
 
-    /// Whether connections to the pod go through a waypoint in a process of its own.
-    pub fn has_gateway(&self, workload: &Workload) -> bool {
+    /// Whether connections to the pod's address go through a waypoint in a process of its own: the pod's, its
+    /// namespace's, or that of a Service that leads there.
+    pub fn has_gateway(&self, workload: &Workload, addr: SocketAddr) -> bool {
         let own = workload.pod.settings.waypoint.as_ref();
         let of_namespace = || self.namespaces.get(&workload.name().namespace)?.settings.waypoint.as_ref();
-        matches!(own.or_else(of_namespace), Some(Waypoint::Gateway(_)))
+        let of_service = |name: &NamespacedName| self.services.get(name)?.settings.waypoint.as_ref();
+        let mut all = own.or_else(of_namespace).into_iter().chain(self.services_at(addr).filter_map(of_service));
+        all.any(|waypoint| matches!(waypoint, Waypoint::Gateway(_)))
     }
 
     pub fn scope(&self, ip: IpAddr) -> AddressScope {

@@ -49,7 +49,7 @@ fn decide_again(proxy: &Proxy) {
         let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
         let verdict = decided.and_then(|(workload, decision)| {
             allowed(&decision)?;
-            let joins = |source| may_join(&proxy.model.read().mesh, source, &workload);
+            let joins = |source| may_join(&proxy.model.read().mesh, source, &workload, connection.dialled);
             if connection.neighbour().is_none_or(joins) {
                 return Ok(());
             }

@@ -56,7 +56,7 @@ impl<'a> Neighbour<'a> {
         }
         let pod = proxy.pods.get(destination.uid())?;
         let holds = pod.captured.workload.pod.ips.contains(&to.ip());
-        let joins = || may_join(&proxy.model.read().mesh, source.uid(), destination);
+        let joins = || may_join(&proxy.model.read().mesh, source.uid(), destination, to);
         (holds && joins()).then_some(Self { proxy, source, pod, client, to })
     }
 
@@ -115,7 +115,7 @@ impl<'a> Neighbour<'a> {
         arrival.check_source()?;
         let (workload, decision) = arrival.decide()?;
         // From here on `recheck` finds the connection; a change before that is seen now.
-        if !may_join(&self.proxy.model.read().mesh, self.source.uid(), &workload) {
+        if !may_join(&self.proxy.model.read().mesh, self.source.uid(), &workload, self.to) {
             return Err(Failure::new(Reason::Drain, NO_LONGER));
         }
         connection.decided(&decision);
@@ -148,10 +148,10 @@ impl Drop for Arriving {
 
 /// Whether traffic between two pods may stay off their interfaces: nobody else's policy is enforced there, and no
 /// waypoint stands between.
-pub fn may_join(mesh: &Mesh, source: &PodUid, destination: &Workload) -> bool {
+pub fn may_join(mesh: &Mesh, source: &PodUid, destination: &Workload, to: SocketAddr) -> bool {
     !mesh.is_under_network_policy(source)
         && !mesh.is_under_network_policy(destination.uid())
-        && !mesh.has_gateway(destination)
+        && !mesh.has_gateway(destination, to)
 }
 
 /// What the tunnel would have told the client's side: a denial with its policy, a protocol error, or that the

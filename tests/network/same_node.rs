@@ -224,7 +224,10 @@ fn a_gateway_waypoint_keeps_to_the_tunnel(lab: &Lab) -> Result<()> {
         lab.settle(std::slice::from_ref(&shop.agent))?;
         shop.goes(wanted).with_context(|| format!("waypoint: {waypoint}"))?;
     }
-    Ok(())
+    let of_service = ServiceSpec::new("shop/cart").port("http", 80, PORT).endpoint(&shop.cart);
+    lab.service(&of_service.field("/metadata/annotations", json!({"selvedge.dev/waypoint": "a-gateway"})))?;
+    lab.settle(std::slice::from_ref(&shop.agent))?;
+    shop.goes("tunnel").context("a Service's waypoint")
 }
 
 fn a_change_of_policy_resets(lab: &Lab) -> Result<()> {

@@ -127,7 +127,7 @@ fn pods_under_a_network_policy_are_known_as_policies_and_pods_change() {
         PodSelection::Matching(LabelSelector { labels, expressions: Vec::new() })
     };
     let under = |mesh: &Mesh| {
-        ["a", "b"].into_iter().filter(|uid| mesh.is_under_network_policy(&PodUid::new(uid))).collect::<String>()
+        ["a", "b"].into_iter().filter(|uid| mesh.is_under_network_policy(&PodUid::new(*uid))).collect::<String>()
     };
     let pods = |change: Change| change.pods.iter().map(ToString::to_string).collect::<String>();
     apply(&mut mesh, labelled("a", "web"));
