@@ -154,6 +154,15 @@ impl HoldQueue {
     }
 }
 
+#[cfg(test)]
+impl WaitingSyn {
+    /// One that no kernel knows.
+    pub fn unknown(direction: HoldDirection, client: SocketAddr, dialled: SocketAddr) -> Self {
+        let hook = Hook::Output;
+        Self { direction, client, dialled, packet: Waiting { id: u32::MAX, mark: 0, hook, ends: Some((client, dialled)) } }
+    }
+}
+
 /// The rules of `mangle` for connections that the pod dials. They stand after all exceptions.
 pub(super) fn outbound(table: &mut Table<'_>) {
     // A rejected connection is not marked as captured: if its SYN comes again it is a question again.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod around;
 mod block;
 mod compile;
 mod decide;

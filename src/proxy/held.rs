@@ -237,3 +237,67 @@ impl Default for Bounds {
 const COMPLETION: Duration = Duration::from_secs(10);
 /// How often a client that waits long is looked for.
 const LOOK: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::NetNs;
+    use crate::capture::netns::in_scratch;
+
+    /// Bounds of 3 in all, 2 outbound and 1 inbound, and a queue that knows none of the SYNs.
+    fn held() -> (Arc<HeldSyns>, Arc<HoldQueue>) {
+        let netns = in_scratch(NetNs::current).expect("a network namespace can be made");
+        let queue = HoldQueue::open(&netns).expect("the kernel has NFQUEUE");
+        (HeldSyns::new(Bounds { in_all: 3, outbound: 2, inbound: 1 }), Arc::new(queue))
+    }
+
+    fn syn(direction: HoldDirection, port: u16) -> WaitingSyn {
+        WaitingSyn::unknown(direction, ([10, 0, 0, 1], port).into(), ([10, 0, 0, 2], 80).into())
+    }
+
+    fn first(arrival: Arrival) -> HeldSyn {
+        match arrival {
+            Arrival::First(first) => first,
+            Arrival::Again => panic!("it came before"),
+            Arrival::Overflow => panic!("there is room"),
+        }
+    }
+
+    #[test]
+    fn beyond_the_bounds_of_a_pod_and_of_all_a_client_is_let_through() {
+        let (held, queue) = held();
+        let (one, other, third) = (PodUid::new("one"), PodUid::new("other"), PodUid::new("third"));
+        let arrive = |pod, direction, port| held.arrive(pod, &queue, syn(direction, port));
+        let waiting = [
+            first(arrive(&one, HoldDirection::Outbound, 1)),
+            first(arrive(&one, HoldDirection::Outbound, 2)),
+        ];
+        assert!(matches!(arrive(&one, HoldDirection::Outbound, 3), Arrival::Overflow), "of one pod");
+        let inbound = first(arrive(&other, HoldDirection::Inbound, 1));
+        assert!(matches!(arrive(&other, HoldDirection::Inbound, 2), Arrival::Overflow), "inbound");
+        assert!(matches!(arrive(&third, HoldDirection::Outbound, 1), Arrival::Overflow), "in all");
+        assert!(matches!(arrive(&one, HoldDirection::Outbound, 1), Arrival::Again), "it is there already");
+        drop((waiting, inbound));
+        first(arrive(&third, HoldDirection::Outbound, 1));
+        let table = held.lock();
+        assert!(table.total == 0 && table.pods.is_empty(), "{table:?}");
+    }
+
+    #[tokio::test]
+    async fn an_accepted_socket_goes_to_the_client_that_waits_for_it_and_to_no_other() {
+        let (held, queue) = held();
+        let pod = PodUid::new("one");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let waiting = first(held.arrive(&pod, &queue, syn(HoldDirection::Outbound, 1)));
+        let ends = (waiting.client, waiting.dialled);
+        let join = |direction, ends, stream| held.join(&pod, direction, ends, stream);
+        assert!(join(HoldDirection::Inbound, ends, socket()).is_some(), "the other way");
+        assert!(join(HoldDirection::Outbound, (ends.1, ends.0), socket()).is_some(), "other ends");
+        let accepted = socket();
+        let local = accepted.local_addr().unwrap();
+        assert!(join(HoldDirection::Outbound, ends, accepted).is_none());
+        assert_eq!(waiting.connect().await.unwrap().local_addr().unwrap(), local);
+        assert!(join(HoldDirection::Outbound, ends, socket()).is_some(), "nobody waits any more");
+    }
+}

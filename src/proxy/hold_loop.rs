@@ -1,4 +1,5 @@
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tracing::warn;
@@ -7,12 +8,13 @@ use super::Proxy;
 use super::downstream::Downstream;
 use super::held::{self, Arrival};
 use super::pods::ServedPod;
+use super::workers::Thread;
 use crate::capture::HoldQueue;
 
 /// Takes one pod's SYNs out of their queue and begins an attempt for each new client, until the pod is no longer served.
-pub async fn hold_loop(proxy: Arc<Proxy>, pod: Arc<ServedPod>, queue: Arc<HoldQueue>) {
+pub async fn hold_loop(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, queue: Arc<HoldQueue>) {
     tokio::select! {
-        Err(cause) = receive(&proxy, &pod, &queue) => {
+        Err(cause) = receive(&proxy, &thread, &pod, &queue) => {
             warn!(%cause, pod = %pod.captured.workload.name(), "The queue for new connections failed; it is opened again.");
             queue.fail();
         }
@@ -20,7 +22,12 @@ pub async fn hold_loop(proxy: Arc<Proxy>, pod: Arc<ServedPod>, queue: Arc<HoldQu
     }
 }
 
-async fn receive(proxy: &Arc<Proxy>, pod: &Arc<ServedPod>, queue: &Arc<HoldQueue>) -> io::Result<()> {
+async fn receive(
+    proxy: &Arc<Proxy>,
+    thread: &Rc<Thread>,
+    pod: &Arc<ServedPod>,
+    queue: &Arc<HoldQueue>,
+) -> io::Result<()> {
     let readiness = queue.watch()?;
     let mut buffer = Vec::new();
     loop {
@@ -29,7 +36,7 @@ async fn receive(proxy: &Arc<Proxy>, pod: &Arc<ServedPod>, queue: &Arc<HoldQueue
         for _ in 0..BATCH {
             let received = ready.try_io(|_| {
                 queue.receive(&mut buffer, |syn| match proxy.held.arrive(pod.uid(), queue, syn) {
-                    Arrival::First(first) => proxy.begin(pod, syn.direction, Downstream::Held(first)),
+                    Arrival::First(first) => proxy.begin(thread, pod, syn.direction, Downstream::Held(first)),
                     Arrival::Again => {}
                     Arrival::Overflow => {
                         let direction = held::name(syn.direction);

@@ -1,6 +1,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -9,6 +11,7 @@ use tracing::error;
 use super::accept::accept_loop;
 use super::downstream::Downstream;
 use super::hold_loop::hold_loop;
+use super::workers::Thread;
 use super::{Proxy, outbound, plaintext, tunnel};
 use crate::capture::sock_diag::SockDiag;
 use crate::capture::{CapturedPod, Flows, HoldDirection};
@@ -38,6 +41,8 @@ impl Proxy {
         let outbound = listeners.outbound.iter().map(|l| (l, Port::Outbound));
         let plaintext = listeners.plaintext.iter().map(|l| (l, Port::Plaintext));
         let tunnel = listeners.tunnel.iter().map(|l| (l, Port::Tunnel));
+        // Pods begin at different threads, so that none accepts for all of them.
+        let first = self.accepting.fetch_add(1, Ordering::Relaxed);
         for (index, (listener, port)) in outbound.chain(plaintext).chain(tunnel).enumerate() {
             let (proxy, pod) = (self.clone(), pod.clone());
             let listener = match listener.try_clone() {
@@ -47,15 +52,15 @@ impl Proxy {
                     continue;
                 }
             };
-            self.workers.spawn_on(index, move |_| async move {
+            self.workers.spawn_on(first.wrapping_add(index), move |thread| async move {
                 let stop = pod.stop.subscribe();
                 accept_loop(listener, stop, |stream, peer| match port {
-                    Port::Outbound => proxy.accepted(&pod, HoldDirection::Outbound, stream, peer),
-                    Port::Plaintext => proxy.accepted(&pod, HoldDirection::Inbound, stream, peer),
+                    Port::Outbound => proxy.accepted(&thread, &pod, HoldDirection::Outbound, stream, peer),
+                    Port::Plaintext => proxy.accepted(&thread, &pod, HoldDirection::Inbound, stream, peer),
                     Port::Tunnel => {
                         let (proxy, pod) = (proxy.clone(), pod.clone());
                         let workers = proxy.clone();
-                        workers.workers.spawn_connection(move |_| tunnel::serve(proxy, pod, stream, peer));
+                        workers.workers.spawn_connection(&thread, move |_| tunnel::serve(proxy, pod, stream, peer));
                     }
                 })
                 .await;
@@ -63,13 +68,15 @@ impl Proxy {
         }
         if let Some(queue) = &pod.captured.hold {
             let (proxy, pod, queue) = (self.clone(), pod.clone(), queue.clone());
-            self.workers.spawn_on(0, move |_| hold_loop(proxy, pod, queue));
+            // Where the pod's own connections are accepted, for most of those are of its SYNs.
+            self.workers.spawn_on(first, move |thread| hold_loop(proxy, thread, pod, queue));
         }
     }
 
     /// A socket that came out of capture: of a client that waits for it, or of one that nothing is known of yet.
     fn accepted(
         self: &Arc<Self>,
+        here: &Rc<Thread>,
         pod: &Arc<ServedPod>,
         direction: HoldDirection,
         stream: std::net::TcpStream,
@@ -80,14 +87,20 @@ impl Proxy {
             return;
         };
         if let Some(stream) = self.held.join(pod.uid(), direction, (client, dialled), stream) {
-            self.begin(pod, direction, Downstream::Accepted { stream, client, dialled });
+            self.begin(here, pod, direction, Downstream::Accepted { stream, client, dialled });
         }
     }
 
     /// Begins the life of one captured connection.
-    pub(super) fn begin(self: &Arc<Self>, pod: &Arc<ServedPod>, direction: HoldDirection, downstream: Downstream) {
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        here: &Rc<Thread>,
+        pod: &Arc<ServedPod>,
+        direction: HoldDirection,
+        downstream: Downstream,
+    ) {
         let (proxy, pod) = (self.clone(), pod.clone());
-        self.workers.spawn_connection(move |thread| async move {
+        self.workers.spawn_connection(here, move |thread| async move {
             match direction {
                 HoldDirection::Outbound => outbound::serve(proxy, thread, pod, downstream).await,
                 HoldDirection::Inbound => plaintext::serve(proxy, pod, downstream).await,

@@ -44,7 +44,7 @@ pub(super) fn pod(key: &Key, pod: core::Pod) -> Result<Read, Fault> {
         host_network: spec.host_network.unwrap_or(false),
         host_users: spec.host_users.unwrap_or(true),
         deleting: metadata.deletion_timestamp.is_some(),
-        labels: metadata.labels.unwrap_or_default(),
+        labels: metadata.labels.unwrap_or_default().into(),
         settings,
         container_ports,
         probes,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use selvedge_lab::{AgentOptions, BOUND, Lab, Namespace, Server, ServiceSpec, eventually, trial_with};
 
-use super::{DEAD, HOLE, LIVE, Scene, Told, told};
+use super::{DEAD, HOLE, Scene, Told, told};
 use crate::lab;
 
 pub fn trials() -> Vec<Trial> {
@@ -22,14 +22,15 @@ pub fn trials() -> Vec<Trial> {
 
 fn nc_and_curl(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
+    let _servers = [scene.cart.serve_http(WEB, "cart")?, scene.near.serve_http(WEB, "near")?];
     let mut calls: Vec<(&Namespace, Vec<String>)> = Vec::new();
     for (client, ip) in [(&scene.web, scene.cart.ip()), (&scene.web, scene.near.ip()), (&scene.stranger, scene.cart.ip())] {
-        for port in [LIVE, DEAD, HOLE] {
+        for port in [WEB, DEAD, HOLE] {
             // A server that is not there for the first second would be there for none.
             let patience = if port == HOLE { "2" } else { "20" };
             calls.push((client, words(&format!("nc -z -v -w {patience} {ip} {port}"))));
-            let url = format!("telnet://{ip}:{port}");
-            calls.push((client, words(&format!("curl --silent --show-error --connect-timeout {patience} --max-time 20 {url}"))));
+            let curl = "curl --silent --show-error --output /dev/null --max-time 20 --connect-timeout";
+            calls.push((client, words(&format!("{curl} {patience} http://{ip}:{port}/"))));
         }
     }
     let bare: Vec<String> = calls.iter().map(|(client, call)| says(client, call)).collect::<Result<_>>()?;
@@ -143,3 +144,4 @@ fn words(text: &str) -> Vec<String> {
 const SERVICE: &str = "10.96.0.80";
 const NOBODY: &str = "10.96.0.81";
 const ONLY_CART: u16 = 8181;
+const WEB: u16 = 8088;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use selvedge_lab::{AgentOptions, BOUND, Lab, PodSpec, eventually, trial_with};
 
-use super::{DEAD, HOLE, LIVE, Scene, Told, answers, held, told};
+use super::{DEAD, HOLE, LIVE, PATIENCE, Scene, Told, answers, held, told};
 use crate::capture_modes::iptables_without;
 use crate::lab;
 
@@ -16,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial_with("truthful::a_client_that_dials_while_the_agent_starts_anew_is_connected", lab(), the_agent_starts_anew),
         trial_with("truthful::a_server_that_comes_up_while_its_client_waits_is_reached", lab(), the_server_comes_up),
+        trial_with("truthful::a_client_that_never_completes_lets_its_server_go", lab(), a_client_never_completes),
         trial_with("truthful::data_in_the_syn_arrives", lab(), data_in_the_syn_arrives),
         trial_with("truthful::eager_is_had_by_flag_by_namespace_and_by_pod", lab(), eager_on_demand),
         trial_with("truthful::where_syns_cannot_wait_connect_is_eager_and_that_is_told", lab(), eager_without_nfqueue),
@@ -67,6 +68,24 @@ fn the_server_comes_up(lab: &Lab) -> Result<()> {
             ensure!(told == Told::Connected, "{ip}: {told:?}");
             anyhow::Ok(())
         })?;
+    }
+    Ok(())
+}
+
+fn a_client_never_completes(lab: &Lab) -> Result<()> {
+    let scene = Scene::new(lab)?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let server = scene.cart.serve_echo(UNHEARD)?;
+    // The server's answer to the SYN does not reach the client.
+    for tool in ["iptables", "ip6tables"] {
+        scene.stranger.sh(&format!("{tool} -w -A INPUT -p tcp --sport {UNHEARD} --tcp-flags SYN,ACK SYN,ACK -j DROP"))?;
+    }
+    for ip in scene.cart.ips() {
+        let before = server.peers().len();
+        let told = told(&scene.stranger, (*ip, UNHEARD).into(), PATIENCE);
+        ensure!(told == Told::Silence, "{ip}: {told:?}");
+        ensure!(server.peers().len() == before + 1, "the server heard of it once: {:?}", server.peers());
+        eventually("the server is let go", BOUND, || (server.live() == 0 && held(&agents[1]).ok()? == 0.0).then_some(()))?;
     }
     Ok(())
 }
@@ -147,3 +166,6 @@ fn eager_without_nfqueue(lab: &Lab) -> Result<()> {
     ensure!(shown.contains("connect() eager"), "{shown}");
     Ok(())
 }
+
+/// Where a client hears no answer.
+const UNHEARD: u16 = 8383;

@@ -67,6 +67,15 @@ pub struct Row {
     pub better: Better,
 }
 
+impl Row {
+    pub fn worse(&self, one: f64, other: f64) -> f64 {
+        match self.better {
+            Better::More => one.min(other),
+            Better::Less => one.max(other),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Better {
     More,

@@ -5,6 +5,7 @@ mod iperf;
 mod measure;
 mod other;
 mod report;
+mod scale;
 mod stage;
 mod stats;
 mod usage;
@@ -26,6 +27,7 @@ use serde_json::{Value, json};
 
 use crate::bench::measure::{GROUPS, Measurement, QUICK};
 use crate::bench::report::Report;
+use crate::bench::scale::Scales;
 use crate::bench::stage::Stage;
 use crate::bench::variants::{Place, Variant};
 use crate::style::{bold, dim};
@@ -43,7 +45,10 @@ pub struct Options {
     /// How long each sample takes. Default: 3, with --quick 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
-    /// Measures only where "PLACE, VARIANT: MEASUREMENT" contains this; commas mean or, given twice means and.
+    /// On how many pods of one node joining and a policy change are measured. Default: 1000, with --quick 100.
+    #[arg(long, value_name = "N")]
+    pods: Option<usize>,
+    /// Measures only where "PLACE, VARIANT: MEASUREMENT" contains this; `|` means or, given twice means and.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Writes every sample and the results into a file.
@@ -74,19 +79,31 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let began = Instant::now();
     let stage = Stage::set(&binary, &load)?;
     let mut report = Report::new(&all);
-    let result = plan.play(&stage, &mut report);
+    let result = plan.play(&stage, &mut report).and_then(|()| plan.play_scale(&stage));
+    progress("");
     println!("{}", bold(machine_words()));
     println!("{}\n", dim(format!("{}; {}", command_words(), plan.words())));
     unable.into_iter().for_each(|line| report.note(line));
     print!("{}", report.text());
+    if let Ok(Some(scales)) = &result {
+        print!("\n{}", scales.text());
+    }
     println!("{}", dim(format!("in {:.0} s", began.elapsed().as_secs_f64())));
     if let Some(file) = &options.json {
         let mut json = report.json();
+        json["scale"] = result.as_ref().ok().and_then(Option::as_ref).map_or(Value::Null, Scales::json);
         json["machine"] = machine();
         json["command"] = command_words().into();
         fs::write(file, format!("{json:#}\n")).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    result.map(|()| ExitCode::SUCCESS)
+    result.map(|_| ExitCode::SUCCESS)
+}
+
+impl Options {
+    fn wants(&self, title: &str) -> bool {
+        let title = title.to_lowercase();
+        self.only.iter().all(|text| text.to_lowercase().split('|').any(|part| title.contains(part.trim())))
+    }
 }
 
 /// What is to be measured, in which order.
@@ -95,14 +112,14 @@ struct Plan {
     seconds: u32,
     groups: Vec<BTreeMap<usize, Vec<Measurement>>>,
     variants: Vec<Variant>,
+    /// On how many pods a change is measured.
+    pods: Option<usize>,
 }
 
 impl Plan {
     fn new(options: &Options, all: &[Variant]) -> Result<Self> {
         let wanted = |variant: &Variant, measurement: Measurement| {
-            let title = format!("{}: {}", variant.title(), measurement.name()).to_lowercase();
-            let holds = |text: &String| text.to_lowercase().split(',').any(|part| title.contains(part.trim()));
-            options.only.iter().all(holds)
+            options.wants(&format!("{}: {}", variant.title(), measurement.name()))
         };
         let groups: &[&[Measurement]] = if options.quick { &QUICK } else { &GROUPS };
         let mut planned = Vec::new();
@@ -122,12 +139,16 @@ impl Plan {
             }
             planned.push(of_group);
         }
-        ensure!(planned.iter().any(|group| !group.is_empty()), "--only {:?} leaves nothing", options.only);
+        let pods = options.pods.unwrap_or(if options.quick { 100 } else { 1000 });
+        let pods = options.wants(scale::TITLE).then_some(pods);
+        let is_empty = pods.is_none() && planned.iter().all(BTreeMap::is_empty);
+        ensure!(!is_empty, "--only {:?} leaves nothing", options.only);
         Ok(Self {
             rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 5 }),
             seconds: options.seconds.unwrap_or(if options.quick { 1 } else { 3 }),
             groups: planned,
             variants: all.to_vec(),
+            pods,
         })
     }
 
@@ -142,8 +163,11 @@ impl Plan {
                 }
             }
         }
-        progress("");
         Ok(())
+    }
+
+    fn play_scale(&self, stage: &Stage) -> Result<Option<Scales>> {
+        self.pods.map(|pods| scale::measure(stage, pods, self.rounds.max(SCALE_TIMES))).transpose()
     }
 
     /// Each round begins with another variant, but for the first: the limits come first, for they set the pace.
@@ -194,7 +218,8 @@ impl Plan {
     }
 
     fn words(&self) -> String {
-        format!("medians of {} rounds, samples of {} s", self.rounds, self.seconds)
+        let rounds = if self.rounds == 1 { "one round".into() } else { format!("medians of {} rounds", self.rounds) };
+        format!("{rounds}, samples of {} s", self.seconds)
     }
 }
 
@@ -234,6 +259,8 @@ fn machine() -> Value {
     })
 }
 
+/// Joining and a policy change take little time, and are measured at least so often.
+const SCALE_TIMES: u32 = 5;
 const AGAINST: &str = "Measures another node proxy too: a start-up command, run by sh once on each node. It finds \
     BENCH_NODE, BENCH_NODE_IP, BENCH_PODS (a line a pod: name, node, address, path of its network namespace, UID, \
     service account, joined or outside), BENCH_NETNS_DIR, BENCH_MANIFESTS and BENCH_CA_DIR, makes the file BENCH_READY \

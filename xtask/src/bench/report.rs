@@ -1,7 +1,6 @@
 //! The table, and the same as JSON.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use serde_json::{Value, json};
 
@@ -26,14 +25,15 @@ impl Report {
         Self { variants: variants.to_vec(), rows: Vec::new(), values: BTreeMap::new(), notes: Vec::new() }
     }
 
+    /// What is read twice in a round (memory, after each group) stays at the worse of both.
     pub fn add(&mut self, variant: &Variant, round: u32, readings: impl IntoIterator<Item = Reading>) {
         for Reading { row, value } in readings {
+            let before = self.values.entry((variant.place, variant.name.clone(), row.name.clone(), round));
+            before.and_modify(|before| *before = row.worse(*before, value)).or_insert(value);
             let known = (variant.place, row);
-            let key = (variant.place, variant.name.clone(), known.1.name.clone(), round);
             if !self.rows.contains(&known) {
                 self.rows.push(known);
             }
-            self.values.insert(key, value);
         }
     }
 
@@ -92,37 +92,29 @@ impl Report {
         let rows: Vec<&Row> = self.rows.iter().filter(|(at, _)| *at == place).map(|(_, row)| row).collect();
         let has_any = |variant: &&Variant| rows.iter().any(|row| !self.of(variant, &row.name).is_empty());
         let variants: Vec<&Variant> = self.variants.iter().filter(|v| v.place == place).filter(has_any).collect();
-        let plain = |variant: &Variant| {
-            !variant.is_ours() && !matches!(variant.carrier, crate::bench::variants::Carrier::Other(_))
-        };
-        let mut text = format!("{:<46}", capitalised(&place.to_string()));
+        let mut lines = vec![format!("{:<46}", capitalised(&place.to_string()))];
         for variant in &variants {
-            let width = if plain(variant) { PLAIN } else { COMPARED };
-            // Writing into a string cannot fail.
-            let _ = write!(text, "{:>width$}", variant.name);
+            lines[0].push_str(&format!("{:>1$}", variant.name, if variant.is_compared() { COMPARED } else { PLAIN }));
         }
-        let mut text = format!("{}\n", bold(text + "    want"));
+        lines[0] = bold(format!("{}    {}", lines[0], if variants.iter().any(|v| v.is_ours()) { "want" } else { "" }));
         for row in rows {
-            let _ = write!(text, "  {:<44}", format!("{} {}", row.name, row.unit));
             let goal = Goal::of(place, row);
+            let mut line = format!("  {:<44}", format!("{} {}", row.name, row.unit));
             for variant in &variants {
                 let value = Summary::of(self.of(variant, &row.name).into_values());
                 let shown = value.map_or("-".into(), |value| number(value.median));
-                if plain(variant) {
-                    let _ = write!(text, "{shown:>PLAIN$}");
-                    continue;
-                }
                 let ratio = self.ratio(variant, row);
-                let spread = |ratio: Summary| format!("{:.2} ({:.2}..{:.2})", ratio.median, ratio.min, ratio.max);
-                let ratio_text = ratio.map_or(String::new(), spread);
-                let verdict =
-                    goal.zip(value).filter(|_| variant.is_ours()).map(|(goal, value)| goal.is_met(value, ratio));
-                let verdict = verdict.map_or(" ".into(), mark);
-                let _ = write!(text, "{shown:>8} {ratio_text:>18} {verdict}");
+                let verdict = goal.zip(value).filter(|_| variant.is_ours());
+                let verdict = verdict.map_or(" ".into(), |(goal, value)| mark(goal.is_met(value, ratio)));
+                line.push_str(&match variant.is_compared() {
+                    true => format!("{shown:>8} {:>18} {verdict}", ratio.map_or(String::new(), Summary::words)),
+                    false => format!("{shown:>PLAIN$}"),
+                });
             }
-            let _ = writeln!(text, "    {}", dim(goal.map_or(String::new(), Goal::words)));
+            line.push_str(&goal.map_or(String::new(), |goal| format!("    {}", dim(goal.words()))));
+            lines.push(line);
         }
-        text
+        lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
     }
 
     /// What was read, by round.
@@ -164,3 +156,61 @@ fn capitalised(text: &str) -> String {
 /// Widths of a column of values, and of one with ratios.
 const PLAIN: usize = 15;
 const COMPARED: usize = 29;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::measure::Better;
+    use crate::bench::variants::Carrier;
+
+    fn variants() -> Vec<Variant> {
+        let variant = |name: &str, carrier| Variant { place: Place::TwoNodes, name: name.into(), carrier };
+        vec![variant("relay", Carrier::Relay), variant("HBONE", Carrier::Agents(&[]))]
+    }
+
+    fn reading(name: &str, value: f64) -> Reading {
+        Reading { row: Row { name: name.into(), unit: "Gb/s", better: Better::More }, value }
+    }
+
+    fn report() -> Report {
+        let variants = variants();
+        let mut report = Report::new(&variants);
+        for (round, relay, ours) in [(1, 10.0, 9.0), (2, 20.0, 16.0), (3, 5.0, 5.0)] {
+            report.add(&variants[0], round, [reading("bytes, 1 stream", relay)]);
+            report.add(&variants[1], round, [reading("bytes, 1 stream", ours)]);
+        }
+        report
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_its_round() {
+        let json = report().json();
+        let ours = json["results"].as_array().unwrap().iter().find(|result| result["variant"] == "HBONE").unwrap();
+        assert_eq!(ours["of_relay"], json!({"median": 0.9, "min": 0.8, "max": 1.0}));
+        assert_eq!((&ours["value"]["median"], &ours["met"]), (&json!(9.0), &json!(true)));
+        assert_eq!(json["samples"].as_array().unwrap().len(), 6);
+    }
+
+    #[test]
+    fn the_table_shows_values_ratios_and_what_we_want() {
+        let text = report().text();
+        let line = text.lines().find(|line| line.contains("bytes, 1 stream")).unwrap();
+        assert!(line.contains(">= 0.85"), "{line}");
+        assert!(line.contains("0.90 (0.80..1.00)") && line.contains('✓'), "{line}");
+        assert!(text.contains("Two nodes") && !text.contains("One node"));
+    }
+
+    #[test]
+    fn what_is_read_twice_in_a_round_stays_at_the_worse() {
+        let (variants, mut report) = (variants(), report());
+        report.add(&variants[1], 4, [reading("bytes, 4 streams", 8.0)]);
+        report.add(&variants[1], 4, [reading("bytes, 4 streams", 6.0)]);
+        report.add(&variants[1], 4, [reading("bytes, 4 streams", 7.0)]);
+        assert_eq!(report.median(&variants[1], "bytes, 4 streams"), Some(6.0));
+    }
+
+    #[test]
+    fn numbers_have_the_digits_that_matter() {
+        assert_eq!([0.0, 0.0123, 1.234, 12.34, 1234.5].map(number), ["0", "0.0123", "1.23", "12.3", "1234"]);
+    }
+}

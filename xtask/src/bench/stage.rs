@@ -242,6 +242,7 @@ const FAR: &str = "node-b";
 /// In the world's private /run, so that it goes with the world.
 pub const FOLDER: &str = "/run/selvedge-bench";
 const NGINX: &str = "
+user root root;
 daemon off;
 master_process off;
 pid FOLDER/pid;

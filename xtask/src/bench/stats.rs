@@ -23,6 +23,14 @@ impl Summary {
         };
         Some(Self { median, min, max })
     }
+
+    /// The median of ratios, and their spread where there is one.
+    pub fn words(self) -> String {
+        match self.min == self.max {
+            true => format!("{:.2}", self.median),
+            false => format!("{:.2} ({:.2}..{:.2})", self.median, self.min, self.max),
+        }
+    }
 }
 
 #[cfg(test)]

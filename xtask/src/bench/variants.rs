@@ -74,6 +74,11 @@ impl Variant {
         matches!(self.carrier, Carrier::Agents(_))
     }
 
+    /// Whether its ratios to the limit are shown.
+    pub fn is_compared(&self) -> bool {
+        matches!(self.carrier, Carrier::Agents(_) | Carrier::Other(_))
+    }
+
     pub fn title(&self) -> String {
         format!("{}, {}", self.place, self.name)
     }

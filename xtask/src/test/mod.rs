@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that guards the project, section by section.
 
+mod bench;
 mod dependencies;
 mod generated;
 mod runner;
@@ -71,7 +72,7 @@ struct Section {
     run: fn() -> Result<Tally>,
 }
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     Section { name: "formatting", run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -98,6 +99,7 @@ const SECTIONS: [Section; 11] = [
     Section { name: "generated files", run: generated::check },
     Section { name: "demo", run: demo },
     Section { name: "demo without root", run: unprivileged::demo },
+    Section { name: "bench", run: bench::check },
 ];
 
 /// The test targets of the main package beside `network`: one a file in `tests/`.
