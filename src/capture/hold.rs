@@ -1,9 +1,10 @@
 //! Holding a SYN: `connect()` waits in the kernel until the agent knows what to tell it.
 //!
 //! The rules send each new connection's SYN to a queue, outbound in `OUTPUT` before anything has been done to it, inbound
-//! in `PREROUTING` where TPROXY would take it. The agent answers by a verdict that lets the SYN run through the chains again
-//! with an [`Answer`] in its mark: on into capture, or to a rule that rejects it. A SYN that is dropped comes again, by
-//! the sender's own clock, so that neither an overrun queue nor an agent that starts anew loses a connection.
+//! in `PREROUTING` where TPROXY would take it. The agent lets the SYN run through the chains again with an answer in its
+//! mark, on into capture or to a rule that resets it; or it drops the SYN, with or without a word by ICMP. A SYN that is
+//! dropped without one comes again, by the sender's own clock, so that neither an overrun queue nor an agent that starts
+//! anew loses a connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::icmp::{Icmp, Unreachable};
 use super::netns::NetNs;
 use super::nfqueue::{Hook, Queue, Verdict, Waiting};
-use super::rules::{IN, InPlace, IpVersion, OUT, Table};
+use super::rules::{IN, InPlace, OUT, Table};
 
 /// What becomes of a SYN that waits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -24,12 +26,8 @@ pub enum Answer {
     Connect,
     /// A reset: ECONNREFUSED.
     Refuse,
-    /// ICMP, administratively prohibited: EHOSTUNREACH, with IPv6 EACCES.
-    Prohibit,
-    /// ICMP, host or address unreachable: EHOSTUNREACH.
-    HostUnreachable,
-    /// ICMP, network unreachable or no route: ENETUNREACH.
-    NetUnreachable,
+    /// ICMP. Prohibited is EHOSTUNREACH, with IPv6 EACCES; a host is EHOSTUNREACH, a network ENETUNREACH.
+    Unreachable(Unreachable),
     /// None. The client sends its SYN again, until its own time is up.
     Ignore,
 }
@@ -38,6 +36,7 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct HoldQueue {
     queue: Queue,
+    icmp: Icmp,
     failed: AtomicBool,
 }
 
@@ -64,43 +63,10 @@ impl Answer {
         match self {
             Self::Connect => "connected",
             Self::Refuse => "refused",
-            Self::Prohibit => "prohibited",
-            Self::HostUnreachable => "host-unreachable",
-            Self::NetUnreachable => "net-unreachable",
+            Self::Unreachable(Unreachable::Prohibited) => "prohibited",
+            Self::Unreachable(Unreachable::Host) => "host-unreachable",
+            Self::Unreachable(Unreachable::Network) => "net-unreachable",
             Self::Ignore => "silent",
-        }
-    }
-
-    fn verdict(self, mark: u32) -> Verdict {
-        let mark = mark & !ANSWER;
-        match self {
-            Self::Connect => Verdict::Repeat { mark: mark | CONNECT },
-            Self::Ignore => Verdict::Drop,
-            _ => Verdict::Repeat { mark: mark | self.reject_mark() },
-        }
-    }
-
-    fn reject_mark(self) -> u32 {
-        let code = match self {
-            Self::Connect | Self::Ignore | Self::Refuse => 0,
-            Self::Prohibit => 1,
-            Self::HostUnreachable => 2,
-            Self::NetUnreachable => 3,
-        };
-        REJECT | code << CODE_SHIFT
-    }
-
-    /// By what `REJECT --reject-with` tells it.
-    fn reject_with(self, version: IpVersion) -> Option<&'static str> {
-        match (self, version) {
-            (Self::Connect | Self::Ignore, _) => None,
-            (Self::Refuse, _) => Some("tcp-reset"),
-            (Self::Prohibit, IpVersion::V4) => Some("icmp-admin-prohibited"),
-            (Self::Prohibit, IpVersion::V6) => Some("icmp6-adm-prohibited"),
-            (Self::HostUnreachable, IpVersion::V4) => Some("icmp-host-unreachable"),
-            (Self::HostUnreachable, IpVersion::V6) => Some("icmp6-addr-unreachable"),
-            (Self::NetUnreachable, IpVersion::V4) => Some("icmp-net-unreachable"),
-            (Self::NetUnreachable, IpVersion::V6) => Some("icmp6-no-route"),
         }
     }
 }
@@ -108,8 +74,8 @@ impl Answer {
 impl HoldQueue {
     /// Takes a pod's queue over.
     pub fn open(pod: &NetNs) -> io::Result<Self> {
-        let queue = pod.enter(|| Queue::open(HOLD_QUEUE, MOST_WAITING))?;
-        Ok(Self { queue, failed: AtomicBool::new(false) })
+        let (queue, icmp) = pod.enter(|| Ok((Queue::open(HOLD_QUEUE, MOST_WAITING)?, Icmp::open())))?;
+        Ok(Self { queue, icmp, failed: AtomicBool::new(false) })
     }
 
     /// Readable while SYNs wait unseen. Call within a runtime; several may watch at a time.
@@ -136,7 +102,23 @@ impl HoldQueue {
 
     /// Ends a SYN's wait. One that the queue does not know any more comes again by itself.
     pub fn answer(&self, syn: &WaitingSyn, answer: Answer) -> io::Result<()> {
-        self.queue.verdict(&syn.packet, answer.verdict(syn.packet.mark))
+        let marked = |answer| Verdict::Repeat { mark: syn.packet.mark & !ANSWER | answer };
+        let verdict = match answer {
+            Answer::Connect => marked(CONNECT),
+            Answer::Refuse => marked(REJECT),
+            Answer::Unreachable(what) => match self.explain(syn, what) {
+                Ok(()) => Verdict::Drop,
+                // A client that cannot be told why hears at least that.
+                Err(_) => marked(REJECT),
+            },
+            Answer::Ignore => Verdict::Drop,
+        };
+        self.queue.verdict(&syn.packet, verdict)
+    }
+
+    fn explain(&self, syn: &WaitingSyn, what: Unreachable) -> io::Result<()> {
+        let beginning = syn.packet.beginning().ok_or(io::ErrorKind::InvalidInput)?;
+        self.icmp.send(syn.client.ip(), what, beginning)
     }
 
     /// Gives the queue's number back, so that it can be opened anew; SYNs that wait are dropped, and come again.
@@ -158,8 +140,9 @@ impl HoldQueue {
 impl WaitingSyn {
     /// One that no kernel knows.
     pub fn unknown(direction: HoldDirection, client: SocketAddr, dialled: SocketAddr) -> Self {
-        let hook = Hook::Output;
-        Self { direction, client, dialled, packet: Waiting { id: u32::MAX, mark: 0, hook, ends: Some((client, dialled)) } }
+        let ends = Some((client, dialled));
+        let packet = Waiting { id: u32::MAX, mark: 0, hook: Hook::Output, ends, head: [0; 48] };
+        Self { direction, client, dialled, packet }
     }
 }
 
@@ -168,7 +151,8 @@ pub(super) fn outbound(table: &mut Table<'_>) {
     // A rejected connection is not marked as captured: if its SYN comes again it is a question again.
     table.rule(OUT, &format!("-p tcp --syn {REJECTED} -j RETURN"));
     // No --queue-bypass here or below: without an agent the SYN would go on undecided. It is dropped, and comes again.
-    table.rule(OUT, &format!("-p tcp --syn -m conntrack --ctstate NEW {UNDECIDED} -j NFQUEUE --queue-num {HOLD_QUEUE}"));
+    table
+        .rule(OUT, &format!("-p tcp --syn -m conntrack --ctstate NEW {UNDECIDED} -j NFQUEUE --queue-num {HOLD_QUEUE}"));
 }
 
 /// The rules of `mangle` for plaintext that arrives. They stand after all exceptions.
@@ -182,15 +166,11 @@ pub(super) fn not_redirected(table: &mut Table<'_>, chain: &str) {
     table.rule(chain, &format!("{REJECTED} -j RETURN"));
 }
 
-/// The table that answers SYNs which are to be rejected.
-pub(super) fn filter(version: IpVersion, in_place: &InPlace, text: &mut String) {
+/// The table that resets SYNs which are to be rejected.
+pub(super) fn filter(in_place: &InPlace, text: &mut String) {
     let mut table = Table::begin_at("filter", "INPUT", in_place, text);
-    for answer in [Answer::Refuse, Answer::Prohibit, Answer::HostUnreachable, Answer::NetUnreachable] {
-        let Some(with) = answer.reject_with(version) else { continue };
-        for chain in [OUT, IN] {
-            let mark = answer.reject_mark();
-            table.rule(chain, &format!("-p tcp -m mark --mark {mark:#x}/{ANSWER:#x} -j REJECT --reject-with {with}"));
-        }
+    for chain in [OUT, IN] {
+        table.rule(chain, &format!("-p tcp --syn {REJECTED} -j REJECT --reject-with tcp-reset"));
     }
     table.end();
 }
@@ -203,8 +183,7 @@ const MOST_WAITING: u32 = 65_536;
 // The bits of a mark that hold an answer: above those that say whose it is, and above those of probes.
 const CONNECT: u32 = 0x4_0000;
 const REJECT: u32 = 0x8_0000;
-const CODE_SHIFT: u32 = 20;
-const ANSWER: u32 = CONNECT | REJECT | 0x3 << CODE_SHIFT;
+const ANSWER: u32 = CONNECT | REJECT;
 const UNDECIDED: &str = "-m mark --mark 0x0/0xc0000";
 const REJECTED: &str = "-m mark --mark 0x80000/0x80000";
 
@@ -214,21 +193,9 @@ mod tests {
     use crate::capture::rules::{MASK, PROBE_PROVEN, PROBE_REFUTED};
 
     #[test]
-    fn an_answer_keeps_to_its_own_bits_of_the_mark() {
-        let others = MASK | PROBE_PROVEN | PROBE_REFUTED;
-        assert_eq!(ANSWER & others, 0);
-        let answers = [Answer::Connect, Answer::Refuse, Answer::Prohibit, Answer::HostUnreachable, Answer::NetUnreachable];
-        let mut marks: Vec<u32> = answers
-            .into_iter()
-            .map(|answer| match answer.verdict(0x1_1234) {
-                Verdict::Repeat { mark } => mark,
-                other => panic!("{answer:?}: {other:?}"),
-            })
-            .collect();
-        assert!(marks.iter().all(|mark| mark & others == 0x1_1234), "{marks:x?}");
-        marks.dedup();
-        assert_eq!(marks.len(), answers.len());
-        assert_eq!(Answer::Ignore.verdict(7), Verdict::Drop);
-        assert_eq!(Answer::Connect.verdict(REJECT), Verdict::Repeat { mark: CONNECT }, "an application's own bits go");
+    fn an_answer_has_bits_of_its_own_in_the_mark() {
+        assert_eq!(ANSWER & (MASK | PROBE_PROVEN | PROBE_REFUTED), 0);
+        assert!(UNDECIDED.ends_with(&format!("0x0/{ANSWER:#x}")), "{UNDECIDED}");
+        assert!(REJECTED.ends_with(&format!("{REJECT:#x}/{REJECT:#x}")), "{REJECTED}");
     }
 }

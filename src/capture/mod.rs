@@ -6,7 +6,7 @@
 //! | `proof` | which namespace is a pod's |
 //! | `pod` | one pod's capture: made, checked, taken away |
 //! | `rules`, `iptables`, `fingerprint` | the rules: their text, putting them in, seeing them changed |
-//! | `hold` | SYNs that wait until the agent knows what to tell their senders |
+//! | `hold`, `icmp` | SYNs that wait until the agent knows what to tell their senders |
 //! | `routes`, [`socket`] | what else capture needs of the kernel |
 //! | `probe`, `nfqueue`, [`sock_diag`] | telling the node's probes from everything else |
 //! | [`show`] | all of it, for people |
@@ -14,6 +14,7 @@
 mod address;
 mod fingerprint;
 mod hold;
+mod icmp;
 mod iptables;
 mod keeper;
 mod netlink;
@@ -34,6 +35,7 @@ mod tests;
 
 pub use address::{addresses_in, ipv6_usable};
 pub use hold::{Answer, HoldDirection, HoldQueue, WaitingSyn};
+pub use icmp::Unreachable;
 pub use iptables::{BackEnd, CaptureUnavailable, Found};
 pub use keeper::ListenerKeeper;
 pub use netns::{NetNs, NetNsId};

@@ -27,6 +27,8 @@ pub struct Waiting {
     pub hook: Hook,
     /// The two ends, if the packet is TCP.
     pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// How the packet begins: the IP header and eight bytes behind it, where there are no IP options.
+    pub head: [u8; HEAD],
 }
 
 /// Where in its way through the kernel a packet waits.
@@ -137,6 +139,17 @@ impl Queue {
     }
 }
 
+impl Waiting {
+    /// The IP header and eight bytes behind it, as ICMP repeats them; none where the header has options.
+    pub fn beginning(&self) -> Option<&[u8]> {
+        match self.head[0] {
+            0x45 => self.head.get(..28),
+            first if first >> 4 == 6 => Some(&self.head),
+            _ => None,
+        }
+    }
+}
+
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -162,7 +175,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 
 fn waiting(body: &[u8]) -> Option<Waiting> {
     let mut rest = body.get(NFGENMSG..)?;
-    let (mut id, mut hook, mut mark, mut ends) = (None, Hook::Prerouting, 0, None);
+    let (mut id, mut hook, mut mark, mut ends, mut head) = (None, Hook::Prerouting, 0, None, [0; HEAD]);
     while let Some(length) = rest.first_chunk().map(|length| usize::from(u16::from_ne_bytes(*length))) {
         let attribute = rest.get(..length).filter(|attribute| attribute.len() >= 4)?;
         let kind = u16::from_ne_bytes([attribute[2], attribute[3]]) & NLA_TYPE_MASK;
@@ -175,12 +188,15 @@ fn waiting(body: &[u8]) -> Option<Waiting> {
                 }
             }
             NFQA_MARK => mark = u32::from_be_bytes(*value.first_chunk()?),
-            NFQA_PAYLOAD => ends = tcp_ends(value),
+            NFQA_PAYLOAD => {
+                ends = tcp_ends(value);
+                head.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
+            }
             _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Waiting { id: id?, hook, mark, ends })
+    Some(Waiting { id: id?, hook, mark, ends, head })
 }
 
 /// Source and destination of a TCP packet that begins with its IP header (RFC 791, RFC 8200, RFC 9293). IPv6 extension
@@ -209,6 +225,8 @@ fn put(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
     into.resize(into.len().next_multiple_of(4), 0);
 }
 
+/// An IPv6 header and eight bytes.
+const HEAD: usize = 48;
 const HEADER: usize = 16;
 const NFGENMSG: usize = 4;
 const NLMSG_ERROR: u16 = 2;

@@ -120,7 +120,9 @@ impl Reconciler {
         }
         let connect = if chosen.hold { settings.connect } else { Connect::Eager };
         if connect != settings.connect {
-            tracing::warn!("SYNs cannot wait here, so connect() is answered before it is known whether the server is there.");
+            tracing::warn!(
+                "SYNs cannot wait here, so connect() is answered before it is known whether the server is there."
+            );
         }
         tracing::info!(
             mode = chosen.mode.name(),

@@ -140,7 +140,7 @@ impl RuleSet {
         let mut text = String::new();
         // First, so that no SYN is sent to be rejected where nothing rejects it; and last, when it goes.
         if self.holds() {
-            hold::filter(version, in_place, &mut text);
+            hold::filter(in_place, &mut text);
         }
         self.mangle(version, in_place, &mut text);
         let nat_in_place = in_place.table("nat").is_some_and(|table| !table.is_empty());

@@ -1,6 +1,6 @@
 use std::io;
 
-use crate::capture::Answer;
+use crate::capture::{Answer, Unreachable};
 use crate::mesh::Reason;
 use crate::transport::hbone::{OpenError, Refusal};
 use crate::transport::tls::TlsError;
@@ -58,10 +58,10 @@ impl Failure {
     /// says no.
     pub fn answer(&self) -> Answer {
         match (&self.reason, self.kernel) {
-            (Reason::Connect, Some(io::ErrorKind::HostUnreachable)) => Answer::HostUnreachable,
-            (Reason::Connect, Some(io::ErrorKind::NetworkUnreachable)) => Answer::NetUnreachable,
-            (Reason::Connect, Some(io::ErrorKind::PermissionDenied)) => Answer::Prohibit,
-            (Reason::UnknownDestination, _) => Answer::HostUnreachable,
+            (Reason::Connect, Some(io::ErrorKind::HostUnreachable)) => Answer::Unreachable(Unreachable::Host),
+            (Reason::Connect, Some(io::ErrorKind::NetworkUnreachable)) => Answer::Unreachable(Unreachable::Network),
+            (Reason::Connect, Some(io::ErrorKind::PermissionDenied)) => Answer::Unreachable(Unreachable::Prohibited),
+            (Reason::UnknownDestination, _) => Answer::Unreachable(Unreachable::Host),
             // Nobody answered; or whoever asks again finds things changed.
             (Reason::Timeout | Reason::Drain | Reason::Reset | Reason::Internal, _) => Answer::Ignore,
             (Reason::Connect | Reason::NoEndpoint | Reason::Protocol | Reason::Limit, _) => Answer::Refuse,
@@ -74,7 +74,7 @@ impl Failure {
                 | Reason::PeerUncaptured
                 | Reason::Source,
                 _,
-            ) => Answer::Prohibit,
+            ) => Answer::Unreachable(Unreachable::Prohibited),
         }
     }
 

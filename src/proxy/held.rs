@@ -25,7 +25,7 @@ pub struct Bounds {
     pub in_all: usize,
     /// Of one pod's own connections.
     pub outbound: usize,
-    /// Of plaintext to one pod. Few: each that policy lets in opens a connection to the application before its sender has
+    /// Of plaintext to one pod. Fewer: each that policy lets in opens a connection to the application before its sender has
     /// shown that its address is its own, which a SYN cookie would have asked for.
     pub inbound: usize,
 }
@@ -195,7 +195,8 @@ impl HeldSyn {
         let direction = name(self.direction);
         metrics::histogram!("selvedge_connect_held_duration_seconds", "direction" => direction)
             .record(self.since.elapsed().as_secs_f64());
-        metrics::counter!("selvedge_connect_answers_total", "direction" => direction, "answer" => with.name()).increment(1);
+        metrics::counter!("selvedge_connect_answers_total", "direction" => direction, "answer" => with.name())
+            .increment(1);
         answer(&queue, &syn, with);
     }
 }
@@ -229,12 +230,12 @@ pub fn name(direction: HoldDirection) -> &'static str {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { in_all: 65_536, outbound: 16_384, inbound: 1_024 }
+        Self { in_all: 65_536, outbound: 16_384, inbound: 8_192 }
     }
 }
 
 /// How long a client that was let through may take to complete its handshake: some SYN-ACKs may be lost.
-const COMPLETION: Duration = Duration::from_secs(10);
+const COMPLETION: Duration = Duration::from_secs(5);
 /// How often a client that waits long is looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -268,10 +269,8 @@ mod tests {
         let (held, queue) = held();
         let (one, other, third) = (PodUid::new("one"), PodUid::new("other"), PodUid::new("third"));
         let arrive = |pod, direction, port| held.arrive(pod, &queue, syn(direction, port));
-        let waiting = [
-            first(arrive(&one, HoldDirection::Outbound, 1)),
-            first(arrive(&one, HoldDirection::Outbound, 2)),
-        ];
+        let waiting =
+            [first(arrive(&one, HoldDirection::Outbound, 1)), first(arrive(&one, HoldDirection::Outbound, 2))];
         assert!(matches!(arrive(&one, HoldDirection::Outbound, 3), Arrival::Overflow), "of one pod");
         let inbound = first(arrive(&other, HoldDirection::Inbound, 1));
         assert!(matches!(arrive(&other, HoldDirection::Inbound, 2), Arrival::Overflow), "inbound");

@@ -121,9 +121,11 @@ impl Scene {
         let near = lab.pod(PodSpec::new("shop/near", "node-a").service_account("near"))?;
         let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
         let mut servers = Vec::new();
-        for (network, ips) in
-            [(near.network(), near.ips().to_vec()), (cart.network(), cart.ips().to_vec()), (lab.outside(), outside(lab))]
-        {
+        for (network, ips) in [
+            (near.network(), near.ips().to_vec()),
+            (cart.network(), cart.ips().to_vec()),
+            (lab.outside(), outside(lab)),
+        ] {
             for ip in ips {
                 servers.push(network.serve_echo(SocketAddr::new(ip, LIVE))?);
                 let tool = if ip.is_ipv4() { "iptables" } else { "ip6tables" };
@@ -131,7 +133,10 @@ impl Scene {
             }
         }
         for node in lab.nodes() {
-            node.ip_batch([format!("route add unreachable {NOWHERE}/32"), format!("route add unreachable {NOWHERE_V6}/128")])?;
+            node.ip_batch([
+                format!("route add unreachable {NOWHERE}/32"),
+                format!("route add unreachable {NOWHERE_V6}/128"),
+            ])?;
         }
         Ok(Self { web, stranger, near, cart, servers })
     }

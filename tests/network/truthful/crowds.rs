@@ -76,14 +76,19 @@ fn keep(pod: &Namespace) -> Result<Server> {
 }
 
 /// Connects so many times at once, and counts what each was told.
-fn rush(client: &Namespace, count: usize, to: impl Fn(usize) -> SocketAddr + Sync) -> Result<BTreeMap<&'static str, usize>> {
+fn rush(
+    client: &Namespace,
+    count: usize,
+    to: impl Fn(usize) -> SocketAddr + Sync,
+) -> Result<BTreeMap<&'static str, usize>> {
     let mut waiting = begin(client, count, to)?;
     let mut told = BTreeMap::new();
     let mut connected = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !waiting.is_empty() {
         ensure!(Instant::now() < deadline, "{} were told nothing; told: {told:?}", waiting.len());
-        let mut ready: Vec<PollFd<'_>> = waiting.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLOUT)).collect();
+        let mut ready: Vec<PollFd<'_>> =
+            waiting.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLOUT)).collect();
         poll(&mut ready, PollTimeout::from(1000_u16))?;
         let done: Vec<bool> = ready.iter().map(|ready| ready.any().unwrap_or(false)).collect();
         drop(ready);

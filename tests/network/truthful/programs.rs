@@ -24,7 +24,9 @@ fn nc_and_curl(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
     let _servers = [scene.cart.serve_http(WEB, "cart")?, scene.near.serve_http(WEB, "near")?];
     let mut calls: Vec<(&Namespace, Vec<String>)> = Vec::new();
-    for (client, ip) in [(&scene.web, scene.cart.ip()), (&scene.web, scene.near.ip()), (&scene.stranger, scene.cart.ip())] {
+    for (client, ip) in
+        [(&scene.web, scene.cart.ip()), (&scene.web, scene.near.ip()), (&scene.stranger, scene.cart.ip())]
+    {
         for port in [WEB, DEAD, HOLE] {
             // A server that is not there for the first second would be there for none.
             let patience = if port == HOLE { "2" } else { "20" };

@@ -14,7 +14,11 @@ use crate::lab;
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial_with("truthful::a_client_that_dials_while_the_agent_starts_anew_is_connected", lab(), the_agent_starts_anew),
+        trial_with(
+            "truthful::a_client_that_dials_while_the_agent_starts_anew_is_connected",
+            lab(),
+            the_agent_starts_anew,
+        ),
         trial_with("truthful::a_server_that_comes_up_while_its_client_waits_is_reached", lab(), the_server_comes_up),
         trial_with("truthful::a_client_that_never_completes_lets_its_server_go", lab(), a_client_never_completes),
         trial_with("truthful::data_in_the_syn_arrives", lab(), data_in_the_syn_arrives),
@@ -78,14 +82,18 @@ fn a_client_never_completes(lab: &Lab) -> Result<()> {
     let server = scene.cart.serve_echo(UNHEARD)?;
     // The server's answer to the SYN does not reach the client.
     for tool in ["iptables", "ip6tables"] {
-        scene.stranger.sh(&format!("{tool} -w -A INPUT -p tcp --sport {UNHEARD} --tcp-flags SYN,ACK SYN,ACK -j DROP"))?;
+        scene
+            .stranger
+            .sh(&format!("{tool} -w -A INPUT -p tcp --sport {UNHEARD} --tcp-flags SYN,ACK SYN,ACK -j DROP"))?;
     }
     for ip in scene.cart.ips() {
         let before = server.peers().len();
         let told = told(&scene.stranger, (*ip, UNHEARD).into(), PATIENCE);
         ensure!(told == Told::Silence, "{ip}: {told:?}");
         ensure!(server.peers().len() == before + 1, "the server heard of it once: {:?}", server.peers());
-        eventually("the server is let go", BOUND, || (server.live() == 0 && held(&agents[1]).ok()? == 0.0).then_some(()))?;
+        eventually("the server is let go", BOUND, || {
+            (server.live() == 0 && held(&agents[1]).ok()? == 0.0).then_some(())
+        })?;
     }
     Ok(())
 }
