@@ -17,6 +17,7 @@ pub const IPTABLES: Tool = Tool { program: "iptables-restore", package: "iptable
 pub const IPROUTE2: Tool = Tool { program: "ip", package: "iproute2" };
 pub const CURL: Tool = Tool { program: "curl", package: "curl" };
 pub const NETCAT: Tool = Tool { program: "nc", package: "netcat-openbsd" };
+pub const PSQL: Tool = Tool { program: "psql", package: "postgresql-client" };
 pub const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
 pub const WRK: Tool = Tool { program: "wrk", package: "wrk" };
 pub const NGINX: Tool = Tool { program: "nginx", package: "nginx" };
