@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use selvedge_lab::{AgentOptions, BOUND, Lab, Namespace, Server, eventually, trial_with};
 use socket2::{Domain, Socket, Type};
 
-use super::{DEAD, HOLE, LIVE, PATIENCE, Scene, Told, answers, held, told};
+use super::{DEAD, HOLE, LIVE, Scene, Told, answers, held, told};
 use crate::lab;
 
 pub fn trials() -> Vec<Trial> {
@@ -57,12 +57,17 @@ fn a_silent_server_holds_up_nobody_else(lab: &Lab) -> Result<()> {
     eventually("they wait", BOUND, || (held(&agents[0]).ok()? >= 200.0).then_some(()))?;
     for _ in 0..20 {
         let (live, dead) = ((scene.cart.ip(), LIVE).into(), (scene.cart.ip(), DEAD).into());
-        ensure!(told(&scene.web, live, PATIENCE) == Told::Connected, "a live port beside a silent one");
-        ensure!(told(&scene.web, dead, PATIENCE) == Told::Error(ErrorKind::ConnectionRefused), "a dead one");
+        // Less than a dial takes that nobody answers.
+        let soon = Duration::from_secs(8);
+        ensure!(told(&scene.web, live, soon) == Told::Connected, "a live port beside a silent one");
+        ensure!(told(&scene.web, dead, soon) == Told::Error(ErrorKind::ConnectionRefused), "a dead one");
     }
-    // Clients that give up leave nothing behind, long before their servers' time is up.
+    // Clients that give up leave nothing behind, before their server's time is up.
     drop(sockets);
-    eventually("nobody waits any more", Duration::from_secs(6), || (held(&agents[0]).ok()? == 0.0).then_some(()))?;
+    eventually("nobody waits any more", BOUND, || (held(&agents[0]).ok()? == 0.0).then_some(()))?;
+    agents[0].access_line("a client gave up", |line| {
+        line["detail"].as_str().is_some_and(|detail| detail.contains("the client gave it up"))
+    })?;
     ensure!(answers(&agents[0], "outbound", "connected")? >= 20.0);
     Ok(())
 }
