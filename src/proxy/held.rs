@@ -75,10 +75,10 @@ impl HeldSyns {
 
     /// Takes in a SYN that came out of a pod's queue.
     pub fn arrive(self: &Arc<Self>, pod: &PodUid, queue: &Arc<HoldQueue>, syn: WaitingSyn) -> Arrival {
+        let key = (pod.clone(), syn.direction);
+        let ends = ends(syn.client, syn.dialled);
         let mut table = self.lock();
-        let full = table.total >= self.most.in_all;
-        let of_pod = table.pods.entry((pod.clone(), syn.direction)).or_default();
-        if let Some(entry) = of_pod.get_mut(&ends(syn.client, syn.dialled)) {
+        if let Some(entry) = table.pods.get_mut(&key).and_then(|of_pod| of_pod.get_mut(&ends)) {
             let Some(waits) = &mut entry.waits else {
                 drop(table);
                 answer(queue, &syn, Answer::Connect);
@@ -94,13 +94,14 @@ impl HeldSyns {
             HoldDirection::Outbound => self.most.outbound,
             HoldDirection::Inbound => self.most.inbound,
         };
-        if full || of_pod.len() >= most {
+        if table.total >= self.most.in_all || table.pods.get(&key).is_some_and(|of_pod| of_pod.len() >= most) {
             drop(table);
             answer(queue, &syn, Answer::Connect);
             return Arrival::Overflow;
         }
         let (sender, accepted) = oneshot::channel();
-        of_pod.insert(ends(syn.client, syn.dialled), Entry { waits: Some((queue.clone(), syn)), accepted: sender });
+        let entry = Entry { waits: Some((queue.clone(), syn)), accepted: sender };
+        table.pods.entry(key).or_default().insert(ends, entry);
         table.count(1);
         drop(table);
         Arrival::First(HeldSyn {
