@@ -1,5 +1,7 @@
 //! Wires the rooms together, nothing else.
 
+#![forbid(unsafe_code)]
+
 mod dump;
 mod metrics;
 
@@ -84,6 +86,7 @@ async fn worker(
         source_ports: args.source_ports.clone(),
         node_netns,
         same_node: args.same_node,
+        tunnel_idle: args.tunnel_idle,
     };
     let proxy = Proxy::new(
         settings,

@@ -116,6 +116,12 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
 
+    /// A tunnel that a peer opened and that carries no connection is closed after so long. Peers close theirs earlier:
+    /// agents after five minutes.
+    #[arg(long, env = "SELVEDGE_TUNNEL_IDLE", value_name = "DURATION", default_value = "10m",
+          value_parser = parse_duration)]
+    pub tunnel_idle: Duration,
+
     /// Ports from which applications are dialled when they see the client's own address. Clients rarely choose the
     /// default ones; a port that a live connection holds is never taken.
     #[arg(long, env = "SELVEDGE_SOURCE_PORTS", value_name = "RANGES", default_value_t = PortRanges::default())]

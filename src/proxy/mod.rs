@@ -9,6 +9,8 @@
 //!
 //! Decisions are the model's; this room asks, dials and relays.
 
+#![forbid(unsafe_code)]
+
 mod accept;
 mod baggage;
 mod carry;
@@ -29,7 +31,7 @@ mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -75,6 +77,8 @@ pub struct ProxySettings {
     pub source_ports: PortRanges,
     pub node_netns: NetNs,
     pub same_node: SameNode,
+    /// A peer's tunnel without a connection in it is closed after so long.
+    pub tunnel_idle: Duration,
 }
 
 impl Proxy {

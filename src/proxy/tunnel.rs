@@ -21,8 +21,13 @@ use crate::transport::tls::{PeerInfo, Session};
 pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let Ok((stream, local)) = prepare(&pod, stream) else { return };
-    let session = match handshake(&proxy, &pod, stream, client, local).await {
-        Ok(session) => session,
+    let opened = handshake(&proxy, &pod, stream, client, local).await.and_then(|session| {
+        let place = proxy.limits.admit_tunnel(client.ip(), pod.uid());
+        let text = "too many tunnels of this peer with this pod, or in all; raise the descriptor limit of the agent";
+        Ok((session, place.ok_or_else(|| Failure::new(Reason::Limit, text))?))
+    });
+    let (session, _place) = match opened {
+        Ok(opened) => opened,
         Err(failure) => {
             let telemetry = proxy.telemetry.open(ConnectionInfo {
                 direction: Direction::Inbound,
@@ -55,7 +60,8 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
             tokio::task::spawn_local(flow.serve(request));
         }
     };
-    if let Err(error) = hbone::serve(session, ServerSettings::default(), flows, drain).await {
+    let settings = ServerSettings { idle: proxy.settings.tunnel_idle, ..ServerSettings::default() };
+    if let Err(error) = hbone::serve(session, settings, flows, drain).await {
         debug!(peer = %client, pod = %pod.captured.workload.name(), %error, "A tunnel ended with an error.");
     }
 }

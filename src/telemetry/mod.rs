@@ -11,6 +11,7 @@ mod catalogue;
 mod connection;
 mod log;
 mod metrics;
+mod seldom;
 mod series;
 
 pub use self::access_log::{AccessLog, AccessLogFormat, AccessLogWriter};
@@ -18,3 +19,4 @@ pub use self::catalogue::describe_metrics;
 pub use self::connection::{ConnectionInfo, ConnectionTelemetry, Direction, Party, Telemetry, Transport, Verdict};
 pub use self::log::{LogControl, LogError, LogFormat};
 pub use self::metrics::{Metrics, MetricsError, MetricsSettings};
+pub use self::seldom::Seldom;

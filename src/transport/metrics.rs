@@ -8,6 +8,7 @@ pub fn describe_metrics() {
     describe_gauge!(STREAMS, "HBONE streams open now, by role.");
     describe_counter!(REFUSED, "CONNECT requests refused by this side, by status.");
     describe_gauge!(WINDOWS, Unit::Bytes, "Receive windows granted to peers, in all.");
+    describe_gauge!(UNSENT, Unit::Bytes, "Bytes that tunnels have taken from connections and not sent yet, in all.");
     describe_counter!(POOLED, "Streams opened, by whether a pooled connection carried them (hit) or a new one (miss).");
 }
 
@@ -17,4 +18,5 @@ pub(super) const CONNECTIONS: &str = "selvedge_hbone_connections";
 pub(super) const STREAMS: &str = "selvedge_hbone_streams";
 pub(super) const REFUSED: &str = "selvedge_hbone_refused_total";
 pub(super) const WINDOWS: &str = "selvedge_hbone_window_bytes";
+pub(super) const UNSENT: &str = "selvedge_hbone_unsent_bytes";
 pub(super) const POOLED: &str = "selvedge_hbone_pool_opens_total";

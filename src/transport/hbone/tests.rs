@@ -287,6 +287,25 @@ async fn an_idle_connection_is_released_and_one_with_a_stream_is_not() {
 }
 
 #[tokio::test]
+async fn a_server_lets_a_connection_go_that_carries_nothing_for_long() {
+    let settings = ServerSettings { idle: Duration::from_millis(100), ..ServerSettings::default() };
+    let (served, (asked, mut ended)) = served_by(Node::new(), settings);
+    let flows = accept_all(asked);
+    let (mut send, driven) = served.raw_client().await;
+    let (_, stream) = send.send_request(head().request().unwrap(), false).unwrap();
+    until("the stream is accepted", || flows.lock().unwrap().len() == 1).await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), ended.recv()).await.is_err(),
+        "one with a stream was ended"
+    );
+    flows.lock().unwrap().clear();
+    // The client would keep it for ever: it still holds its end, and answers every PING.
+    tokio::time::timeout(Duration::from_secs(5), ended.recv()).await.expect("an idle tunnel stayed").unwrap().unwrap();
+    drop((send, stream));
+    driven.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_draining_server_takes_no_new_stream_and_finishes_the_old_ones() {
     let (served, (mut asked, mut ended)) = served();
     let pool = Pool::new(PoolSettings::default());
