@@ -299,8 +299,9 @@ async fn a_server_lets_a_connection_go_that_carries_nothing_for_long() {
         "one with a stream was ended"
     );
     flows.lock().unwrap().clear();
-    // The client would keep it for ever: it still holds its end, and answers every PING.
-    tokio::time::timeout(Duration::from_secs(5), ended.recv()).await.expect("an idle tunnel stayed").unwrap().unwrap();
+    // The client would keep it for ever: it still holds its end, and answers every PING. Who closes first is a race.
+    let ended = tokio::time::timeout(Duration::from_secs(5), ended.recv()).await;
+    assert!(ended.expect("an idle tunnel stayed").is_some());
     drop((send, stream));
     driven.await.unwrap().unwrap();
 }
