@@ -41,7 +41,7 @@ use crate::identity::Identities;
 use crate::mesh::balance::Balancer;
 use crate::model::Model;
 use crate::telemetry::Telemetry;
-use crate::transport::tls::Tls;
+use crate::transport::tls::{Offer, Tls};
 use pods::Pods;
 use source_ports::SourcePorts;
 
@@ -68,6 +68,8 @@ pub struct ProxySettings {
     pub cluster: String,
     pub source_ports: PortRanges,
     pub node_netns: NetNs,
+    /// What may carry connections between nodes.
+    pub tunnel: Offer,
 }
 
 impl Proxy {

@@ -20,8 +20,31 @@ use super::buffer::{self, SIZE};
 /// was cut for one that is complete. The option goes once both directions have closed in order.
 pub struct TcpEnd {
     stream: Arc<TcpStream>,
-    /// Waits for an error of the socket; made when first wanted.
-    failure: Option<Pin<Box<dyn Future<Output = io::Error> + Send>>>,
+    /// What was read from it before.
+    ahead: Bytes,
+    failure: Watch,
+}
+
+/// Waits for an error of a socket that nobody reads from; made when first polled.
+#[derive(Default)]
+pub struct Watch(Option<Pin<Box<dyn Future<Output = io::Error> + Send>>>);
+
+impl Watch {
+    pub fn poll(&mut self, cx: &mut Context<'_>, stream: &Arc<TcpStream>) -> Poll<io::Error> {
+        let failure = self.0.get_or_insert_with(|| {
+            let stream = stream.clone();
+            Box::pin(async move {
+                match stream.ready(Interest::ERROR).await {
+                    Ok(_) => match stream.take_error() {
+                        Ok(Some(error)) | Err(error) => error,
+                        Ok(None) => io::ErrorKind::ConnectionReset.into(),
+                    },
+                    Err(error) => error,
+                }
+            })
+        });
+        failure.as_mut().poll(cx)
+    }
 }
 
 impl TcpEnd {
@@ -29,20 +52,36 @@ impl TcpEnd {
     /// The kernel refused the option: the socket is broken already.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        Ok(Self { stream: Arc::new(stream), failure: None })
+        Ok(Self { stream: Arc::new(stream), ahead: Bytes::new(), failure: Watch::default() })
+    }
+
+    /// Gives back what was read from the socket already: it comes first.
+    #[must_use]
+    pub fn with_ahead(self, ahead: Bytes) -> Self {
+        Self { ahead, ..self }
     }
 
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
+
+    pub(in crate::transport) fn shared(&self) -> Arc<TcpStream> {
+        self.stream.clone()
+    }
 }
 
 impl End for TcpEnd {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         self.stream.poll_read_ready(cx)
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Option<Bytes>>> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(Ok(Some(self.ahead.split_to(limit.min(self.ahead.len())))));
+        }
         let limit = limit.min(SIZE);
         let mut data = Bytes::new();
         let outcome = self.stream.try_io(Interest::READABLE, || {
@@ -110,19 +149,7 @@ impl End for TcpEnd {
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let failure = self.failure.get_or_insert_with(|| {
-            let stream = self.stream.clone();
-            Box::pin(async move {
-                match stream.ready(Interest::ERROR).await {
-                    Ok(_) => match stream.take_error() {
-                        Ok(Some(error)) | Err(error) => error,
-                        Ok(None) => io::ErrorKind::ConnectionReset.into(),
-                    },
-                    Err(error) => error,
-                }
-            })
-        });
-        failure.as_mut().poll(cx)
+        self.failure.poll(cx, &self.stream)
     }
 
     fn finish(&mut self) {
@@ -132,6 +159,6 @@ impl End for TcpEnd {
 
     fn reset(&mut self) {
         // Closing it sends the reset, by the option that it has had from the start.
-        self.failure = None;
+        self.failure = Watch::default();
     }
 }
