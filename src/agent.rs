@@ -241,7 +241,7 @@ fn admin_settings(args: &AgentArgs) -> AdminSettings {
 /// Tunnels that wait for their next flow hold a descriptor each: an eighth of what connections may have, in all.
 fn fast_pool(connections: usize, threads: usize) -> fast::PoolSettings {
     let defaults = fast::PoolSettings::default();
-    let share = (connections / 4 / threads.max(1)).max(1);
+    let share = (connections / 8 / threads.max(1)).max(1);
     fast::PoolSettings { idle_total: defaults.idle_total.min(share), ..defaults }
 }
 

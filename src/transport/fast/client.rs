@@ -1,6 +1,7 @@
 use std::future::poll_fn;
 use std::io;
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::AlertDescription;
@@ -20,13 +21,17 @@ use crate::transport::tls::TlsError;
 pub struct Flow {
     lease: Lease,
     progress: Progress,
+    /// How much of the application's was sent before it was accepted, and how the application broke behind that.
+    said: usize,
+    broken: Option<io::Error>,
 }
 
 impl Flow {
     /// Carries the flow to its end. Its connection goes back to the pool, once it is fit for that.
     pub async fn carry(self, application: TcpEnd, control: &RelayControl) -> Ended {
-        let Self { mut lease, progress } = self;
-        let (ended, after) = carry(application, &mut lease.link, progress, Side::Client, control).await;
+        let Self { mut lease, progress, said, broken } = self;
+        control.sent.fetch_add(said as u64, Ordering::Relaxed);
+        let (ended, after) = carry(application, &mut lease.link, progress, broken, Side::Client, control).await;
         match after {
             After::Reusable => lease.give_back(),
             After::Unsettled(awaited) => drop(tokio::task::spawn_local(async move {
@@ -59,11 +64,14 @@ pub(super) async fn open(
     let mut opening = Opening { link: &mut lease.link, early, sent: 0, end_sent: false };
     let answer = match opening.begin(header) {
         Ok(()) => tokio::time::timeout(limit, poll_fn(|cx| opening.poll(cx))).await,
-        Err(error) => Ok(Err(Trouble::Link(error))),
+        Err(error) => Ok(Err(error)),
     };
-    let (end_sent, said) = (opening.end_sent, opening.sent > 0 || opening.end_sent);
+    let (end_sent, said) = (opening.end_sent, opening.sent);
     match answer {
-        Ok(Ok(Answer::Accepted)) => Ok(Flow { lease, progress: Progress { end_sent, ..Progress::default() } }),
+        Ok(Ok(Answer::Accepted)) => {
+            let progress = Progress { end_sent, ..Progress::default() };
+            Ok(Flow { lease, progress, said, broken: early.take_broken() })
+        }
         Ok(Ok(Answer::Refused(status))) => {
             if lease.link.has_unsent() {
                 // Too much was sent for what the peer reads behind a refusal at once.
@@ -74,8 +82,7 @@ pub(super) async fn open(
             Err(Unopened::Open(OpenError::Refused { status }))
         }
         Ok(Ok(Answer::Closed)) => Err(Unopened::Unprocessed("the peer closed the tunnel".to_owned())),
-        Ok(Err(Trouble::Application(error))) => Err(Unopened::Open(OpenError::Abandoned(error.into()))),
-        Ok(Err(Trouble::Link(error))) => Err(unopened(&error, said, lease.is_new())),
+        Ok(Err(error)) => Err(unopened(&error, said > 0 || end_sent, lease.is_new())),
         Err(_) => Err(Unopened::Open(OpenError::Timeout(limit))),
     }
 }
@@ -106,11 +113,6 @@ enum Answer {
     Closed,
 }
 
-enum Trouble {
-    Application(io::Error),
-    Link(io::Error),
-}
-
 impl Opening<'_> {
     fn begin(&mut self, header: &Header) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(96);
@@ -118,24 +120,19 @@ impl Opening<'_> {
         self.link.push(Kind::Open, &bytes)
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Trouble>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Answer>> {
         if self.early.is_silent() {
             // A request that is there already goes with the header.
-            self.early.look().map_err(Trouble::Application)?;
+            self.early.look();
         }
         loop {
             let sent = self.send(cx);
             // Also where sending failed: why may have come before.
             match self.poll_answer(cx) {
-                Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Trouble::Link(error))),
-                Poll::Pending => sent.map_err(Trouble::Link)?,
+                Poll::Pending => sent?,
+                answer => return answer,
             }
-            match self.early.poll_more(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Trouble::Application(error))),
-                Poll::Pending => return Poll::Pending,
-            }
+            ready!(self.early.poll_more(cx));
         }
     }
 

@@ -59,11 +59,12 @@ impl Progress {
 }
 
 /// Carries the bytes of one accepted flow between its application and its connection, as
-/// [`relay`](crate::transport::relay::relay) does between two ends.
+/// [`relay`](crate::transport::relay::relay) does between two ends. `broken` is how the application has ended already.
 pub async fn carry(
     application: TcpEnd,
     link: &mut Link,
     progress: Progress,
+    broken: Option<io::Error>,
     side: Side,
     control: &RelayControl,
 ) -> (Ended, After) {
@@ -72,11 +73,14 @@ pub async fn carry(
         Side::Server => (&control.received, &control.sent),
     };
     let mut carrier = Carrier { application, link, progress, outwards, inwards, finished: false };
-    let end = poll_fn(|cx| match control.poll_reset(cx) {
+    let carrying = poll_fn(|cx| match control.poll_reset(cx) {
         Poll::Ready(reason) => Poll::Ready(Err(Broken::Asked(reason))),
         Poll::Pending => carrier.poll(cx),
-    })
-    .await;
+    });
+    let end = match broken {
+        Some(error) => Err(Broken::Application(error)),
+        None => carrying.await,
+    };
     let after = carrier.conclude(&end);
     let (outcome, error) = match end {
         Ok(()) => (Outcome::Orderly, None),

@@ -25,7 +25,10 @@ pub struct Pool {
 
 #[derive(Clone, Debug)]
 pub struct PoolSettings {
-    /// Connections that wait for a flow: of one key, and in all.
+    /// Connections of one key, and in all. Flows beyond share one by HBONE.
+    pub most_per_key: usize,
+    pub most_total: usize,
+    /// Those of them that wait for a flow.
     pub idle_per_key: usize,
     pub idle_total: usize,
     /// One that no flow has wanted for so long is closed.
@@ -39,6 +42,8 @@ pub struct PoolSettings {
 impl Default for PoolSettings {
     fn default() -> Self {
         Self {
+            most_per_key: 256,
+            most_total: 2048,
             idle_per_key: 64,
             idle_total: 512,
             idle: Duration::from_secs(60),
@@ -54,7 +59,7 @@ pub type Dial = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Spoken, OpenEr
 /// How the peer is to be spoken to.
 pub enum Opened {
     Fast(Flow, Rc<PeerInfo>),
-    /// It speaks HBONE: perhaps on this connection, which was made to find that out.
+    /// By HBONE, perhaps on this connection, which was made to find that out.
     Hbone(Option<Session>),
 }
 
@@ -280,6 +285,11 @@ impl Inner {
                 }
                 waiting.close();
             }
+            let promised = entry.busy.len() + entry.asking.len();
+            let full = promised >= self.settings.most_per_key || *self.alive.borrow() >= self.settings.most_total;
+            if full && matches!(entry.speaks, Speaks::Fast) {
+                return Ok(Claimed::Hbone(None));
+            }
             let (sender, receiver) = oneshot::channel();
             entry.asking.push_back(sender);
             self.dial_for_those_who_ask(entry, dial);
@@ -290,7 +300,8 @@ impl Inner {
 
     fn dial_for_those_who_ask(self: &Rc<Self>, entry: &mut Entry, dial: &Dial) {
         // As long as nobody knows what the peer speaks, one finds out for all.
-        let wanted = if matches!(entry.speaks, Speaks::Fast) { entry.asking.len() } else { entry.asking.len().min(1) };
+        let most = if matches!(entry.speaks, Speaks::Fast) { MOST_DIALS } else { 1 };
+        let wanted = entry.asking.len().min(most);
         while entry.dialling < wanted {
             self.dial(entry, dial);
         }
@@ -483,4 +494,6 @@ async fn tidy(pool: Weak<Inner>) {
 }
 
 const TRIES: usize = 4;
+/// Handshakes with one peer at once: a quarter of what it admits.
+const MOST_DIALS: usize = 64;
 const TIDYING: Duration = Duration::from_secs(5);

@@ -10,7 +10,6 @@ use super::flow::{After, Progress, Side, carry, settle};
 use super::frame::Kind;
 use super::header::Header;
 use super::link::Link;
-use crate::transport::Permit;
 use crate::transport::hbone::Refusal;
 use crate::transport::metrics::{FAST_REFUSED, FastConnection};
 use crate::transport::relay::{Ended, RelayControl, TcpEnd};
@@ -18,15 +17,13 @@ use crate::transport::tls::{PeerInfo, Session};
 
 #[derive(Clone, Copy, Debug)]
 pub struct ServerSettings {
-    /// From the end of the TLS handshake to the first header.
-    pub first_request: Duration,
     /// A connection without a flow is closed after so long. Clients close theirs earlier.
     pub idle: Duration,
 }
 
 impl Default for ServerSettings {
     fn default() -> Self {
-        Self { first_request: Duration::from_secs(10), idle: Duration::from_secs(300) }
+        Self { idle: Duration::from_secs(300) }
     }
 }
 
@@ -34,7 +31,6 @@ impl Default for ServerSettings {
 pub struct Server {
     link: Link,
     peer: PeerInfo,
-    permit: Option<Permit>,
     settings: ServerSettings,
     /// What a client sent before it heard of a refusal may still come: so many bytes.
     discarding: Option<usize>,
@@ -44,8 +40,6 @@ pub struct Server {
 /// Why a connection took its last flow, other than in order.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    #[error("the peer did not send its first header within {0:?}")]
-    FirstRequest(Duration),
     #[error("the peer broke the protocol: {0}")]
     Protocol(#[from] ProtocolError),
     #[error("the tunnel's connection broke: {0}")]
@@ -54,9 +48,10 @@ pub enum ServerError {
 
 impl Server {
     pub fn new(session: Session<Link>, settings: ServerSettings) -> Self {
-        let Session { stream, peer, permit } = session;
+        // The handshake is over: a connection that was made ahead may wait for its first flow like for any other.
+        let Session { stream, peer, permit: _ } = session;
         let counted = FastConnection::begin("server");
-        Self { link: stream, peer, permit, settings, discarding: None, _counted: counted }
+        Self { link: stream, peer, settings, discarding: None, _counted: counted }
     }
 
     /// Waits for the next flow. `None` once the connection has been closed in order: by the client, because it was
@@ -68,16 +63,11 @@ impl Server {
         &mut self,
         mut drain: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Request<'_>>, ServerError> {
-        let first = self.permit.is_some();
-        let limit = if first { self.settings.first_request } else { self.settings.idle };
-        let mut late = pin!(tokio::time::sleep(limit));
+        let mut late = pin!(tokio::time::sleep(self.settings.idle));
         let mut checks = tokio::time::interval(CHECKING);
         let header = poll_fn(|cx| {
-            if drain.as_mut().poll(cx).is_ready() {
+            if drain.as_mut().poll(cx).is_ready() || late.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(None));
-            }
-            if late.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(if first { Err(ServerError::FirstRequest(limit)) } else { Ok(None) });
             }
             while checks.poll_tick(cx).is_ready() {
                 if !self.peer.is_current(SystemTime::now()) {
@@ -87,10 +77,7 @@ impl Server {
             self.poll_header(cx)
         });
         match header.await? {
-            Some(header) if self.peer.is_trusted(SystemTime::now()) => {
-                self.permit = None;
-                Ok(Some(Request { server: self, header }))
-            }
+            Some(header) if self.peer.is_trusted(SystemTime::now()) => Ok(Some(Request { server: self, header })),
             // A close that answers a header says that nobody has looked at it.
             Some(_) | None => Ok(None),
         }
@@ -169,7 +156,7 @@ impl Request<'_> {
     pub async fn accept(self, application: TcpEnd, control: &RelayControl) -> (Ended, After) {
         let link = &mut self.server.link;
         match link.push(Kind::Ok, &[]) {
-            Ok(()) => carry(application, link, Progress::default(), Side::Server, control).await,
+            Ok(()) => carry(application, link, Progress::default(), None, Side::Server, control).await,
             Err(error) => {
                 let outcome = crate::transport::relay::Outcome::ResetByDownstream;
                 (Ended { sent: 0, received: 0, outcome, error: Some(error) }, After::Spent)

@@ -356,8 +356,23 @@ async fn connections_that_the_server_closed_while_they_waited_are_passed_over() 
 async fn a_reset_is_carried_both_ways_behind_the_last_words_and_the_connection_lives() {
     local(async {
         let ((world, mut applications), pool) = (accepting(), World::pool());
-        for from_client in [true, false, true] {
-            let (client, ended) = Client::new().await.carried(&pool, &world).await;
+        for (from_client, early) in [(true, false), (false, false), (true, true), (true, false)] {
+            let mut client = Client::new().await;
+            if early {
+                // Before anybody has accepted.
+                client.application.write_all(b"last words").await.unwrap();
+                SockRef::from(&client.application).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(std::mem::replace(&mut client.application, tcp_pair().await.0));
+                let (_, ended) = client.carried(&pool, &world).await;
+                let mut got = Vec::new();
+                let mut server = applications.recv().await.unwrap();
+                assert_eq!(server.read_to_end(&mut got).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+                assert_eq!(got, b"last words");
+                assert_eq!(ended.await.unwrap().outcome, Outcome::ResetByDownstream);
+                quiet(&pool, 0).await;
+                continue;
+            }
+            let (client, ended) = client.carried(&pool, &world).await;
             let server = applications.recv().await.unwrap();
             let (mut one, mut other) = if from_client { (client, server) } else { (server, client) };
             one.write_all(b"last words").await.unwrap();
@@ -434,7 +449,7 @@ async fn frames_out_of_their_order_end_the_connection() {
         let (application, _other) = tcp_pair().await;
         let end = TcpEnd::new(application).unwrap();
         let control = RelayControl::default();
-        let (ended, after) = carry(end, &mut server.stream, Progress::default(), Side::Server, &control).await;
+        let (ended, after) = carry(end, &mut server.stream, Progress::default(), None, Side::Server, &control).await;
         assert_eq!((ended.outcome, after), (Outcome::ResetByDownstream, After::Spent), "{wrong:?}");
     }
 }
@@ -450,7 +465,7 @@ async fn an_end_without_a_close_is_a_reset() {
         let carried = async {
             let end = TcpEnd::new(application).unwrap();
             let control = RelayControl::default();
-            carry(end, &mut server.stream, Progress::default(), Side::Server, &control).await
+            carry(end, &mut server.stream, Progress::default(), None, Side::Server, &control).await
         };
         let leaving = async {
             let mut got = [0; 7];

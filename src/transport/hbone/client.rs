@@ -83,8 +83,6 @@ pub enum OpenError {
     Timeout(Duration),
     #[error("the tunnel broke before an answer came, with the first bytes of the application under way: {0}")]
     Lost(Arc<str>),
-    #[error("the application gave it up while its destination was asked: {0}")]
-    Abandoned(Arc<io::Error>),
 }
 
 impl OpenError {
@@ -96,7 +94,7 @@ impl OpenError {
     pub fn retry(&self) -> bool {
         match self {
             Self::Refused { status } => *status >= 500,
-            Self::Tls(TlsError::Own(_)) | Self::Lost(_) | Self::Abandoned(_) => false,
+            Self::Tls(TlsError::Own(_)) | Self::Lost(_) => false,
             Self::Connect(_) | Self::Tls(_) | Self::Broken(_) | Self::Timeout(_) => true,
         }
     }
@@ -107,7 +105,7 @@ impl OpenError {
         match self {
             Self::Broken(_) => true,
             Self::Connect(cause) | Self::Tls(TlsError::Io(cause)) => cause.kind() != io::ErrorKind::TimedOut,
-            Self::Refused { .. } | Self::Tls(_) | Self::Timeout(_) | Self::Lost(_) | Self::Abandoned(_) => false,
+            Self::Refused { .. } | Self::Tls(_) | Self::Timeout(_) | Self::Lost(_) => false,
         }
     }
 }

@@ -22,6 +22,8 @@ pub struct TcpEnd {
     stream: Arc<TcpStream>,
     /// What was read from it before.
     ahead: Bytes,
+    /// What the socket said behind that.
+    broken: Option<io::Error>,
     failure: Watch,
 }
 
@@ -52,13 +54,13 @@ impl TcpEnd {
     /// The kernel refused the option: the socket is broken already.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        Ok(Self { stream: Arc::new(stream), ahead: Bytes::new(), failure: Watch::default() })
+        Ok(Self { stream: Arc::new(stream), ahead: Bytes::new(), broken: None, failure: Watch::default() })
     }
 
-    /// Gives back what was read from the socket already: it comes first.
+    /// Gives back what was read from the socket already, and how it broke then: that comes first.
     #[must_use]
-    pub fn with_ahead(self, ahead: Bytes) -> Self {
-        Self { ahead, ..self }
+    pub fn with_ahead(self, (ahead, broken): (Bytes, Option<io::Error>)) -> Self {
+        Self { ahead, broken, ..self }
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -72,7 +74,7 @@ impl TcpEnd {
 
 impl End for TcpEnd {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
+        if !self.ahead.is_empty() || self.broken.is_some() {
             return Poll::Ready(Ok(()));
         }
         self.stream.poll_read_ready(cx)
@@ -81,6 +83,9 @@ impl End for TcpEnd {
     fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Option<Bytes>>> {
         if !self.ahead.is_empty() {
             return Poll::Ready(Ok(Some(self.ahead.split_to(limit.min(self.ahead.len())))));
+        }
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Err(error));
         }
         let limit = limit.min(SIZE);
         let mut data = Bytes::new();
