@@ -85,6 +85,7 @@ async fn worker(
         source_ports: args.source_ports.clone(),
         node_netns,
         tunnel: args.tunnel.offer(),
+        same_node: args.same_node,
     };
     let proxy = Proxy::new(
         settings,

@@ -48,7 +48,7 @@ impl Dump for AgentDump {
     fn dump(&self) -> Value {
         let pools = self.pools();
         let connections = self.proxy.connections.all();
-        // Taken under the lock, which connections wait for, and written out after it.
+        // All from one version of the model.
         let (names, mut workloads, mut services, policies) = {
             let state = self.proxy.model.read();
             let name_of = |uid: &PodUid| Some((uid.clone(), state.mesh.workload(uid)?.name().clone()));

@@ -3,15 +3,28 @@ use tokio::net::TcpStream;
 use super::connections::Connection;
 use super::failure::Failure;
 use crate::mesh::Reason;
-use crate::transport::relay::{Ended, Outcome, TcpEnd, relay};
+use crate::transport::relay::{Ended, Outcome, TcpEnd, join, relay};
 use crate::transport::{fast, hbone};
 
-/// Relays between two sockets, and records how it went.
+/// Joins two sockets, and records how it went.
 pub async fn plain(connection: &Connection, downstream: TcpEnd, upstream: TcpStream) {
-    connection.connected();
+    between(&[connection], downstream, upstream).await;
+}
+
+/// Joins the sockets of two pods of this node, and records how it went for either side.
+pub async fn same_node(outbound: &Connection, inbound: &Connection, downstream: TcpEnd, upstream: TcpStream) {
+    between(&[outbound, inbound], downstream, upstream).await;
+}
+
+async fn between(sides: &[&Connection], downstream: TcpEnd, upstream: TcpStream) {
+    sides.iter().for_each(|side| side.connected());
     match TcpEnd::new(upstream) {
-        Ok(upstream) => connection.ended(&relay(downstream, upstream, &connection.control).await),
-        Err(cause) => connection.failed(&broken(&cause)),
+        Ok(upstream) => {
+            let controls: Vec<_> = sides.iter().map(|side| &side.control).collect();
+            let ended = join(downstream, upstream, &controls).await;
+            sides.iter().for_each(|side| side.ended(&ended));
+        }
+        Err(cause) => sides.iter().for_each(|side| side.failed(&broken(&cause))),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext.
+//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext, and both at once where the
+//! two pods are this node's (`same_node`).
 //!
 //! | listener | what arrives | file |
 //! | --- | --- | --- |
@@ -21,11 +22,13 @@ mod plaintext;
 mod pods;
 mod recheck;
 mod resolve;
+mod same_node;
 mod source_ports;
 mod tunnel;
 mod workers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -33,6 +36,7 @@ use tokio::sync::watch;
 pub use connections::{Connection, ConnectionStatus, Connections};
 pub use limits::Limits;
 pub use recheck::follow;
+pub use same_node::SameNode;
 pub use source_ports::PortRanges;
 pub use workers::Workers;
 
@@ -55,10 +59,12 @@ pub struct Proxy {
     pub limits: Limits,
     pub workers: Workers,
     settings: ProxySettings,
-    balancer: Mutex<Balancer>,
+    balancer: Balancer,
     source_ports: Arc<SourcePorts>,
     pods: Pods,
     draining: watch::Sender<bool>,
+    /// Counts the pods whose listeners were dealt to threads.
+    accepting: AtomicUsize,
 }
 
 /// What does not change while the agent runs.
@@ -70,6 +76,7 @@ pub struct ProxySettings {
     pub node_netns: NetNs,
     /// What may carry connections between nodes.
     pub tunnel: Offer,
+    pub same_node: SameNode,
 }
 
 impl Proxy {
@@ -94,9 +101,10 @@ impl Proxy {
             limits,
             workers,
             settings,
-            balancer: Mutex::default(),
+            balancer: Balancer::default(),
             pods: Pods::default(),
             draining: watch::Sender::new(false),
+            accepting: AtomicUsize::new(0),
         })
     }
 
@@ -111,8 +119,8 @@ impl Proxy {
         self.balancer().expire(Instant::now());
     }
 
-    fn balancer(&self) -> MutexGuard<'_, Balancer> {
-        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn balancer(&self) -> &Balancer {
+        &self.balancer
     }
 }
 

@@ -19,7 +19,7 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
     let Ok((stream, to)) = prepare(&pod, stream) else { return };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
-    let _accepted = proxy.source_ports.note(client, to);
+    let accepted = proxy.source_ports.note(client, to);
     let (source, service) = {
         let state = proxy.model.read();
         let service = state.mesh.services_at(to).next().cloned();
@@ -56,6 +56,8 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
         },
         Err(failure) => connection.failed(&failure),
     }
+    // Before it goes off the list of connections: what is not listed holds no port.
+    drop(accepted);
 }
 
 async fn admit(arrival: &Arrival<'_>, connection: &Connection) -> Result<(TcpStream, Held), Failure> {

@@ -17,6 +17,9 @@ pub const IPTABLES: Tool = Tool { program: "iptables-restore", package: "iptable
 pub const IPROUTE2: Tool = Tool { program: "ip", package: "iproute2" };
 pub const CURL: Tool = Tool { program: "curl", package: "curl" };
 pub const NETCAT: Tool = Tool { program: "nc", package: "netcat-openbsd" };
+pub const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
+pub const WRK: Tool = Tool { program: "wrk", package: "wrk" };
+pub const NGINX: Tool = Tool { program: "nginx", package: "nginx" };
 
 /// Installs what is missing where that is possible, else says what to type.
 pub fn require(tools: &[&Tool]) -> Result<()> {
@@ -66,6 +69,8 @@ fn advice(debian: bool, packages: &str) -> String {
 fn apt_get(apt: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(apt);
     command.arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    // A package that brings a service (nginx) leaves it alone: invoke-rc.d starts nothing in runlevel 1.
+    command.env("RUNLEVEL", "1");
     // Standard output belongs to whoever asked for JSON.
     let output = command.stdin(Stdio::null()).output().context("cannot run apt-get")?;
     if !output.status.success() {

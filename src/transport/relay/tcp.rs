@@ -63,6 +63,11 @@ impl TcpEnd {
         Self { ahead, broken, ..self }
     }
 
+    /// Whether something comes before what is in the socket.
+    pub(super) fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty() || self.broken.is_some()
+    }
+
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
@@ -70,37 +75,43 @@ impl TcpEnd {
     pub(in crate::transport) fn shared(&self) -> Arc<TcpStream> {
         self.stream.clone()
     }
+
+    /// Reads what is there; 0 once the other side has closed in order.
+    pub(super) fn try_read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if !self.ahead.is_empty() {
+            let count = into.len().min(self.ahead.len());
+            self.ahead.split_to(count).copy_to_slice(&mut into[..count]);
+            return Ok(count);
+        }
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        let mut count = 0;
+        let outcome = self.stream.try_io(Interest::READABLE, || {
+            count = loop {
+                match nix::unistd::read(&*self.stream, &mut *into) {
+                    Err(Errno::EINTR) => {}
+                    other => break other?,
+                }
+            };
+            // A short read emptied the socket: saying so now saves the read that would find nothing.
+            if count > 0 && count < into.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if count > 0 { Ok(count) } else { outcome.map(|()| 0) }
+    }
 }
 
 impl End for TcpEnd {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() || self.broken.is_some() {
+        if self.has_ahead() {
             return Poll::Ready(Ok(()));
         }
         self.stream.poll_read_ready(cx)
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Option<Bytes>>> {
-        if !self.ahead.is_empty() {
-            return Poll::Ready(Ok(Some(self.ahead.split_to(limit.min(self.ahead.len())))));
-        }
-        if let Some(error) = self.broken.take() {
-            return Poll::Ready(Err(error));
-        }
-        let limit = limit.min(SIZE);
         let mut data = Bytes::new();
-        let outcome = self.stream.try_io(Interest::READABLE, || {
-            data = buffer::read_with(limit, |into| {
-                loop {
-                    match nix::unistd::read(&*self.stream, into) {
-                        Err(Errno::EINTR) => {}
-                        other => break other.map_err(io::Error::from),
-                    }
-                }
-            })?;
-            // A short read emptied the socket: saying so now saves the read that would find nothing.
-            if !data.is_empty() && data.len() < limit { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
+        let outcome = buffer::read_with(limit, |into| self.try_read(into)).map(|read| data = read);
         match outcome {
             _ if !data.is_empty() => Poll::Ready(Ok(Some(data))),
             Ok(()) => Poll::Ready(Ok(None)),
