@@ -11,6 +11,7 @@ use crate::capture::{BackEnd, Mode};
 use crate::mesh::TrustDomain;
 use crate::proxy::{PortRanges, SameNode};
 use crate::telemetry::{AccessLogFormat, LogFormat};
+use crate::transport::tls::Offer;
 
 /// Run the agent of one node: capture the traffic of its joined pods, carry it to other nodes over mutual TLS, and
 /// decide who may talk to whom.
@@ -108,6 +109,11 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_KEEP_CAPTURE")]
     pub keep_capture: bool,
 
+    /// What carries connections between nodes. `auto` takes the fast tunnel where both sides speak it, and HBONE with
+    /// everybody else.
+    #[arg(long, env = "SELVEDGE_TUNNEL", value_enum, value_name = "HOW", default_value_t = TunnelChoice::Auto)]
+    pub tunnel: TunnelChoice,
+
     /// Threads that carry connections. Default: one a core.
     #[arg(long, env = "SELVEDGE_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -143,6 +149,21 @@ pub enum CaptureChoice {
     Auto,
     Tproxy,
     Redirect,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TunnelChoice {
+    Auto,
+    Hbone,
+}
+
+impl TunnelChoice {
+    pub fn offer(self) -> Offer {
+        match self {
+            Self::Auto => Offer::Both,
+            Self::Hbone => Offer::Hbone,
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -66,15 +66,15 @@ impl Limits {
 }
 
 impl Limits {
-    /// A place for one more tunnel of `peer` with a pod of ours; `None` when the pair has its fill, or when there are
-    /// as many as connections may be and the pod has its share of them.
-    pub fn admit_tunnel(&self, peer: IpAddr, pod: &PodUid) -> Option<TunnelPlace> {
+    /// A place for one more tunnel of `peer` with a pod of ours; `None` when the pair has `most` of them, or when there
+    /// are as many as connections may be and the pod has its share of them.
+    pub fn admit_tunnel(&self, peer: IpAddr, pod: &PodUid, most: usize) -> Option<TunnelPlace> {
         let mut tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = (peer, pod.clone());
         let held_by_pair = tunnels.pairs.get(&pair).copied().unwrap_or_default();
         let held_by_pod = tunnels.pods.get(pod).copied().unwrap_or_default();
         let pods = self.pods.load(Ordering::Relaxed);
-        if held_by_pair >= MOST_TUNNELS_A_PAIR || !share_admits(self.total, tunnels.total, held_by_pod, pods) {
+        if held_by_pair >= most || !share_admits(self.total, tunnels.total, held_by_pod, pods) {
             return None;
         }
         tunnels.total += 1;
@@ -109,8 +109,6 @@ fn share_admits(total: usize, held: usize, held_by_pod: usize, pods: usize) -> b
     held < total - total / 5 || held_by_pod < total / pods.max(1)
 }
 
-/// A peer needs one tunnel for a hundred connections, and one more for each of its threads.
-const MOST_TUNNELS_A_PAIR: usize = 256;
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 const RESERVED_DESCRIPTORS: u64 = 512;
 const MOST_CONNECTIONS: usize = 1_000_000;
@@ -129,21 +127,22 @@ mod tests {
 
     #[test]
     fn tunnels_are_bounded_by_pair_by_pod_and_in_all_and_their_places_come_back() {
+        const MOST: usize = 256;
         let [near, far]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
         let [web, cart] = ["web", "cart"].map(PodUid::new);
         let limits = Limits::new(10_000, Arc::default());
-        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(near, &web)).collect();
-        assert_eq!(held.len(), MOST_TUNNELS_A_PAIR, "one peer with one pod");
-        assert!(limits.admit_tunnel(near, &cart).is_some(), "the same peer with another pod");
-        assert!(limits.admit_tunnel(far, &web).is_some(), "another peer with the same pod");
+        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(near, &web, MOST)).collect();
+        assert_eq!(held.len(), MOST, "one peer with one pod");
+        assert!(limits.admit_tunnel(near, &cart, MOST).is_some(), "the same peer with another pod");
+        assert!(limits.admit_tunnel(far, &web, MOST).is_some(), "another peer with the same pod");
         drop(held);
-        assert!(limits.admit_tunnel(near, &web).is_some(), "a place that was given back stayed taken");
+        assert!(limits.admit_tunnel(near, &web, MOST).is_some(), "a place that was given back stayed taken");
 
         let limits = Limits::new(100, Arc::default());
         limits.set_pods(2);
-        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(near, &web)).collect();
+        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(near, &web, MOST)).collect();
         assert_eq!(held.len(), 80, "one pod leaves a fifth to the others");
-        let others: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(far, &cart)).collect();
+        let others: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(far, &cart, MOST)).collect();
         assert_eq!(others.len(), 20, "the whole is the whole");
     }
 

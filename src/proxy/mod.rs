@@ -47,7 +47,7 @@ use crate::identity::Identities;
 use crate::mesh::balance::Balancer;
 use crate::model::Model;
 use crate::telemetry::Telemetry;
-use crate::transport::tls::Tls;
+use crate::transport::tls::{Offer, Tls};
 use pods::Pods;
 use source_ports::SourcePorts;
 
@@ -76,6 +76,8 @@ pub struct ProxySettings {
     pub cluster: String,
     pub source_ports: PortRanges,
     pub node_netns: NetNs,
+    /// What may carry connections between nodes.
+    pub tunnel: Offer,
     pub same_node: SameNode,
     /// A peer's tunnel without a connection in it is closed after so long.
     pub tunnel_idle: Duration,

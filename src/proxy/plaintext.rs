@@ -12,6 +12,7 @@ use super::source_ports::Held;
 use super::{Proxy, carry, dial};
 use crate::capture::sock_diag;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::relay::TcpEnd;
 
 /// The life of one plaintext connection to a joined pod.
 pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
@@ -49,7 +50,10 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
     match upstream {
-        Ok((upstream, _held)) => carry::plain(&connection, stream, upstream).await,
+        Ok((upstream, _held)) => match TcpEnd::new(stream) {
+            Ok(stream) => carry::plain(&connection, stream, upstream).await,
+            Err(cause) => connection.failed(&carry::broken(&cause)),
+        },
         Err(failure) => connection.failed(&failure),
     }
     // Before it goes off the list of connections: what is not listed holds no port.

@@ -416,7 +416,9 @@ fn silent_connections_live_for_long(lab: &Lab) -> Result<()> {
     }
     // The tunnel that carries it counts as used: only one without streams is ever let go.
     let streams = |agent: &Agent| -> Result<f64> { Ok(agent.metrics()?.sum("selvedge_hbone_streams", &[])) };
-    ensure!(streams(&agents[0])? == 1.0 && streams(&agents[1])? == 1.0);
+    if crate::tunnel() == "hbone" {
+        ensure!(streams(&agents[0])? == 1.0 && streams(&agents[1])? == 1.0);
+    }
     silent.write_all(b"later")?;
     silent.read_exact(&mut [0; 5])?;
     Ok(())

@@ -11,7 +11,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::window::{WindowBudget, Windows};
 use crate::transport::metrics::{CONNECTIONS, STREAMS};
-use crate::transport::tls::TlsStreamOfTcp;
+use crate::transport::tls::TlsStream;
 
 /// What the flows of one connection share with the task that drives it.
 pub(super) struct Shared {
@@ -181,7 +181,7 @@ pub(super) trait Driven {
     fn set_windows(&mut self, stream: u32, connection: u32);
 }
 
-impl Driven for h2::client::Connection<TlsStreamOfTcp, Bytes> {
+impl Driven for h2::client::Connection<TlsStream, Bytes> {
     fn ping_pong(&mut self) -> Option<PingPong> {
         self.ping_pong()
     }
@@ -193,7 +193,7 @@ impl Driven for h2::client::Connection<TlsStreamOfTcp, Bytes> {
     }
 }
 
-impl Driven for h2::server::Connection<TlsStreamOfTcp, Bytes> {
+impl Driven for h2::server::Connection<TlsStream, Bytes> {
     fn ping_pong(&mut self) -> Option<PingPong> {
         self.ping_pong()
     }

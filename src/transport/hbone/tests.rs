@@ -613,9 +613,9 @@ async fn a_server_that_does_not_believe_the_client_says_so_before_anything_is_se
     stranger.ca.reload().unwrap();
     let (client, server) = tcp_pair().await;
     let (tls, a, b) = (served.node.tls.clone(), id("a"), id("b"));
-    let accepted = tokio::spawn(async move { tls.accept(server, &id("b")).await.err().unwrap() });
+    let accepted = tokio::spawn(async move { tls.accept_hbone(server, &id("b")).await.err().unwrap() });
     let pool = Pool::new(PoolSettings::default());
-    let dial = async { Ok(stranger.tls.connect(client, &a, &b).await?) };
+    let dial = async { Ok(stranger.tls.connect_hbone(client, &a, &b).await?) };
     let error = pool.open(&key("client"), &head(), dial).await.err().unwrap();
     assert!(error.retry(), "{error}");
     assert_eq!(accepted.await.unwrap().code(), "unknown-issuer");
