@@ -83,6 +83,7 @@ async fn worker(
         cluster: args.cluster.clone(),
         source_ports: args.source_ports.clone(),
         node_netns,
+        same_node: args.same_node,
     };
     let proxy = Proxy::new(
         settings,

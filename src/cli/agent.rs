@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Failure;
 use crate::capture::{BackEnd, Mode};
 use crate::mesh::TrustDomain;
-use crate::proxy::PortRanges;
+use crate::proxy::{PortRanges, SameNode};
 use crate::telemetry::{AccessLogFormat, LogFormat};
 
 /// Run the agent of one node: capture the traffic of its joined pods, carry it to other nodes over mutual TLS, and
@@ -27,7 +27,7 @@ pub struct AgentArgs {
     pub node: String,
 
     /// A folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node, ServiceCIDR,
-    /// AuthorizationPolicy, PeerAuthentication. Other kinds are passed over.
+    /// AuthorizationPolicy, PeerAuthentication, NetworkPolicy and those of CNIs. Other kinds are passed over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
 
@@ -120,6 +120,11 @@ pub struct AgentArgs {
     /// default ones; a port that a live connection holds is never taken.
     #[arg(long, env = "SELVEDGE_SOURCE_PORTS", value_name = "RANGES", default_value_t = PortRanges::default())]
     pub source_ports: PortRanges,
+
+    /// What carries a connection between two pods of this node. Directly only where no NetworkPolicy selects either and
+    /// no waypoint stands between; else through the tunnel.
+    #[arg(long, env = "SELVEDGE_SAME_NODE", value_enum, value_name = "HOW", default_value_t = SameNode::Direct)]
+    pub same_node: SameNode,
 
     /// How long a metric series without news is kept.
     #[arg(long, env = "SELVEDGE_METRICS_IDLE", value_name = "DURATION", default_value = "15m",

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::claims::Claims;
+use super::network_policy::NetworkPolicies;
 use super::ranges::Ranges;
 use super::shared_map::SharedMap;
 use super::{
     AddressScope, Destination, Namespace, NamespacedName, Node, PodUid, Service, ServiceDestination, TrustDomain,
-    Workload,
+    Waypoint, Workload,
 };
 pub use object::{Change, Delta, Object, ObjectKind, ObjectRef};
 use slices::{Endpoints, Slice};
@@ -50,6 +51,7 @@ pub struct Mesh {
     repeated: SharedMap<(SocketAddr, NamespacedName), usize>,
     service_cidrs: SharedMap<Arc<str>, Vec<IpNet>>,
     local_addresses: Arc<HashSet<IpAddr>>,
+    network_policies: NetworkPolicies,
 }
 
 /// What holds for the whole mesh and does not change while the agent runs.
@@ -84,6 +86,7 @@ impl Mesh {
             repeated: SharedMap::default(),
             service_cidrs: SharedMap::default(),
             local_addresses: Arc::default(),
+            network_policies: NetworkPolicies::default(),
         }
     }
 
@@ -99,6 +102,7 @@ impl Mesh {
             Delta::Apply(Object::Service(service)) => self.apply_service(service),
             Delta::Apply(Object::EndpointSlice(slice)) => self.apply_slice(&slice),
             Delta::Apply(Object::ServiceCidr { name, cidrs }) => self.set_service_cidrs(&name, cidrs),
+            Delta::Apply(Object::NetworkPolicy(policy)) => self.set_network_policy(&policy.name, Some(policy.selects)),
             Delta::Delete(object) => self.delete(&object),
         }
     }
@@ -201,6 +205,21 @@ impl Mesh {
         self.node_addresses.contains_key(&ip) || self.local_addresses.contains(&ip)
     }
 
+    /// Whether somebody else's policy stands at the pod's interface, so that its traffic must cross it.
+    pub fn is_under_network_policy(&self, pod: &PodUid) -> bool {
+        self.network_policies.selects(pod)
+    }
+
+    /// Whether connections to the pod's address go through a waypoint in a process of its own: the pod's, its
+    /// namespace's, or that of a Service that leads there.
+    pub fn has_gateway(&self, workload: &Workload, addr: SocketAddr) -> bool {
+        let own = workload.pod.settings.waypoint.as_ref();
+        let of_namespace = || self.namespaces.get(&workload.name().namespace)?.settings.waypoint.as_ref();
+        let of_service = |name: &NamespacedName| self.services.get(name)?.settings.waypoint.as_ref();
+        let mut all = own.or_else(of_namespace).into_iter().chain(self.services_at(addr).filter_map(of_service));
+        all.any(|waypoint| matches!(waypoint, Waypoint::Gateway(_)))
+    }
+
     pub fn scope(&self, ip: IpAddr) -> AddressScope {
         if self.ranges.contains(ip.to_canonical()) { AddressScope::Cluster } else { AddressScope::Outside }
     }
@@ -216,6 +235,7 @@ impl Mesh {
             ObjectKind::Service => self.remove_service(&object.name),
             ObjectKind::EndpointSlice => self.remove_slice(&object.name),
             ObjectKind::ServiceCidr => self.set_service_cidrs(&object.name.name, Vec::new()),
+            ObjectKind::NetworkPolicy => self.set_network_policy(&object.name, None),
         }
     }
 

@@ -4,16 +4,27 @@ use super::connections::Connection;
 use super::failure::Failure;
 use crate::mesh::Reason;
 use crate::transport::hbone::Flow;
-use crate::transport::relay::{Outcome, TcpEnd, relay};
+use crate::transport::relay::{Outcome, TcpEnd, join, relay};
 
-/// Relays between two sockets, and records how it went.
+/// Joins two sockets, and records how it went.
 pub async fn plain(connection: &Connection, downstream: TcpStream, upstream: TcpStream) {
-    connection.connected();
+    between(&[connection], downstream, upstream).await;
+}
+
+/// Joins the sockets of two pods of this node, and records how it went for either side.
+pub async fn same_node(outbound: &Connection, inbound: &Connection, downstream: TcpStream, upstream: TcpStream) {
+    between(&[outbound, inbound], downstream, upstream).await;
+}
+
+async fn between(sides: &[&Connection], downstream: TcpStream, upstream: TcpStream) {
+    sides.iter().for_each(|side| side.connected());
     match (TcpEnd::new(downstream), TcpEnd::new(upstream)) {
         (Ok(downstream), Ok(upstream)) => {
-            connection.ended(&relay(downstream, upstream, &connection.control).await);
+            let controls: Vec<_> = sides.iter().map(|side| &side.control).collect();
+            let ended = join(downstream, upstream, &controls).await;
+            sides.iter().for_each(|side| side.ended(&ended));
         }
-        (Err(cause), _) | (_, Err(cause)) => connection.failed(&broken(&cause)),
+        (Err(cause), _) | (_, Err(cause)) => sides.iter().for_each(|side| side.failed(&broken(&cause))),
     }
 }
 

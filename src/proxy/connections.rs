@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -43,6 +43,8 @@ pub struct Connection {
     pub control: RelayControl,
     pub telemetry: ConnectionTelemetry,
     exempt: AtomicBool,
+    /// The pod of this node that it comes from without a tunnel; inbound only.
+    neighbour: OnceLock<PodUid>,
 }
 
 /// What a connection is registered with.
@@ -74,6 +76,7 @@ impl Connections {
             control: RelayControl::default(),
             telemetry: telemetry.open(opening.info),
             exempt: AtomicBool::new(false),
+            neighbour: OnceLock::new(),
         });
         let mut live = self.lock();
         live.by_pod.entry(connection.pod.clone()).or_default().insert(connection.id, connection.clone());
@@ -177,6 +180,15 @@ impl Connection {
     /// Says that policy has no word in it: a probe of the node.
     pub fn exempt(&self) {
         self.exempt.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that it comes from a pod of this node, and through no tunnel.
+    pub fn comes_from(&self, neighbour: &PodUid) {
+        let _ = self.neighbour.set(neighbour.clone());
+    }
+
+    pub fn neighbour(&self) -> Option<&PodUid> {
+        self.neighbour.get()
     }
 
     pub fn is_exempt(&self) -> bool {

@@ -1,4 +1,5 @@
-//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext.
+//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext, and both at once where the
+//! two pods are this node's (`same_node`).
 //!
 //! | listener | what arrives | file |
 //! | --- | --- | --- |
@@ -21,11 +22,13 @@ mod plaintext;
 mod pods;
 mod recheck;
 mod resolve;
+mod same_node;
 mod source_ports;
 mod tunnel;
 mod workers;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -33,6 +36,7 @@ use tokio::sync::watch;
 pub use connections::{Connection, ConnectionStatus, Connections};
 pub use limits::Limits;
 pub use recheck::follow;
+pub use same_node::SameNode;
 pub use source_ports::PortRanges;
 pub use workers::Workers;
 
@@ -59,6 +63,8 @@ pub struct Proxy {
     source_ports: Arc<SourcePorts>,
     pods: Pods,
     draining: watch::Sender<bool>,
+    /// Counts the pods whose listeners were dealt to threads.
+    accepting: AtomicUsize,
 }
 
 /// What does not change while the agent runs.
@@ -68,6 +74,7 @@ pub struct ProxySettings {
     pub cluster: String,
     pub source_ports: PortRanges,
     pub node_netns: NetNs,
+    pub same_node: SameNode,
 }
 
 impl Proxy {
@@ -95,6 +102,7 @@ impl Proxy {
             balancer: Balancer::default(),
             pods: Pods::default(),
             draining: watch::Sender::new(false),
+            accepting: AtomicUsize::new(0),
         })
     }
 

@@ -10,6 +10,7 @@ use super::connections::{Connection, Opening};
 use super::failure::Failure;
 use super::pods::ServedPod;
 use super::resolve::resolve;
+use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
 use super::{Proxy, carry, dial};
 use crate::capture::socket;
@@ -54,6 +55,9 @@ pub async fn serve(
             Way::Tunnel(flow) => {
                 carry::into_tunnel(&connection, stream, flow, || attempt.denied_now()).await;
             }
+            Way::SameNode(reached) => {
+                carry::same_node(&connection, &reached.inbound, stream, reached.stream).await;
+            }
             Way::Plain(upstream) => carry::plain(&connection, stream, upstream).await,
         },
         // `stream` is dropped with SO_LINGER {1,0}: the client sees a reset.
@@ -76,6 +80,7 @@ struct Upstream<'a> {
 
 enum Way {
     Tunnel(Flow),
+    SameNode(Reached),
     Plain(TcpStream),
 }
 
@@ -174,7 +179,10 @@ impl<'a> Attempt<'a> {
         self.connection.telemetry.amend(|info| info.destination = Party::of(to, workload));
         match Path::between(&self.pod.captured.workload, workload, to.port()) {
             Path::Plain(_) => self.plain(to).await,
-            Path::Tunnel { own, wanted } => self.tunnel(workload, &own, &wanted, to).await,
+            Path::Tunnel { own, wanted } => match self.neighbour(workload, to) {
+                Some(neighbour) => neighbour.reach(self.connection, &own).await.map(Way::SameNode),
+                None => self.tunnel(workload, &own, &wanted, to).await,
+            },
             Path::Refused(reason, text) => {
                 // A peer that cannot prove who it is may be passed over; a source that cannot finds no other.
                 let retry = reason == Reason::Tls;
@@ -202,6 +210,12 @@ impl<'a> Attempt<'a> {
         });
         let stream = dial::from_pod(self.pod, self.own_address(to), to).await;
         stream.map(Way::Plain).map_err(|cause| Failure::connect(&to.to_string(), &cause))
+    }
+
+    /// The destination, where it is a pod of this node that may be reached without a tunnel.
+    fn neighbour(&self, workload: &Workload, to: SocketAddr) -> Option<Neighbour<'a>> {
+        let client = SocketAddr::new(self.own_address(to)?, self.connection.source.port());
+        Neighbour::find(self.proxy, self.pod, client, workload, to)
     }
 
     async fn tunnel(

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::info;
 
+use super::failure::Failure;
 use super::inbound::{allowed, decide};
+use super::same_node::{NO_LONGER, may_join};
 use super::{Connection, Connections, Proxy};
 use crate::mesh::{Mesh, PodUid, Reason};
 use crate::model::Step;
@@ -41,12 +43,18 @@ fn end_if_gone(proxy: &Proxy, uid: &PodUid) {
 }
 
 /// The live connections that a step may have another decision for: those to a pod that changed, to an endpoint whose
-/// Services are others now, and to pods that a changed policy stands over. Who connects has no part in it: what a
-/// source proved holds for as long as its connection does.
+/// Services are others now, and to pods that a changed policy stands over. Who connects has a part in it only where it
+/// does so from this node and through no tunnel: else, what a source proved holds for as long as its connection does.
 fn affected(connections: &Connections, mesh: &Mesh, step: &Step) -> Vec<Arc<Connection>> {
     let mut found: BTreeMap<u64, Arc<Connection>> = BTreeMap::new();
     let mut add = |connection: Arc<Connection>| drop(found.insert(connection.id, connection));
     step.change.pods.iter().flat_map(|uid| connections.of(uid)).for_each(&mut add);
+    // A source on this node has the outbound half of such a connection among its own.
+    if step.change.pods.iter().any(|uid| connections.live(uid) > 0) {
+        let from_changed =
+            |connection: &Connection| connection.neighbour().is_some_and(|uid| step.change.pods.contains(uid));
+        connections.all().into_iter().filter(|connection| from_changed(connection)).for_each(&mut add);
+    }
     for endpoint in &step.change.endpoints {
         let to_pods = mesh.claimants(endpoint.ip()).flat_map(|uid| connections.of(uid));
         let at = |connection: &Connection| (connection.dialled.ip().to_canonical(), connection.dialled.port());
@@ -77,7 +85,15 @@ fn decide_one_again(proxy: &Proxy, connection: &Connection) {
     }
     let Some(pod) = proxy.pods.get(&connection.pod) else { return };
     let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
-    if let Err(failure) = decided.and_then(|(_, decision)| allowed(&decision)) {
+    let verdict = decided.and_then(|(workload, decision)| {
+        allowed(&decision)?;
+        let joins = |source| may_join(&proxy.model.read().mesh, source, &workload, connection.dialled);
+        if connection.neighbour().is_none_or(joins) {
+            return Ok(());
+        }
+        Err(Failure::new(Reason::Drain, NO_LONGER))
+    });
+    if let Err(failure) = verdict {
         info!(source = %connection.source, destination = %connection.dialled, reason = %failure.reason,
               detail = %failure.detail, "A live connection is no longer allowed and is reset.");
         connection.reset(failure.reason);

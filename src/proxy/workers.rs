@@ -26,6 +26,7 @@ struct Handle {
 /// What a worker thread owns alone, without a lock.
 pub struct Thread {
     pub pool: Pool,
+    index: usize,
 }
 
 type Job = Box<dyn FnOnce(Rc<Thread>) + Send>;
@@ -39,7 +40,7 @@ impl Workers {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || LocalSet::new().block_on(&runtime, run(receiver, settings)))?;
+                .spawn(move || LocalSet::new().block_on(&runtime, run(receiver, index, settings)))?;
             workers.handles.push(Handle { jobs, load: Arc::default() });
             workers.threads.push(thread);
         }
@@ -62,21 +63,29 @@ impl Workers {
         let _ = handle.jobs.send(job);
     }
 
-    /// Runs the life of one connection on the thread that has the fewest.
+    /// Runs the life of one connection on the thread that has the fewest: on `here`, which has accepted it, where
+    /// others have no fewer, since that one is awake and has what it needs at hand.
     pub fn spawn_connection<F: Future<Output = ()> + 'static>(
         &self,
+        here: &Rc<Thread>,
         make: impl FnOnce(Rc<Thread>) -> F + Send + 'static,
     ) {
-        let loads = self.handles.iter().enumerate().map(|(index, handle)| (handle.load.load(Ordering::Relaxed), index));
-        let index = loads.min().map_or(0, |(_, index)| index);
+        let load = |handle: &Handle| handle.load.load(Ordering::Relaxed);
+        let loads = self.handles.iter().enumerate().map(|(index, handle)| (load(handle), index != here.index, index));
+        let index = loads.min().map_or(here.index, |(.., index)| index);
         let guard = LoadGuard::new(&self.handles[index].load);
-        self.spawn_on(index, move |thread| {
+        let life = move |thread| {
             let connection = make(thread);
             async move {
                 connection.await;
                 drop(guard);
             }
-        });
+        };
+        if index == here.index {
+            tokio::task::spawn_local(life(here.clone()));
+        } else {
+            self.spawn_on(index, life);
+        }
     }
 
     /// Runs a job on every thread, for example to evict a pod from their pools.
@@ -130,8 +139,8 @@ impl Drop for LoadGuard {
     }
 }
 
-async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, pool: PoolSettings) {
-    let thread = Rc::new(Thread { pool: Pool::new(pool) });
+async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, index: usize, pool: PoolSettings) {
+    let thread = Rc::new(Thread { pool: Pool::new(pool), index });
     while let Some(job) = jobs.recv().await {
         job(thread.clone());
     }

@@ -14,11 +14,13 @@ use crate::mesh;
 mod cluster;
 mod field;
 mod key;
+mod network_policy;
 mod pod;
 mod policies;
 mod service;
 
 pub(super) use key::{Key, Kind};
+pub use network_policy::CniKind;
 pub(super) use policies::PolicyItem;
 
 /// What one object became.
@@ -55,14 +57,20 @@ pub(super) struct Found {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Broken {
     pub key: Key,
-    /// What stands in for it where there is no good version: of a policy, one that denies.
+    /// What stands in for it where there is no good version: of a policy, one that denies; of a NetworkPolicy, one
+    /// that selects all.
     pub stand_in: Option<Arc<Item>>,
 }
 
 impl Broken {
     fn new(key: Key, value: &Value, fault: &Fault, line_of: impl Fn(&str) -> usize) -> Self {
-        let malformed = || Arc::new(Item::Policy(policies::malformed(&key, value, fault, line_of)));
-        let stand_in = key.kind.is_policy().then(malformed);
+        let stand_in = match key.kind {
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+                Some(Arc::new(Item::Policy(policies::malformed(&key, value, fault, line_of))))
+            }
+            Kind::NetworkPolicy | Kind::Cni(_) => Some(Arc::new(Item::Other(network_policy::selects_all(&key)))),
+            _ => None,
+        };
         Self { key, stand_in }
     }
 }
@@ -192,7 +200,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
         return;
     }
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
-    let Some(known) = Kind::named(&kind).filter(|known| group_of(known.api_version()) == group) else {
+    let Some(known) = Kind::of(group, &kind) else {
         if group == "selvedge.dev" {
             let kinds = "AuthorizationPolicy and PeerAuthentication";
             let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
@@ -217,8 +225,9 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
     // Of a policy that cannot be read, as much as can be read says where it denies.
     let written = if known.is_policy() { value.clone() } else { Value::Null };
     let read = match known.api_version() {
-        wanted if wanted == api_version => read_object(&key, value, line_at),
-        wanted => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
+        None => read_object(&key, value, line_at),
+        Some(wanted) if wanted == api_version => read_object(&key, value, line_at),
+        Some(wanted) => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
     };
     match read {
         Ok((item, passed_over)) => {
@@ -246,6 +255,8 @@ fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Resu
             check_namespaced(key, is_subdomain, SUBDOMAIN)?;
             policies::decode(key, &value, line_of)
         }
+        Kind::NetworkPolicy => network_policy::network_policy(key, parse(value)?).map(plain),
+        Kind::Cni(_) => Ok(plain(network_policy::selects_all(key))),
     }
 }
 

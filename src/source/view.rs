@@ -190,13 +190,16 @@ fn apply(object: mesh::Object) -> Delta {
 /// Keeps what is in force of an object that broke, and tells people what that is.
 fn keep_broken(broken: &Broken, view: &mut View, now: &View) -> &'static str {
     let key = &broken.key;
-    let good = now.get(key).filter(|item| is_good(item));
+    let good = now.get(key).filter(|item| is_good(item) && broken.stand_in.as_ref() != Some(*item));
     if view.contains_key(key) {
         return "; another version of it is in force";
     }
     let (item, outcome) = match (good, &broken.stand_in) {
         (Some(item), _) => (item, "; its last good version stays in force"),
-        (None, Some(item)) => (item, "; until it can be read it denies what it might stand over"),
+        (None, Some(item)) if key.kind.is_policy() => {
+            (item, "; until it can be read it denies what it might stand over")
+        }
+        (None, Some(item)) => (item, "; until it can be read it counts as selecting every pod"),
         (None, None) => return "; it has no effect",
     };
     view.insert(key.clone(), item.clone());

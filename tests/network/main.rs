@@ -36,6 +36,7 @@ mod raw_peer;
 mod retry;
 mod reuse;
 mod rotation;
+mod same_node;
 mod services;
 mod source_address;
 mod transport;
@@ -77,6 +78,7 @@ fn trials() -> Vec<Trial> {
         retry::trials(),
         reuse::trials(),
         rotation::trials(),
+        same_node::trials(),
         services::trials(),
         source_address::trials(),
         transport::trials(),

@@ -20,6 +20,11 @@ pub fn trials() -> Vec<Trial> {
             lab(),
             ends_of_every_kind_look_as_they_do_without_a_mesh,
         ),
+        trial_with(
+            "transport::so_they_do_on_one_node_through_the_tunnel",
+            lab(),
+            so_they_do_on_one_node_through_the_tunnel,
+        ),
         trial_with("transport::silent_connections_live_for_long", lab(), silent_connections_live_for_long),
     ]
 }
@@ -32,14 +37,44 @@ fn ends_of_every_kind_look_as_they_do_without_a_mesh(lab: &Lab) -> Result<()> {
         lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?,
     ];
     let neighbour = lab.pod(PodSpec::new("shop/neighbour", "node-b"))?;
-    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let [web, cart] = &joined;
+    let mut places = Vec::new();
+    for at in 0..cart.ips().len() {
+        places.extend([
+            ("two nodes", web, cart, cart.ips()[at]),
+            ("one node", &neighbour, cart, cart.ips()[at]),
+            ("to outside the mesh", web, &bare[1], bare[1].ips()[at]),
+            ("from outside the mesh", &bare[0], cart, cart.ips()[at]),
+        ]);
+    }
+    look_alike(&bare, &places)?;
+    let joined_directly =
+        agents[1].metrics()?.sum("selvedge_tcp_connections_opened_total", &[("transport", "same-node")]);
+    ensure!(joined_directly > 0.0, "nothing was joined directly");
+    Ok(())
+}
+
+fn so_they_do_on_one_node_through_the_tunnel(lab: &Lab) -> Result<()> {
+    lab.namespace("bare", false)?;
+    let bare = [lab.pod(PodSpec::new("bare/web", "node-a"))?, lab.pod(PodSpec::new("bare/cart", "node-b"))?];
+    let [web, cart] = [lab.pod(PodSpec::new("shop/web", "node-b"))?, lab.pod(PodSpec::new("shop/cart", "node-b"))?];
+    let agents = lab.start_agents(&AgentOptions::default().arg("--same-node").arg("tunnel"))?;
+    let places: Vec<_> = cart.ips().iter().map(|ip| ("one node", &web, &cart, *ip)).collect();
+    look_alike(&bare, &places)?;
+    let joined_directly =
+        agents[1].metrics()?.sum("selvedge_tcp_connections_opened_total", &[("transport", "same-node")]);
+    ensure!(joined_directly == 0.0, "{joined_directly} were joined directly");
+    Ok(())
+}
+
+/// Plays every scenario without a mesh, then at each place: where, the client, the server, and its address.
+fn look_alike(bare: &[Pod; 2], places: &[(&str, &Pod, &Pod, IpAddr)]) -> Result<()> {
     let mut differences = BTreeMap::new();
     for scenario in SCENARIOS {
         let wanted = scenario.play(&bare[0], &bare[1], bare[1].ip())?;
-        let meshed = joined[1].ips().iter().map(|ip| ("two nodes", &joined[0], &joined[1], *ip));
-        let same_node = [("one node", &neighbour, &joined[1], joined[1].ip())];
-        for (place, client, server, ip) in meshed.chain(same_node) {
-            let seen = scenario.play(client, server, ip)?;
+        for (place, client, server, ip) in places {
+            let seen = scenario.play(client, server, *ip)?;
             if seen != wanted {
                 let text = format!("without a mesh: {wanted:#?}\nwith it, {place}, {ip}: {seen:#?}");
                 differences.insert(format!("{}, {place}, {ip}", scenario.name), text);

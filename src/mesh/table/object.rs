@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::super::{EndpointSlice, Namespace, NamespacedName, Node, Pod, PodUid, Service};
+use super::super::{EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, Pod, PodUid, Service};
 
 /// One object of the model.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +19,7 @@ pub enum Object {
         name: Arc<str>,
         cidrs: Vec<IpNet>,
     },
+    NetworkPolicy(NetworkPolicy),
 }
 
 impl Object {
@@ -30,6 +31,7 @@ impl Object {
             Self::Service(s) => ObjectRef { kind: ObjectKind::Service, name: s.name.clone() },
             Self::EndpointSlice(s) => ObjectRef { kind: ObjectKind::EndpointSlice, name: s.name.clone() },
             Self::ServiceCidr { name, .. } => ObjectRef::cluster(ObjectKind::ServiceCidr, name.clone()),
+            Self::NetworkPolicy(p) => ObjectRef { kind: ObjectKind::NetworkPolicy, name: p.name.clone() },
         }
     }
 }
@@ -42,6 +44,7 @@ pub enum ObjectKind {
     Service,
     EndpointSlice,
     ServiceCidr,
+    NetworkPolicy,
 }
 
 /// Names one object; the namespace is empty for cluster-wide kinds.
@@ -68,11 +71,11 @@ pub enum Delta {
 /// What a step changed, for those who keep something that follows the model.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Change {
-    /// Pods that came, changed or went, also those whose namespace or node changed.
+    /// Pods that came, changed or went, also those whose namespace, node or NetworkPolicies changed.
     pub pods: BTreeSet<PodUid>,
     /// Services whose ports, addresses or endpoints changed.
     pub services: BTreeSet<NamespacedName>,
-    /// Addresses that became an endpoint of a Service, or are one no more.
+    /// Addresses that became an endpoint of a Service, or are one no more, and those whose Service has another waypoint.
     pub endpoints: BTreeSet<SocketAddr>,
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::super::{Identity, Membership, Namespace, Node, Pod, PodUid, Workload};
+use super::super::{
+    Identity, Membership, Namespace, NamespacedName, Node, Pod, PodSelection, PodUid, SharedMap, Workload,
+};
 use super::{Change, Mesh};
 
 impl Mesh {
@@ -40,6 +42,7 @@ impl Mesh {
         }
         self.pods_by_name.insert(pod.name.clone(), uid.clone());
         self.pods_by_namespace.change(&pod.name.namespace, |pods| _ = pods.insert(uid.clone(), ()));
+        self.network_policies.set_pod(pod);
         self.pods.insert(uid.clone(), workload);
         change.pods.insert(uid);
         change
@@ -51,6 +54,7 @@ impl Mesh {
             self.claims.change(&ip, |claims| claims.remove(uid));
         }
         self.leave_node(&workload);
+        self.network_policies.remove_pod(uid);
         self.pods_by_name.remove(workload.name());
         self.pods_by_namespace.change(&workload.name().namespace, |pods| _ = pods.remove(uid));
         Change { pods: BTreeSet::from([uid.clone()]), ..Change::default() }
@@ -63,11 +67,18 @@ impl Mesh {
             Some(namespace) => self.namespaces.insert(name.clone(), Arc::new(namespace)),
             None => self.namespaces.remove(name),
         };
-        if old.map(|old| old.settings.clone()).unwrap_or_default() == settings.unwrap_or_default() {
+        let (before, now) = (old.map(|old| old.settings.clone()).unwrap_or_default(), settings.unwrap_or_default());
+        if before == now {
             return Change::default();
         }
         let uids = self.pods_by_namespace.get(name).map(|pods| pods.keys().cloned().collect());
-        self.rebuild(uids.unwrap_or_default())
+        let uids: Vec<PodUid> = uids.unwrap_or_default();
+        let mut change = self.rebuild(&uids);
+        // Its waypoint is theirs, and no part of what they are.
+        if before.waypoint != now.waypoint {
+            change.pods.extend(uids);
+        }
+        change
     }
 
     /// Takes a node, or takes it away. Its pods are made anew only if its zone changed.
@@ -97,8 +108,8 @@ impl Mesh {
         if old.and_then(|old| old.zone.clone()) == zone {
             return Change::default();
         }
-        let uids = self.pods_by_node.get(name).map(|pods| pods.keys().cloned().collect());
-        self.rebuild(uids.unwrap_or_default())
+        let uids = self.pods_by_node.get(name).map(|pods| pods.keys().cloned().collect::<Vec<_>>());
+        self.rebuild(&uids.unwrap_or_default())
     }
 
     fn leave_node(&mut self, workload: &Workload) {
@@ -107,14 +118,27 @@ impl Mesh {
         }
     }
 
-    fn rebuild(&mut self, uids: Vec<PodUid>) -> Change {
+    pub(super) fn set_network_policy(&mut self, name: &NamespacedName, selects: Option<PodSelection>) -> Change {
+        if name.namespace.is_empty() {
+            let before = self.network_policies.stands_over_cluster();
+            self.network_policies.set_of_cluster(&name.name, selects.is_some());
+            let changed = self.network_policies.stands_over_cluster() != before;
+            let pods = if changed { self.pods.keys().cloned().collect() } else { BTreeSet::new() };
+            return Change { pods, ..Change::default() };
+        }
+        let of_namespace = self.pods_by_namespace.get(&name.namespace).into_iter().flat_map(SharedMap::keys);
+        let pods = of_namespace.filter_map(|uid| self.pods.get(uid)).map(|workload| &*workload.pod);
+        Change { pods: self.network_policies.set(name, selects, pods), ..Change::default() }
+    }
+
+    fn rebuild(&mut self, uids: &[PodUid]) -> Change {
         let mut change = Change::default();
         for uid in uids {
-            let Some(old) = self.pods.get(&uid) else { continue };
+            let Some(old) = self.pods.get(uid) else { continue };
             let workload = self.build(old.pod.clone());
             if **old != workload {
                 self.pods.insert(uid.clone(), Arc::new(workload));
-                change.pods.insert(uid);
+                change.pods.insert(uid.clone());
             }
         }
         change

@@ -18,13 +18,24 @@ impl Mesh {
         let new = Arc::new(service);
         let old = self.services.insert(new.name.clone(), new.clone());
         self.pass_claims(&new.name, old.as_deref(), Some(&new));
-        Change { services: BTreeSet::from([new.name.clone()]), ..Change::default() }
+        self.changed(&new.name, old.as_deref(), Some(&new))
     }
 
     pub(super) fn remove_service(&mut self, name: &NamespacedName) -> Change {
         let Some(service) = self.services.remove(name) else { return Change::default() };
         self.pass_claims(name, Some(&service), None);
-        Change { services: BTreeSet::from([name.clone()]), ..Change::default() }
+        self.changed(name, Some(&service), None)
+    }
+
+    fn changed(&self, name: &NamespacedName, before: Option<&Service>, now: Option<&Service>) -> Change {
+        let waypoint = |service: Option<&Service>| service.and_then(|service| service.settings.waypoint.clone());
+        let other_waypoint = waypoint(before) != waypoint(now);
+        let endpoints = self.endpoints.get(name).filter(|_| other_waypoint);
+        Change {
+            services: BTreeSet::from([name.clone()]),
+            endpoints: endpoints.map(|endpoints| endpoints.addresses()).unwrap_or_default(),
+            ..Change::default()
+        }
     }
 
     fn pass_claims(&mut self, name: &NamespacedName, before: Option<&Service>, now: Option<&Service>) {

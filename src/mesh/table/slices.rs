@@ -154,6 +154,10 @@ impl Endpoints {
         self.by_port.get(name)
     }
 
+    pub(super) fn addresses(&self) -> BTreeSet<SocketAddr> {
+        self.by_slice.values().flat_map(|slice| slice.addresses()).collect()
+    }
+
     fn join(&mut self, port: &Arc<str>) {
         let joined: Candidates = self.by_slice.values().filter_map(|slice| slice.ports.get(port).cloned()).collect();
         if joined.is_empty() {

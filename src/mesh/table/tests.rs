@@ -1,8 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{
-    ContainerPort, Endpoint, EndpointSlice, InternalTrafficPolicy, Labels, Owner, Phase, Pod, ServiceKind, ServicePort,
-    Settings, TargetPort,
+    ContainerPort, Endpoint, EndpointSlice, InternalTrafficPolicy, LabelSelector, Labels, NetworkPolicy, Owner, Phase,
+    Pod, PodSelection, ServiceKind, ServicePort, Settings, TargetPort,
 };
 use super::*;
 
@@ -95,7 +95,7 @@ fn apply(mesh: &mut Mesh, object: Object) -> Change {
 
 fn delete(mesh: &mut Mesh, kind: ObjectKind, name: &str) -> Change {
     let namespace =
-        if matches!(kind, ObjectKind::Pod | ObjectKind::Service | ObjectKind::EndpointSlice) { "shop" } else { "" };
+        if matches!(kind, ObjectKind::Namespace | ObjectKind::Node | ObjectKind::ServiceCidr) { "" } else { "shop" };
     mesh.apply(Delta::Delete(ObjectRef { kind, name: NamespacedName::new(namespace, name) }))
 }
 
@@ -112,6 +112,51 @@ fn endpoints(mesh: &Mesh, at: &str) -> Vec<String> {
 
 fn services_at(mesh: &Mesh, at: &str) -> Vec<String> {
     mesh.services_at(addr(at)).map(|name| name.name.to_string()).collect()
+}
+
+#[test]
+fn pods_under_a_network_policy_are_known_as_policies_and_pods_change() {
+    let mut mesh = mesh();
+    let labelled = |name: &str, app: &str| {
+        let mut pod = pod(name, name, &[]);
+        pod.labels = BTreeMap::from([("app".to_owned(), app.to_owned())]).into();
+        Object::Pod(pod)
+    };
+    let policy = |namespace: &str, name: &str, selects| {
+        Object::NetworkPolicy(NetworkPolicy { name: NamespacedName::new(namespace, name), selects })
+    };
+    let matching = |app: &str| {
+        let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
+        PodSelection::Matching(LabelSelector { labels, expressions: Vec::new() })
+    };
+    let under = |mesh: &Mesh| {
+        ["a", "b"].into_iter().filter(|uid| mesh.is_under_network_policy(&PodUid::new(*uid))).collect::<String>()
+    };
+    let pods = |change: Change| change.pods.iter().map(ToString::to_string).collect::<String>();
+    apply(&mut mesh, labelled("a", "web"));
+    apply(&mut mesh, labelled("b", "cart"));
+    assert_eq!(pods(apply(&mut mesh, policy("shop", "one", matching("web")))), "a");
+    assert_eq!(pods(apply(&mut mesh, policy("shop", "two", PodSelection::All))), "b", "one was selected already");
+    assert_eq!(under(&mesh), "ab");
+    assert_eq!(pods(apply(&mut mesh, policy("shop", "one", matching("cart")))), "");
+    assert_eq!(pods(delete(&mut mesh, ObjectKind::NetworkPolicy, "two")), "a");
+    assert_eq!(under(&mesh), "b");
+    apply(&mut mesh, labelled("a", "cart"));
+    apply(&mut mesh, labelled("b", "other"));
+    assert_eq!(under(&mesh), "a", "labels decide anew");
+    delete(&mut mesh, ObjectKind::Pod, "a");
+    apply(&mut mesh, labelled("a", "web"));
+    assert_eq!(under(&mesh), "");
+    assert_eq!(pods(apply(&mut mesh, policy("bank", "elsewhere", PodSelection::All))), "");
+    assert_eq!(pods(apply(&mut mesh, policy("", "cluster", PodSelection::All))), "ab");
+    assert_eq!(pods(apply(&mut mesh, policy("", "another", PodSelection::All))), "");
+    assert_eq!(under(&mesh), "ab");
+    for (name, changed) in [("cluster", ""), ("another", "ab")] {
+        let name = NamespacedName::new("", name);
+        let gone = mesh.apply(Delta::Delete(ObjectRef { kind: ObjectKind::NetworkPolicy, name }));
+        assert_eq!(pods(gone), changed);
+    }
+    assert_eq!(under(&mesh), "");
 }
 
 #[test]

@@ -1,8 +1,13 @@
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::super::connections::{Opening, Registered};
 use super::*;
-use crate::mesh::{self, Object, fixture};
+use crate::mesh::{
+    self, LabelSelector, Namespace, NamespacedName, NetworkPolicy, Object, PodSelection, Service, Settings, Waypoint,
+    fixture,
+};
 use crate::model::{Delta, Model};
 use crate::policy::{self, PolicyKind};
 use crate::telemetry::{AccessLog, ConnectionInfo, MetricsSettings, Party, Telemetry, Transport};
@@ -11,7 +16,7 @@ use crate::telemetry::{AccessLog, ConnectionInfo, MetricsSettings, Party, Teleme
 struct Scene {
     model: Model,
     connections: Arc<Connections>,
-    _live: Vec<Registered>,
+    live: Vec<Registered>,
 }
 
 impl Scene {
@@ -39,7 +44,7 @@ impl Scene {
             let opening = Opening { pod: &PodUid::new(pod), source, dialled: to, peer: None, info };
             connections.register(&telemetry, opening)
         });
-        Self { model, connections, _live: live.into() }
+        Self { model, connections, live: live.into() }
     }
 
     /// The pods whose connections one step has decided again.
@@ -107,4 +112,38 @@ fn a_policy_has_the_connections_decided_again_that_it_stood_or_stands_over() {
     assert_eq!(scene.affected_by([policy("selvedge-system", json!({}))]), ["a", "b"]);
     let at_service = json!({ "targetRefs": [{ "group": "", "kind": "Service", "name": "cart" }] });
     assert_eq!(scene.affected_by([policy("shop", at_service)]), ["a", "b"], "it may stand over an address of either");
+}
+
+#[test]
+fn a_connection_from_a_pod_of_this_node_is_decided_again_when_that_pod_changes_too() {
+    let scene = Scene::new();
+    scene.live[1].comes_from(&PodUid::new("a"));
+    assert_eq!(scene.affected_by([labelled("a", "10.1.0.1", "a")]), ["a", "b"]);
+    let network_policy = |name: &str, app: &str| {
+        let labels = [("app".to_owned(), app.to_owned())].into();
+        let selects = PodSelection::Matching(LabelSelector { labels, expressions: Vec::new() });
+        apply(Object::NetworkPolicy(NetworkPolicy { name: NamespacedName::new("shop", name), selects }))
+    };
+    assert_eq!(scene.affected_by([network_policy("n", "nobody")]), [""; 0]);
+    assert_eq!(scene.affected_by([network_policy("m", "a")]), ["a", "b"]);
+    let waypoint = |name: &str| {
+        let keys = [("selvedge.dev/waypoint".to_owned(), name.to_owned())].into();
+        let settings = Settings::read(&keys, &BTreeMap::new()).0;
+        apply(Object::Namespace(Namespace { name: "shop".into(), settings }))
+    };
+    assert_eq!(scene.affected_by([waypoint("gateway")]), ["a", "b"]);
+    assert_eq!(scene.affected_by([waypoint("gateway")]), [""; 0]);
+}
+
+#[test]
+fn a_service_that_gets_a_waypoint_has_the_connections_to_its_endpoints_decided_again() {
+    let scene = Scene::new();
+    let service = |waypoint| {
+        let settings = Settings { waypoint, ..Settings::default() };
+        apply(Object::Service(Service { settings, ..fixture::service("cart", &["10.96.0.1"]) }))
+    };
+    let slice = apply(Object::EndpointSlice(fixture::slice("s", "cart", 8080, &["10.1.0.1"])));
+    scene.affected_by([service(None), slice]);
+    assert_eq!(scene.affected_by([service(Some(Waypoint::Gateway("gateway".into())))]), ["a"]);
+    assert_eq!(scene.affected_by([service(None)]), ["a"]);
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use super::{CniKind, group_of};
 use crate::mesh::{NamespacedName, ObjectKind, ObjectRef};
 
 /// The kinds that are read.
@@ -16,10 +17,15 @@ pub enum Kind {
     Pod,
     PeerAuthentication,
     AuthorizationPolicy,
+    /// Of `networking.k8s.io`.
+    NetworkPolicy,
+    /// A CNI's own.
+    Cni(&'static CniKind),
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    /// All but those of CNIs.
+    const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -28,6 +34,7 @@ impl Kind {
         Self::Pod,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::NetworkPolicy,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -40,6 +47,8 @@ impl Kind {
             Self::Pod => "Pod",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::Cni(kind) => kind.kind,
         }
     }
 
@@ -47,21 +56,34 @@ impl Kind {
         matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
     }
 
-    pub(super) fn api_version(self) -> &'static str {
+    /// `None`: any version, for of this kind nothing is read that versions may differ in.
+    pub(super) fn api_version(self) -> Option<&'static str> {
         match self {
-            Self::Namespace | Self::Node | Self::Service | Self::Pod => "v1",
-            Self::ServiceCidr => "networking.k8s.io/v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::PeerAuthentication | Self::AuthorizationPolicy => "selvedge.dev/v1alpha1",
+            Self::Namespace | Self::Node | Self::Service | Self::Pod => Some("v1"),
+            Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
+            Self::EndpointSlice => Some("discovery.k8s.io/v1"),
+            Self::PeerAuthentication | Self::AuthorizationPolicy => Some("selvedge.dev/v1alpha1"),
+            Self::Cni(_) => None,
         }
     }
 
     fn is_cluster_wide(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node | Self::ServiceCidr)
+        match self {
+            Self::Namespace | Self::Node | Self::ServiceCidr => true,
+            Self::Cni(kind) => kind.is_cluster_wide,
+            _ => false,
+        }
     }
 
     pub(super) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name);
+        known.or_else(|| CniKind::find(None, name).map(Self::Cni))
+    }
+
+    pub(super) fn of(group: &str, name: &str) -> Option<Self> {
+        let in_group = |kind: &Self| kind.api_version().is_some_and(|version| group_of(version) == group);
+        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name && in_group(kind));
+        known.or_else(|| CniKind::find(Some(group), name).map(Self::Cni))
     }
 }
 
@@ -98,9 +120,21 @@ impl Key {
             Kind::Service => ObjectKind::Service,
             Kind::EndpointSlice => ObjectKind::EndpointSlice,
             Kind::Pod => ObjectKind::Pod,
+            Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
         };
-        Some(ObjectRef { kind, name: self.name.clone() })
+        Some(ObjectRef { kind, name: self.model_name() })
+    }
+
+    /// Of a CNI's kind no object of another kind has the same: a slash is not allowed in a name.
+    pub(super) fn model_name(&self) -> NamespacedName {
+        match self.kind {
+            Kind::Cni(CniKind { group, kind, .. }) => {
+                let name = format!("{kind}.{group}/{}", self.name.name);
+                NamespacedName { namespace: self.name.namespace.clone(), name: name.into() }
+            }
+            _ => self.name.clone(),
+        }
     }
 }
 

@@ -35,6 +35,22 @@ impl TcpEnd {
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
+
+    /// Reads what is there; 0 once the other side has closed in order.
+    pub(super) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        let mut count = 0;
+        let outcome = self.stream.try_io(Interest::READABLE, || {
+            count = loop {
+                match nix::unistd::read(&*self.stream, &mut *into) {
+                    Err(Errno::EINTR) => {}
+                    other => break other?,
+                }
+            };
+            // A short read emptied the socket: saying so now saves the read that would find nothing.
+            if count > 0 && count < into.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if count > 0 { Ok(count) } else { outcome.map(|()| 0) }
+    }
 }
 
 impl End for TcpEnd {
@@ -43,20 +59,8 @@ impl End for TcpEnd {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Option<Bytes>>> {
-        let limit = limit.min(SIZE);
         let mut data = Bytes::new();
-        let outcome = self.stream.try_io(Interest::READABLE, || {
-            data = buffer::read_with(limit, |into| {
-                loop {
-                    match nix::unistd::read(&*self.stream, into) {
-                        Err(Errno::EINTR) => {}
-                        other => break other.map_err(io::Error::from),
-                    }
-                }
-            })?;
-            // A short read emptied the socket: saying so now saves the read that would find nothing.
-            if !data.is_empty() && data.len() < limit { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
+        let outcome = buffer::read_with(limit, |into| self.try_read(into)).map(|read| data = read);
         match outcome {
             _ if !data.is_empty() => Poll::Ready(Ok(Some(data))),
             Ok(()) => Poll::Ready(Ok(None)),
