@@ -27,13 +27,17 @@ use sending::Sending;
 /// connection, so that a peer that does not read learns of it too.
 pub struct Link {
     tcp: Arc<TcpStream>,
-    sealer: Sealer,
-    opener: Opener,
-    rekey: Rekey,
+    ciphers: Box<Ciphers>,
     receiving: Receiving,
     sending: Sending,
     failure: Watch,
     closed: bool,
+}
+
+struct Ciphers {
+    sealer: Sealer,
+    opener: Opener,
+    rekey: Rekey,
 }
 
 impl Link {
@@ -42,9 +46,11 @@ impl Link {
     pub(in crate::transport) fn new(tcp: TcpStream, keys: Keys) -> Result<Self, ProtocolError> {
         let mut link = Self {
             tcp: Arc::new(tcp),
-            sealer: Sealer::new(keys.sending)?,
-            opener: Opener::new(keys.receiving)?,
-            rekey: keys.rekey,
+            ciphers: Box::new(Ciphers {
+                sealer: Sealer::new(keys.sending)?,
+                opener: Opener::new(keys.receiving)?,
+                rekey: keys.rekey,
+            }),
             receiving: Receiving::default(),
             sending: Sending::default(),
             failure: Watch::default(),
@@ -78,7 +84,7 @@ impl Link {
     }
 
     fn decrypt(&mut self) -> Result<(), ProtocolError> {
-        while let Some((content, payload)) = self.receiving.open(&mut self.opener)? {
+        while let Some((content, payload)) = self.receiving.open(&mut self.ciphers.opener)? {
             match (content, &self.receiving.bytes()[payload]) {
                 // RFC 8446, section 6.1.
                 (ContentType::Alert, [_, 0]) => self.receiving.ended = true,
@@ -86,7 +92,7 @@ impl Link {
                 // RFC 8446, section 4.6.3: the last octet asks for the same in return.
                 (ContentType::Handshake, [KEY_UPDATE, 0, 0, 1, asked @ (0 | 1)]) => {
                     self.sending.rekey |= *asked == 1;
-                    self.opener = Opener::new(self.rekey.receiving().map_err(|_| RecordError::Keys)?)?;
+                    self.ciphers.opener = Opener::new(self.ciphers.rekey.receiving().map_err(|_| RecordError::Keys)?)?;
                 }
                 _ => return Err(ProtocolError::Handshake),
             }
@@ -142,7 +148,7 @@ impl Link {
     /// As [`Link::poll_take`], whatever the reactor knows of the socket.
     pub(super) fn take_now(&mut self, application: &TcpStream) -> io::Result<usize> {
         self.change_keys()?;
-        self.sending.take(application, &mut self.sealer)
+        self.sending.take(application, &mut self.ciphers.sealer)
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -152,15 +158,15 @@ impl Link {
     /// What the last [`Link::poll_take`] took, in plain text no more.
     pub(super) fn push(&mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
         self.change_keys()?;
-        self.sending.push(kind, payload, &mut self.sealer)
+        self.sending.push(kind, payload, &mut self.ciphers.sealer)
     }
 
     fn change_keys(&mut self) -> io::Result<()> {
-        if self.sending.rekey || self.sealer.is_worn() {
+        if self.sending.rekey || self.ciphers.sealer.is_worn() {
             self.sending.rekey = false;
-            self.sending.message(ContentType::Handshake, &[KEY_UPDATE, 0, 0, 1, 0], &mut self.sealer)?;
-            let next = self.rekey.sending().map_err(|_| ProtocolError::from(RecordError::Keys))?;
-            self.sealer = Sealer::new(next).map_err(ProtocolError::from)?;
+            self.sending.message(ContentType::Handshake, &[KEY_UPDATE, 0, 0, 1, 0], &mut self.ciphers.sealer)?;
+            let next = self.ciphers.rekey.sending().map_err(|_| ProtocolError::from(RecordError::Keys))?;
+            self.ciphers.sealer = Sealer::new(next).map_err(ProtocolError::from)?;
         }
         Ok(())
     }
@@ -205,7 +211,7 @@ impl Link {
     /// Closes in order: the peer learns that no flow was under way. It is given a moment to close too, for a reset
     /// could overtake the news.
     pub(super) async fn close(mut self) {
-        let said = self.sending.message(ContentType::Alert, &CLOSE_NOTIFY, &mut self.sealer);
+        let said = self.sending.message(ContentType::Alert, &CLOSE_NOTIFY, &mut self.ciphers.sealer);
         let closing = async {
             said?;
             std::future::poll_fn(|cx| self.poll_flush(cx)).await?;

@@ -35,8 +35,8 @@ async fn keys_change_as_often_as_either_side_wants() {
         assert_eq!(got(&mut server).await.unwrap(), [round]);
         // Asked for by the peer: the answer goes with the next frame.
         let asks = [KEY_UPDATE, 0, 0, 1, 1];
-        client.sending.message(ContentType::Handshake, &asks, &mut client.sealer).unwrap();
-        client.sealer = Sealer::new(client.rekey.sending().unwrap()).unwrap();
+        client.sending.message(ContentType::Handshake, &asks, &mut client.ciphers.sealer).unwrap();
+        client.ciphers.sealer = Sealer::new(client.ciphers.rekey.sending().unwrap()).unwrap();
         sent(&mut client, b"in new keys").await;
         assert_eq!(got(&mut server).await.unwrap(), b"in new keys");
         assert!(server.sending.rekey);
@@ -74,7 +74,7 @@ async fn tls_messages_that_have_no_place_here_end_the_connection() {
     ] {
         let (client, server) = node.fast_pair().await;
         let (mut client, mut server) = (client.stream, server.stream);
-        client.sending.message(content, message, &mut client.sealer).unwrap();
+        client.sending.message(content, message, &mut client.ciphers.sealer).unwrap();
         poll_fn(|cx| client.poll_flush(cx)).await.unwrap();
         let error = got(&mut server).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{content:?} {message:?}: {error}");
