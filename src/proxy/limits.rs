@@ -23,15 +23,32 @@ pub struct Limits {
 struct Tunnels {
     total: usize,
     pods: HashMap<PodUid, usize>,
-    pairs: HashMap<(IpAddr, PodUid), usize>,
+    pairs: HashMap<(TunnelKind, IpAddr, PodUid), usize>,
+}
+
+/// What a tunnel speaks: how many a peer needs depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TunnelKind {
+    /// One for a hundred connections, and one more for each of the peer's threads.
+    Hbone,
+    /// One for each connection.
+    Fast,
+}
+
+impl TunnelKind {
+    fn most_of_pair(self) -> usize {
+        match self {
+            Self::Hbone => 256,
+            Self::Fast => 4096,
+        }
+    }
 }
 
 /// One tunnel's place, given back on drop.
 #[derive(Debug)]
 pub struct TunnelPlace {
     tunnels: Arc<Mutex<Tunnels>>,
-    peer: IpAddr,
-    pod: PodUid,
+    pair: (TunnelKind, IpAddr, PodUid),
 }
 
 impl Limits {
@@ -66,21 +83,21 @@ impl Limits {
 }
 
 impl Limits {
-    /// A place for one more tunnel of `peer` with a pod of ours; `None` when the pair has `most` of them, or when there
-    /// are as many as connections may be and the pod has its share of them.
-    pub fn admit_tunnel(&self, peer: IpAddr, pod: &PodUid, most: usize) -> Option<TunnelPlace> {
+    /// A place for one more tunnel of `peer` with a pod of ours; `None` when the pair has its fill, or when there are
+    /// as many as connections may be and the pod has its share of them.
+    pub fn admit_tunnel(&self, kind: TunnelKind, peer: IpAddr, pod: &PodUid) -> Option<TunnelPlace> {
         let mut tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
-        let pair = (peer, pod.clone());
+        let pair = (kind, peer, pod.clone());
         let held_by_pair = tunnels.pairs.get(&pair).copied().unwrap_or_default();
         let held_by_pod = tunnels.pods.get(pod).copied().unwrap_or_default();
         let pods = self.pods.load(Ordering::Relaxed);
-        if held_by_pair >= most || !share_admits(self.total, tunnels.total, held_by_pod, pods) {
+        if held_by_pair >= kind.most_of_pair() || !share_admits(self.total, tunnels.total, held_by_pod, pods) {
             return None;
         }
         tunnels.total += 1;
         *tunnels.pods.entry(pod.clone()).or_default() += 1;
-        *tunnels.pairs.entry(pair).or_default() += 1;
-        Some(TunnelPlace { tunnels: self.tunnels.clone(), peer, pod: pod.clone() })
+        *tunnels.pairs.entry(pair.clone()).or_default() += 1;
+        Some(TunnelPlace { tunnels: self.tunnels.clone(), pair })
     }
 }
 
@@ -88,8 +105,8 @@ impl Drop for TunnelPlace {
     fn drop(&mut self) {
         let mut tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
         tunnels.total -= 1;
-        give_back(&mut tunnels.pods, &self.pod);
-        give_back(&mut tunnels.pairs, &(self.peer, self.pod.clone()));
+        give_back(&mut tunnels.pods, &self.pair.2);
+        give_back(&mut tunnels.pairs, &self.pair);
     }
 }
 
@@ -127,22 +144,23 @@ mod tests {
 
     #[test]
     fn tunnels_are_bounded_by_pair_by_pod_and_in_all_and_their_places_come_back() {
-        const MOST: usize = 256;
+        use TunnelKind::{Fast, Hbone};
         let [near, far]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
         let [web, cart] = ["web", "cart"].map(PodUid::new);
         let limits = Limits::new(10_000, Arc::default());
-        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(near, &web, MOST)).collect();
-        assert_eq!(held.len(), MOST, "one peer with one pod");
-        assert!(limits.admit_tunnel(near, &cart, MOST).is_some(), "the same peer with another pod");
-        assert!(limits.admit_tunnel(far, &web, MOST).is_some(), "another peer with the same pod");
+        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(Hbone, near, &web)).collect();
+        assert_eq!(held.len(), Hbone.most_of_pair(), "one peer with one pod");
+        assert!(limits.admit_tunnel(Hbone, near, &cart).is_some(), "the same peer with another pod");
+        assert!(limits.admit_tunnel(Hbone, far, &web).is_some(), "another peer with the same pod");
+        assert!(limits.admit_tunnel(Fast, near, &web).is_some(), "tunnels of the other kind");
         drop(held);
-        assert!(limits.admit_tunnel(near, &web, MOST).is_some(), "a place that was given back stayed taken");
+        assert!(limits.admit_tunnel(Hbone, near, &web).is_some(), "a place that was given back stayed taken");
 
         let limits = Limits::new(100, Arc::default());
         limits.set_pods(2);
-        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(near, &web, MOST)).collect();
+        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(Hbone, near, &web)).collect();
         assert_eq!(held.len(), 80, "one pod leaves a fifth to the others");
-        let others: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(far, &cart, MOST)).collect();
+        let others: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(Hbone, far, &cart)).collect();
         assert_eq!(others.len(), 20, "the whole is the whole");
     }
 

@@ -9,6 +9,7 @@ use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::Failure;
 use super::inbound::{Arrival, allowed};
+use super::limits::TunnelKind;
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::{Proxy, carry, dial};
@@ -24,11 +25,11 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let Ok((stream, local)) = prepare(&pod, stream) else { return };
     let opened = handshake(&proxy, &pod, stream, client, local).await.and_then(|spoken| {
-        let most = match &spoken {
-            Spoken::Hbone(_) => MOST_HBONE_OF_PEER,
-            Spoken::Fast(_) => MOST_FAST_OF_PEER,
+        let kind = match &spoken {
+            Spoken::Hbone(_) => TunnelKind::Hbone,
+            Spoken::Fast(_) => TunnelKind::Fast,
         };
-        let place = proxy.limits.admit_tunnel(client.ip(), pod.uid(), most);
+        let place = proxy.limits.admit_tunnel(kind, client.ip(), pod.uid());
         let text = "too many tunnels of this peer with this pod, or in all; raise the descriptor limit of the agent";
         Ok((spoken, place.ok_or_else(|| Failure::new(Reason::Limit, text))?))
     });
@@ -237,8 +238,3 @@ fn refusal(reason: &Reason) -> Refusal {
         _ => Refusal::Unreachable,
     }
 }
-
-/// A peer needs one tunnel of HBONE for a hundred connections, and one more for each of its threads.
-const MOST_HBONE_OF_PEER: usize = 256;
-/// Each carries one connection at a time.
-const MOST_FAST_OF_PEER: usize = 4096;
