@@ -29,7 +29,9 @@ impl AgentDump {
         let (done, answers) = std::sync::mpsc::channel();
         let into = found.clone();
         self.proxy.workers.on_each(move |thread| {
-            into.lock().unwrap_or_else(PoisonError::into_inner).extend(thread.pool.snapshot());
+            let mut found = into.lock().unwrap_or_else(PoisonError::into_inner);
+            found.extend(thread.pool.snapshot());
+            found.extend(thread.fast.snapshot());
             let _ = done.send(());
         });
         // A thread that is too busy to answer is left out: a dump must not wait for what it is to explain.

@@ -21,7 +21,7 @@ use super::netns::NetNs;
 use super::pod::{CaptureError, CapturedPod, Drift, Kernel, PodCapture, remove_all};
 use super::proof::{Evidence, Impostor, Wanted};
 use super::rules::{Mode, Phase, Ports};
-use super::show::{CaptureStatus, PodStatus};
+use super::show::{CaptureStatus, PodStatus, WITHOUT_QUEUE};
 use crate::handover::ListenerKey;
 use crate::mesh::{Connect, PodUid, Workload};
 use crate::model::Model;
@@ -131,6 +131,9 @@ impl Reconciler {
             connect = connect.name(),
             "Capture works."
         );
+        if !chosen.queue {
+            tracing::warn!(probes = WITHOUT_QUEUE, "The kubelet's TCP probes cannot see dead ports on this node.");
+        }
         let node = match &settings.node_netns {
             Some(path) => NetNs::open(path).map_err(|error| ReconcilerError::NodeNetns(path.clone(), error))?,
             None => NetNs::current().map_err(|error| ReconcilerError::NodeNetns("its own".into(), error))?,

@@ -209,8 +209,7 @@ impl PodStatus {
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let probes =
-            if self.honest_probes { "recognised" } else { "plaintext under policy (the kernel has no NFQUEUE)" };
+        let probes = if self.honest_probes { "recognised" } else { WITHOUT_QUEUE };
         let (mode, back_end, connect) = (self.mode.name(), self.back_end.name(), self.connect.name());
         writeln!(f, "mode {mode}, back end {back_end}, connect() {connect}, probes {probes}")?;
         self.refused.iter().try_for_each(|refused| writeln!(f, "not used: {refused}"))?;
@@ -320,3 +319,7 @@ fn differences(wanted: &Found, actual: &Found) -> Vec<String> {
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
     writeln!(f, "  {name:<14}{value}")
 }
+
+/// What becomes of probes where no SYN can wait for its verdict.
+pub(super) const WITHOUT_QUEUE: &str = "recognised once connected, for the kernel has no NFQUEUE: \
+    a TCP probe of a port where nothing listens succeeds, and is reset after that";

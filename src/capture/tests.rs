@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::fingerprint::Fingerprint;
 use super::iptables::{BackEnd, Chosen, Found};
 use super::netns::{self, NetNs};
 use super::routes::{Routing, Timeouts, raise_timeouts};

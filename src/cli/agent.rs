@@ -11,6 +11,7 @@ use crate::capture::{BackEnd, Mode};
 use crate::mesh::{Connect, TrustDomain};
 use crate::proxy::{PortRanges, SameNode};
 use crate::telemetry::{AccessLogFormat, LogFormat};
+use crate::transport::tls::Offer;
 
 /// Run the agent of one node: capture the traffic of its joined pods, carry it to other nodes over mutual TLS, and
 /// decide who may talk to whom.
@@ -114,6 +115,11 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_KEEP_CAPTURE")]
     pub keep_capture: bool,
 
+    /// What carries connections between nodes. `auto` takes the fast tunnel where both sides speak it, and HBONE with
+    /// everybody else.
+    #[arg(long, env = "SELVEDGE_TUNNEL", value_enum, value_name = "HOW", default_value_t = TunnelChoice::Auto)]
+    pub tunnel: TunnelChoice,
+
     /// Threads that carry connections. Default: one a core.
     #[arg(long, env = "SELVEDGE_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -121,6 +127,12 @@ pub struct AgentArgs {
     /// Connections carried at once. Default: what the descriptor limit allows.
     #[arg(long, env = "SELVEDGE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
+
+    /// A tunnel that a peer opened and that carries no connection is closed after so long. Peers close theirs earlier:
+    /// agents after five minutes.
+    #[arg(long, env = "SELVEDGE_TUNNEL_IDLE", value_name = "DURATION", default_value = "10m",
+          value_parser = parse_duration)]
+    pub tunnel_idle: Duration,
 
     /// Ports from which applications are dialled when they see the client's own address. Clients rarely choose the
     /// default ones; a port that a live connection holds is never taken.
@@ -156,6 +168,21 @@ impl ConnectChoice {
         match self {
             Self::Truthful => Connect::Truthful,
             Self::Eager => Connect::Eager,
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TunnelChoice {
+    Auto,
+    Hbone,
+}
+
+impl TunnelChoice {
+    pub fn offer(self) -> Offer {
+        match self {
+            Self::Auto => Offer::Both,
+            Self::Hbone => Offer::Hbone,
         }
     }
 }

@@ -1,12 +1,13 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::capture::socket;
+use crate::telemetry::Seldom;
 
 /// Accepts from one listener until told to stop, and hands each socket on, not yet tied to any thread's reactor.
 ///
@@ -32,7 +33,10 @@ pub async fn accept_loop(
             Ok((stream, peer)) => each(stream, peer),
             Err(cause) if is_passing(&cause) => {}
             Err(cause) => {
-                warn!(%cause, "Accepting a connection failed; trying again in a moment.");
+                static WARNINGS: Seldom = Seldom::new();
+                if let Some(left_out) = WARNINGS.speaks(Instant::now()) {
+                    warn!(%cause, left_out, "Accepting a connection failed; trying again in a moment.");
+                }
                 metrics::counter!("selvedge_accept_errors_total").increment(1);
                 tokio::time::sleep(SHORTAGE_PAUSE).await;
             }

@@ -46,6 +46,7 @@ impl Failure {
             OpenError::Tls(error) => Self::tls(error).reason,
             OpenError::Connect(cause) => Self::connect(peer, cause).reason,
             OpenError::Broken(_) => Reason::Connect,
+            OpenError::Lost(_) => Reason::Reset,
         };
         let kernel = match error {
             OpenError::Connect(cause) => Some(cause.kind()),

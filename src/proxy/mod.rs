@@ -9,6 +9,8 @@
 //!
 //! Decisions are the model's; this room asks, dials and relays.
 
+#![forbid(unsafe_code)]
+
 mod accept;
 mod baggage;
 mod carry;
@@ -32,7 +34,7 @@ mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -48,7 +50,7 @@ use crate::identity::Identities;
 use crate::mesh::balance::Balancer;
 use crate::model::Model;
 use crate::telemetry::Telemetry;
-use crate::transport::tls::Tls;
+use crate::transport::tls::{Offer, Tls};
 use held::{Bounds, HeldSyns};
 use pods::Pods;
 use source_ports::SourcePorts;
@@ -79,7 +81,11 @@ pub struct ProxySettings {
     pub cluster: String,
     pub source_ports: PortRanges,
     pub node_netns: NetNs,
+    /// What may carry connections between nodes.
+    pub tunnel: Offer,
     pub same_node: SameNode,
+    /// A peer's tunnel without a connection in it is closed after so long.
+    pub tunnel_idle: Duration,
 }
 
 impl Proxy {

@@ -16,6 +16,7 @@ use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
 /// The life of one plaintext connection to a joined pod.
 pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) {
     let (client, to) = downstream.ends();
+    let Ok(application) = downstream.take_up(&pod) else { return };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
     let accepted = proxy.source_ports.note(client, to);
@@ -49,12 +50,12 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstrea
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
     match upstream {
-        Ok((upstream, _held)) => match downstream.connected(&pod).await {
-            Ok(stream) => carry::plain(&connection, stream, upstream).await,
+        Ok((upstream, _held)) => match application.connected(&pod).await {
+            Ok(application) => carry::plain(&connection, application, upstream).await,
             Err(failure) => connection.failed(&failure),
         },
         Err(failure) => {
-            downstream.refuse(&failure);
+            application.refuse(&failure);
             connection.failed(&failure);
         }
     }

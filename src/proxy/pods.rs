@@ -122,7 +122,10 @@ impl Proxy {
     /// Closes the pooled tunnels of a pod that left, whichever end of them it was.
     pub fn evict(&self, uid: &PodUid) {
         let uid = uid.clone();
-        self.workers.on_each(move |thread| thread.pool.evict(&uid));
+        self.workers.on_each(move |thread| {
+            thread.pool.evict(&uid);
+            thread.fast.evict(&uid);
+        });
     }
 }
 

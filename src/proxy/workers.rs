@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::transport::fast;
 use crate::transport::hbone::{Pool, PoolSettings};
 
 /// The threads that carry connections: one current-thread runtime a core. A connection lives its whole life on one.
@@ -26,17 +27,18 @@ struct Handle {
 /// What a worker thread owns alone, without a lock.
 pub struct Thread {
     pub pool: Pool,
+    pub fast: fast::Pool,
     index: usize,
 }
 
 type Job = Box<dyn FnOnce(Rc<Thread>) + Send>;
 
 impl Workers {
-    pub fn start(count: usize, pool: &PoolSettings) -> io::Result<Self> {
+    pub fn start(count: usize, pool: &PoolSettings, fast: &fast::PoolSettings) -> io::Result<Self> {
         let mut workers = Self { handles: Vec::new(), threads: Vec::new() };
         for index in 0..count.max(1) {
             let (jobs, receiver) = mpsc::unbounded_channel();
-            let settings = pool.clone();
+            let settings = (pool.clone(), fast.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -103,7 +105,7 @@ impl Workers {
         for index in 0..self.handles.len() {
             let closed = closed.clone();
             self.spawn_on(index, move |thread| async move {
-                thread.pool.close().await;
+                tokio::join!(thread.pool.close(), thread.fast.close());
                 drop(closed);
             });
         }
@@ -139,8 +141,8 @@ impl Drop for LoadGuard {
     }
 }
 
-async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, index: usize, pool: PoolSettings) {
-    let thread = Rc::new(Thread { pool: Pool::new(pool), index });
+async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, index: usize, (pool, fast): (PoolSettings, fast::PoolSettings)) {
+    let thread = Rc::new(Thread { pool: Pool::new(pool), fast: fast::Pool::new(fast), index });
     while let Some(job) = jobs.recv().await {
         job(thread.clone());
     }

@@ -22,6 +22,7 @@ use crate::mesh::Reason;
 
 pub use self::splice::join;
 pub use self::tcp::TcpEnd;
+pub(super) use self::tcp::Watch;
 
 /// One end of a relay: an application's socket, or a flow in a tunnel.
 pub trait End {
@@ -52,8 +53,8 @@ pub trait End {
 /// What others may know of a running relay, and how they end it.
 #[derive(Default)]
 pub struct RelayControl {
-    sent: AtomicU64,
-    received: AtomicU64,
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
     ending: Mutex<Ending>,
 }
 
@@ -94,7 +95,7 @@ impl RelayControl {
         poll_fn(|cx| self.poll_reset(cx)).await
     }
 
-    fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<Reason> {
+    pub(super) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<Reason> {
         let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reason) = &ending.reason {
             return Poll::Ready(reason.clone());

@@ -89,6 +89,11 @@ fn trials() -> Vec<Trial> {
     modules.into_iter().flatten().collect()
 }
 
+/// What carries connections between the agents of this run: `SELVEDGE_TUNNEL` reaches them by the environment.
+fn tunnel() -> &'static str {
+    if std::env::var("SELVEDGE_TUNNEL").is_ok_and(|how| how == "hbone") { "hbone" } else { "fast" }
+}
+
 /// Two nodes, both families, and the binary that this test was built with.
 fn lab() -> LabOptions {
     LabOptions { binary: Some(PathBuf::from(env!("CARGO_BIN_EXE_selvedge"))), ..LabOptions::default() }

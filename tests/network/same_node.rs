@@ -368,7 +368,7 @@ impl SameNode {
     fn transport(self) -> &'static str {
         match self {
             Self::Direct => "same-node",
-            Self::Tunnel => "hbone",
+            Self::Tunnel => crate::tunnel(),
         }
     }
 }

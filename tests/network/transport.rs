@@ -252,10 +252,12 @@ const SCENARIOS: &[Scenario] = &[
 
 impl Scenario {
     fn play(&self, client: &Pod, server: &Pod, ip: IpAddr) -> Result<[Vec<String>; 2]> {
-        let listener = server.listen(7000)?;
+        // A port of its own: a process that another trial starts at this moment may hold the last one for a while yet.
+        let listener = server.listen(0)?;
+        let port = listener.local_addr()?.port();
         let (to_server, from_client) = channel();
         let (to_client, from_server) = channel();
-        let stream = client.connect((ip, 7000)).with_context(|| self.name.to_owned())?;
+        let stream = client.connect((ip, port)).with_context(|| self.name.to_owned())?;
         std::thread::scope(|scope| {
             let serving = scope.spawn(|| -> Result<Vec<String>> {
                 let (stream, _) = listener.accept()?;
@@ -416,7 +418,9 @@ fn silent_connections_live_for_long(lab: &Lab) -> Result<()> {
     }
     // The tunnel that carries it counts as used: only one without streams is ever let go.
     let streams = |agent: &Agent| -> Result<f64> { Ok(agent.metrics()?.sum("selvedge_hbone_streams", &[])) };
-    ensure!(streams(&agents[0])? == 1.0 && streams(&agents[1])? == 1.0);
+    if crate::tunnel() == "hbone" {
+        ensure!(streams(&agents[0])? == 1.0 && streams(&agents[1])? == 1.0);
+    }
     silent.write_all(b"later")?;
     silent.read_exact(&mut [0; 5])?;
     Ok(())

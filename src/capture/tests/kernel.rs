@@ -80,6 +80,37 @@ fn rules_of_another_mesh_are_found_in_either_back_end() {
 }
 
 #[test]
+fn a_fingerprint_changes_with_the_rules_and_not_with_traffic() {
+    for back_end in [BackEnd::Nft, BackEnd::Legacy] {
+        in_namespace(|| {
+            let name = back_end.name();
+            let tables = [format!("iptables-{name} -t mangle"), format!("ip6tables-{name} -t mangle")];
+            for table in &tables {
+                sh(&format!("{table} -A OUTPUT -p udp --dport 7 -j ACCEPT; {table} -A OUTPUT -p udp --dport 8"));
+            }
+            let before = Fingerprint::take();
+            for to in ["127.0.0.1:7", "[::1]:8"] {
+                let socket =
+                    std::net::UdpSocket::bind(if to.contains('[') { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
+                socket.send_to(b"counted", to.parse::<std::net::SocketAddr>().unwrap()).unwrap();
+            }
+            let counted = sh(&format!("{} -nvxL OUTPUT; {} -nvxL OUTPUT", tables[0], tables[1]));
+            assert_eq!(counted.lines().filter(|line| line.trim().starts_with("1 ")).count(), 2, "{counted}");
+            assert_eq!(Fingerprint::take(), before, "{name}: traffic alone");
+            let mut known = before;
+            for change in ["-R OUTPUT 1 -p udp --dport 9 -j ACCEPT", "-R OUTPUT 2 -p udp --sport 8", "-P OUTPUT DROP"] {
+                for table in &tables {
+                    sh(&format!("{table} {change}"));
+                    let now = Fingerprint::take();
+                    assert_ne!(now, known, "{table} {change}");
+                    known = now;
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn routes_are_there_exactly_once_and_go() {
     in_namespace(|| {
         for version in [IpVersion::V4, IpVersion::V6] {

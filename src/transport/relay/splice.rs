@@ -66,7 +66,7 @@ impl Lane<TcpEnd, TcpEnd> for Joined {
                 Poll::Ready(Err(error)) => return Err(Broken::To(error)),
                 Poll::Pending => return watch(self.closed, cx, from, to),
             }
-            let pipe = if self.bulk { Pipe::take() } else { None };
+            let pipe = if self.bulk && !from.has_ahead() { Pipe::take() } else { None };
             let moved = match pipe {
                 Some(pipe) => self.fill(from, pipe),
                 None => self.copy(from, to, count)?,
@@ -117,7 +117,7 @@ impl Joined {
     }
 
     /// Reads once, and writes as much of it as the other side takes now. The outer error is the writing side's.
-    fn copy(&mut self, from: &TcpEnd, to: &TcpEnd, count: &Count<'_>) -> Result<io::Result<usize>, Broken> {
+    fn copy(&mut self, from: &mut TcpEnd, to: &TcpEnd, count: &Count<'_>) -> Result<io::Result<usize>, Broken> {
         let mut buffer = Buffer::take();
         let read = match from.try_read(&mut buffer.bytes) {
             Ok(read) if read > 0 => read,

@@ -136,10 +136,11 @@ impl Agent {
         Ok(kill(Pid::from_raw(self.pid()), signal)?)
     }
 
-    /// Kills the worker with SIGKILL, and returns the pid it had.
+    /// Kills the worker with SIGKILL, and returns the pid it had, once it is gone with all its sockets.
     pub fn kill_worker(&self) -> Result<i32> {
         let worker = self.worker().with_context(|| format!("the agent of {} has no worker", self.node))?;
         kill(Pid::from_raw(worker), Signal::SIGKILL)?;
+        eventually("the worker is gone", BOUND, || (self.worker() != Some(worker)).then_some(()))?;
         Ok(worker)
     }
 
@@ -227,6 +228,11 @@ impl AgentOptions {
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.into());
         self
+    }
+
+    /// Whatever the environment says: HBONE between the agents, and nothing else.
+    pub fn hbone(self) -> Self {
+        self.arg("--tunnel").arg("hbone")
     }
 
     pub fn env(mut self, key: &str, value: &str) -> Self {

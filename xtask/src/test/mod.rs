@@ -72,7 +72,7 @@ struct Section {
     run: fn() -> Result<Tally>,
 }
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 13] = [
     Section { name: "formatting", run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -94,6 +94,7 @@ const SECTIONS: [Section; 12] = [
             Ok(lab + &count_tests(cargo().args(["test", "--test", "network", "--locked"]))?)
         },
     },
+    Section { name: "real network over HBONE", run: over_hbone },
     Section { name: "real network without root", run: unprivileged::network },
     Section { name: "dependencies and licences", run: dependencies::check },
     Section { name: "generated files", run: generated::check },
@@ -101,6 +102,29 @@ const SECTIONS: [Section; 12] = [
     Section { name: "demo without root", run: unprivileged::demo },
     Section { name: "bench", run: bench::check },
 ];
+
+/// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
+const OVER_HBONE: [&str; 11] = [
+    "access_log",
+    "drain",
+    "identity",
+    "lifecycle",
+    "load",
+    "observability",
+    "policy",
+    "retry",
+    "reuse",
+    "rotation",
+    "transport",
+];
+
+fn over_hbone() -> Result<Tally> {
+    OVER_HBONE.iter().try_fold(Tally::default(), |tally, beginning| {
+        let mut command = cargo();
+        command.args(["test", "--test", "network", "--locked", "--", beginning]).env("SELVEDGE_TUNNEL", "hbone");
+        Ok(tally + &count_tests(&mut command)?)
+    })
+}
 
 /// The test targets of the main package beside `network`: one a file in `tests/`.
 fn process_tests() -> Result<Tally> {
