@@ -23,7 +23,6 @@ use crate::policy::{PeerMode, Query, Verdict};
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
-use crate::transport::relay::TcpEnd;
 use crate::transport::tls::{Offer, PeerInfo};
 
 /// The life of one connection that a joined pod dialled.
