@@ -17,6 +17,10 @@ pub const IPTABLES: Tool = Tool { program: "iptables-restore", package: "iptable
 pub const IPROUTE2: Tool = Tool { program: "ip", package: "iproute2" };
 pub const CURL: Tool = Tool { program: "curl", package: "curl" };
 pub const NETCAT: Tool = Tool { program: "nc", package: "netcat-openbsd" };
+pub const RUNC: Tool = Tool { program: "runc", package: "runc" };
+pub const CNI_PLUGINS: Tool = Tool { program: "/usr/lib/cni/ptp", package: "containernetworking-plugins" };
+pub const NSENTER: Tool = Tool { program: "nsenter", package: "util-linux" };
+pub const CA_CERTIFICATES: Tool = Tool { program: "update-ca-certificates", package: "ca-certificates" };
 
 /// Installs what is missing where that is possible, else says what to type.
 pub fn require(tools: &[&Tool]) -> Result<()> {

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::build::{cargo, release, root};
 use crate::style::{bad, bold, dim, mark};
-use crate::test::runner::{Tally, count_tests};
+pub use crate::test::runner::{Tally, count_tests};
 use crate::tools;
 
 /// What `cargo xtask test` takes.
