@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use selvedge_lab::eventually;
 
 /// The group of one cluster, or of one of its machines.
 pub struct Group {
@@ -57,7 +58,9 @@ impl Group {
         let mut found = Vec::new();
         for folder in self.folders() {
             let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            found.extend(text.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw));
+            // A process that this one cannot see is listed as 0, which kill(2) takes for something else.
+            let numbers = text.lines().filter_map(|line| line.parse().ok()).filter(|number| *number > 0);
+            found.extend(numbers.map(Pid::from_raw));
         }
         found.sort();
         found.dedup();
@@ -136,7 +139,13 @@ pub fn mount_own(at: &Path) -> Result<()> {
             // A group that delegates may hold no process itself.
             fs::create_dir_all(place.join("init"))?;
             fs::write(place.join("init/cgroup.procs"), "0").context("cannot enter the group of the first process")?;
-            hierarchy.delegate(&place);
+            // The process that started this one is about to leave.
+            let delegated = || {
+                hierarchy.delegate(&place);
+                let handed_down = fs::read_to_string(place.join("cgroup.subtree_control"));
+                handed_down.is_ok_and(|controllers| !controllers.trim().is_empty()).then_some(())
+            };
+            eventually("the machine hands down controllers of its control group", PATIENCE, delegated)?;
         }
     }
     Ok(())
@@ -211,17 +220,8 @@ fn parse_mount(line: &str) -> Option<Hierarchy> {
 
 /// A group stays busy for a moment after its last process.
 fn remove(folder: &Path) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        match fs::remove_dir(folder) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if began.elapsed() > PATIENCE => {
-                return Err(error).with_context(|| format!("cannot remove the control group {}", folder.display()));
-            }
-            Err(_) => thread::sleep(Duration::from_millis(20)),
-        }
-    }
+    let removed = || fs::remove_dir(folder).err().is_none_or(|error| error.kind() == io::ErrorKind::NotFound);
+    eventually(&format!("the control group {} goes", folder.display()), PATIENCE, || removed().then_some(()))
 }
 
 const PARENT: &str = "selvedge-cluster";

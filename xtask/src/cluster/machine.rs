@@ -5,13 +5,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::setsid;
 use selvedge_lab::eventually;
 use serde::{Deserialize, Serialize};
 
@@ -70,8 +70,7 @@ impl Machine {
         command.args(["cluster", "init", "--outside"]).arg(self.spec()).current_dir("/");
         command.stdin(listener.map_or_else(Stdio::null, |listener| OwnedFd::from(listener).into()));
         command.stdout(log.try_clone()?).stderr(log).env("PATH", &self.path);
-        // Signals of the terminal are for whoever asked for the cluster.
-        let status = command.process_group(0).status().context("cannot start the machine's first process")?;
+        let status = command.status().context("cannot start the machine's first process")?;
         let about = || format!("{} does not start: see {}", self.name, self.log("init").display());
         ensure!(status.success(), "{}\n{}", about(), self.init_log());
         let up = eventually("the machine's first process takes orders", BOOT, || self.order("ping").ok());
@@ -105,7 +104,7 @@ impl Machine {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid()?.to_string()]);
-        command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wd=/", "--"]);
+        command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wdns=/", "--"]);
         command.arg(program).env("PATH", &self.path);
         Ok(command)
     }
@@ -128,6 +127,8 @@ impl Machine {
 pub fn start_inside(spec: &Path) -> Result<()> {
     let machine = read(spec)?;
     let program = std::env::current_exe()?;
+    // Signals of the terminal are for whoever asked for the cluster.
+    setsid().context("cannot leave the terminal")?;
     Group::of_machine(&machine.cluster, &machine.name)?.enter()?;
     let namespaces = CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWNS

@@ -11,7 +11,7 @@ use crate::cluster::machine::{Machine, Service};
 use crate::cluster::network::{CONTROL, DNS_SERVICE, PODS, pod_range};
 use crate::cluster::pki::{Authority, Reached, Subject};
 use crate::cluster::programs::Programs;
-use crate::image::PAUSE;
+use crate::image::{PAUSE, digest};
 
 pub const CONTAINERD: &str = "containerd";
 pub const KUBELET: &str = "kubelet";
@@ -41,6 +41,8 @@ pub fn furnish(node: &Machine, number: u8, authority: &Authority) -> Result<()> 
     put(&root, "etc/containerd/config.toml", &containerd_settings())?;
     put(&root, "etc/cni/net.d/10-ptp.conflist", &serde_json::to_string_pretty(&cni(number))?)?;
     put(&root, "etc/hosts", &format!("127.0.0.1 localhost\n{} {}\n", node.ip, node.name))?;
+    let machine_id = &digest(format!("{}/{}", node.cluster, node.name).as_bytes())[..32];
+    put(&root, "etc/machine-id", &format!("{machine_id}\n"))?;
     // Names outside the cluster are not resolved; nothing answers there.
     put(&root, "etc/resolv.conf", &format!("nameserver {CONTROL}\n"))?;
     // A copy, for what installs itself as a CNI plugin writes there.
@@ -107,6 +109,8 @@ fn kubelet_settings() -> serde_json::Value {
         "clusterDomain": "cluster.local",
         "resolvConf": "/etc/resolv.conf",
         "cgroupDriver": "cgroupfs",
+        // /usr is the host's.
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "failCgroupV1": false,
         "failSwapOn": false,
         "enforceNodeAllocatable": ["pods"],

@@ -70,7 +70,11 @@ impl Cluster {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", folder.display()))
             }
-            _ => Ok(()),
+            _ => {
+                // Other clusters may have their folders in it.
+                let _ = fs::remove_dir(FOLDER);
+                Ok(())
+            }
         }
     }
 
@@ -121,9 +125,10 @@ impl Cluster {
 
 /// One command at a time brings a cluster up or takes it down.
 pub fn lock(name: &str) -> Result<Flock<File>> {
-    fs::create_dir_all(FOLDER).with_context(|| format!("cannot make {FOLDER}"))?;
-    let path = Path::new(FOLDER).join(format!("{name}.lock"));
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    // Not in the cluster's folder, which comes and goes.
+    let path = Path::new(LOCKS).join(format!("selvedge-cluster-{name}.lock"));
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err((file, _)) => {
@@ -164,3 +169,4 @@ fn option(name: &str) -> String {
 }
 
 const FOLDER: &str = "/var/lib/selvedge-cluster";
+const LOCKS: &str = "/run/lock";

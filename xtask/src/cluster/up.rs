@@ -24,8 +24,6 @@ use crate::style::dim;
 pub fn up(name: &str, nodes: u8) -> Result<Cluster> {
     check_rights()?;
     require_tools()?;
-    let programs = Programs::get()?;
-    let images = step("images of pause and CoreDNS", || image::for_cluster(&programs.coredns()))?;
     let _lock = lock(name)?;
     if let Some(cluster) = Cluster::look(name)? {
         let have = cluster.nodes.len();
@@ -35,6 +33,8 @@ pub fn up(name: &str, nodes: u8) -> Result<Cluster> {
         );
         return Ok(cluster);
     }
+    let programs = Programs::get()?;
+    let images = step("images of pause and CoreDNS", || image::for_cluster(&programs.coredns()))?;
     Cluster::remove_locked(name)?;
     fs::create_dir_all(logs(name)).with_context(|| format!("cannot make {}", logs(name).display()))?;
     let cluster = Cluster {

@@ -129,3 +129,53 @@ impl Tar {
 }
 
 const BLOCK: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn the_same_files_give_the_same_bytes_in_any_order_and_at_any_age() {
+        let folder = tempfile::tempdir().unwrap();
+        let (young, old) = (folder.path().join("young"), folder.path().join("old"));
+        fs::write(&young, "content").unwrap();
+        fs::write(&old, "content").unwrap();
+        fs::File::open(&old).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let mut one = Layer::default();
+        one.file("/usr/bin/program", &young, 0o755).unwrap();
+        one.link("/usr/bin/alias", "program");
+        one.folder("/tmp", 0o1777);
+        let mut other = Layer::default();
+        other.folder("/tmp", 0o1777);
+        other.link("/usr/bin/alias", "program");
+        other.file("/usr/bin/program", &old, 0o755).unwrap();
+        assert_eq!(one.tar().unwrap(), other.tar().unwrap());
+    }
+
+    #[test]
+    fn tar_reads_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, vec![b'x'; 700]).unwrap();
+        let long = format!("{}/{}", "d".repeat(60), "f".repeat(60));
+        let mut layer = Layer::default();
+        layer.file("/etc/file", &file, 0o640).unwrap();
+        layer.file(&long, &file, 0o644).unwrap();
+        layer.link("/etc/link", "file");
+        fs::write(folder.path().join("layer.tar"), layer.tar().unwrap()).unwrap();
+        let mut tar = Command::new("tar");
+        tar.args(["--list", "--verbose", "--numeric-owner", "--utc", "--full-time", "--file", "layer.tar"]);
+        let output = tar.current_dir(folder.path()).stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success());
+        let listed = String::from_utf8(output.stdout).unwrap();
+        for line in [
+            "-rw-r----- 0/0             700 1970-01-01 00:00:00 etc/file",
+            "lrwxrwxrwx 0/0               0 1970-01-01 00:00:00 etc/link -> file",
+            &format!("-rw-r--r-- 0/0             700 1970-01-01 00:00:00 {long}"),
+        ] {
+            assert!(listed.lines().any(|listed| listed == line), "no {line:?} in\n{listed}");
+        }
+    }
+}

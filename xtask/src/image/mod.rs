@@ -16,6 +16,7 @@ use crate::image::layer::Layer;
 pub use crate::image::oci::hex as digest;
 use crate::image::oci::{Start, pack};
 use crate::style::dim;
+use crate::test::Tally;
 use crate::tools;
 
 /// What `cargo xtask image` takes.
@@ -39,6 +40,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         println!("{}", image.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds every image twice: the bytes must be the same.
+pub fn check() -> Result<Tally> {
+    let mut tally = Tally::default();
+    for (name, build) in [("agent", agent as fn(&Path) -> Result<PathBuf>), ("test", test), ("pause", pause)] {
+        let (one, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let same = fs::read(build(one.path())?)? == fs::read(build(other.path())?)?;
+        println!("{name}: {}", if same { "the same bytes twice" } else { "other bytes the second time" });
+        match same {
+            true => tally.passed += 1,
+            false => tally.fail(format!("the {name} image is not reproducible")),
+        }
+    }
+    Ok(tally)
 }
 
 /// The agent and the controller.

@@ -20,7 +20,7 @@ pub struct Start<'a> {
 
 /// The whole image.
 pub fn pack(layer: &Layer, start: &Start) -> Result<Vec<u8>> {
-    let layer = layer.tar()?;
+    let layer = Blob::new("application/vnd.oci.image.layer.v1.tar", layer.tar()?);
     let architecture = architecture()?;
     let config = json!({
         "architecture": architecture,
@@ -32,35 +32,34 @@ pub fn pack(layer: &Layer, start: &Start) -> Result<Vec<u8>> {
             "Cmd": start.arguments,
             "WorkingDir": "/",
         },
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&layer))]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.digest()]},
         "history": [{"created": EPOCH, "created_by": "cargo xtask image"}],
     });
-    let config = config.to_string().into_bytes();
+    let config = Blob::new("application/vnd.oci.image.config.v1+json", config.to_string().into());
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        "config": config.descriptor(),
+        "layers": [layer.descriptor()],
     });
-    let manifest = manifest.to_string().into_bytes();
-    let mut entry = descriptor(MANIFEST, &manifest);
+    let manifest = Blob::new(MANIFEST, manifest.to_string().into());
+    let mut entry = manifest.descriptor();
     entry["platform"] = json!({"architecture": architecture, "os": "linux"});
     entry["annotations"] = json!({
         "io.containerd.image.name": start.name,
         "org.opencontainers.image.ref.name": start.name.rsplit_once(':').map_or("latest", |(_, tag)| tag),
     });
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
-    let blob = |bytes: &[u8]| format!("blobs/sha256/{}", hex(bytes));
-    let docker = json!([{"Config": blob(&config), "RepoTags": [start.name], "Layers": [blob(&layer)]}]);
+    let docker = json!([{"Config": config.path(), "RepoTags": [start.name], "Layers": [layer.path()]}]);
 
     let mut tar = Tar::default();
-    let mut blobs = [&config, &manifest, &layer].map(|bytes| (blob(bytes), bytes.as_slice()));
-    blobs.sort();
     for folder in ["blobs/", "blobs/sha256/"] {
         tar.append(folder, 0o755, b'5', "", &[])?;
     }
-    for (name, bytes) in blobs {
-        tar.append(&name, 0o644, b'0', "", bytes)?;
+    let mut blobs = [config, manifest, layer];
+    blobs.sort_by_key(Blob::path);
+    for blob in &blobs {
+        tar.append(&blob.path(), 0o644, b'0', "", &blob.bytes)?;
     }
     tar.append("index.json", 0o644, b'0', "", index.to_string().as_bytes())?;
     tar.append("manifest.json", 0o644, b'0', "", docker.to_string().as_bytes())?;
@@ -68,13 +67,34 @@ pub fn pack(layer: &Layer, start: &Start) -> Result<Vec<u8>> {
     Ok(tar.finish())
 }
 
+/// Something that is named by its own digest.
+struct Blob {
+    kind: &'static str,
+    hex: String,
+    bytes: Vec<u8>,
+}
+
+impl Blob {
+    fn new(kind: &'static str, bytes: Vec<u8>) -> Self {
+        Self { kind, hex: hex(&bytes), bytes }
+    }
+
+    fn digest(&self) -> String {
+        format!("sha256:{}", self.hex)
+    }
+
+    fn path(&self) -> String {
+        format!("blobs/sha256/{}", self.hex)
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({"mediaType": self.kind, "digest": self.digest(), "size": self.bytes.len()})
+    }
+}
+
 /// SHA-256 in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     digest::digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn descriptor(kind: &str, bytes: &[u8]) -> Value {
-    json!({"mediaType": kind, "digest": format!("sha256:{}", hex(bytes)), "size": bytes.len()})
 }
 
 /// What Go, and so every registry, calls this machine.

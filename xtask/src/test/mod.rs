@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{cargo, release, root};
+use crate::image;
 use crate::style::{bad, bold, dim, mark};
 pub use crate::test::runner::{Tally, count_tests};
 use crate::tools;
@@ -63,7 +64,7 @@ struct Section {
     run: fn() -> Result<Tally>,
 }
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     Section { name: "formatting", run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -88,6 +89,7 @@ const SECTIONS: [Section; 11] = [
     Section { name: "real network without root", run: unprivileged::network },
     Section { name: "dependencies and licences", run: dependencies::check },
     Section { name: "generated files", run: generated::check },
+    Section { name: "images", run: image::check },
     Section { name: "demo", run: demo },
     Section { name: "demo without root", run: unprivileged::demo },
 ];
