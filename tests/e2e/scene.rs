@@ -1,6 +1,7 @@
 //! One test's place in the cluster: a namespace that is there for the test and goes with it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,8 +20,31 @@ pub struct Scene {
 
 /// Makes a test of a function. Its namespace is called as the test is, in Kubernetes' letters.
 pub fn trial(name: &str, body: impl FnOnce(&Scene) -> Result<()> + Send + 'static) -> Trial {
+    make(name, body, || Turn::WithOthers(TURNS.read().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// A test that disturbs the cluster, and so has it to itself.
+pub fn trial_alone(name: &str, body: impl FnOnce(&Scene) -> Result<()> + Send + 'static) -> Trial {
+    make(name, body, || Turn::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner)))
+}
+
+static TURNS: RwLock<()> = RwLock::new(());
+
+/// Held while a test runs.
+#[expect(dead_code, reason = "what is held is held by being there")]
+enum Turn {
+    WithOthers(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+fn make(
+    name: &str,
+    body: impl FnOnce(&Scene) -> Result<()> + Send + 'static,
+    turn: impl FnOnce() -> Turn + Send + 'static,
+) -> Trial {
     let named = name.to_owned();
     Trial::test(name, move || {
+        let _turn = turn();
         let scene = Scene::open(&named).map_err(|error| Failed::from(format!("{error:#}")))?;
         let failure = match catch_unwind(AssertUnwindSafe(|| body(&scene))) {
             Ok(Ok(())) => return Ok(()),

@@ -20,7 +20,9 @@ fn names_resolve(scene: &Scene) -> Result<()> {
     for (number, node) in (1..).zip(nodes()?) {
         let pod = format!("asks-{number}");
         scene.pod(&pod, &node, &["pause"])?;
-        let address = scene.run(&pod, &["resolve", "kubernetes.default.svc.cluster.local"])?;
+        let ask = || scene.run(&pod, &["resolve", "kubernetes.default.svc.cluster.local"]).ok();
+        // A cluster that just came up may not lead to its DNS yet.
+        let address = eventually(&format!("names resolve on {node}"), BOUND, ask)?;
         let service = get(&["--namespace", "default", "service", "kubernetes"])?;
         ensure!(service["spec"]["clusterIP"] == address.as_str(), "on {node} it resolves to {address}");
         // By the search list of its resolv.conf.
@@ -59,7 +61,8 @@ fn reaches_api_server(scene: &Scene) -> Result<()> {
     let node = nodes()?.pop().context("no node")?;
     scene.pod("client", &node, &["pause"])?;
     // TLS wants a greeting first; that it is open and stays open is enough.
-    let said = scene.run("client", &["tcp", "kubernetes.default:443", ""])?;
+    let ask = || scene.run("client", &["tcp", "kubernetes.default:443", ""]).ok();
+    let said = eventually("the API server takes a connection", BOUND, ask)?;
     ensure!(said.is_empty(), "the API server said {said:?} before it was asked");
     Ok(())
 }

@@ -50,8 +50,10 @@ impl Layer {
         Ok(tar.finish())
     }
 
-    /// As files in a folder.
+    /// As files in a folder, which must be empty.
     pub fn unpack(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        ensure!(fs::read_dir(folder)?.next().is_none(), "{} is not empty", folder.display());
         for (path, entry) in &self.0 {
             let at = folder.join(path);
             let written = match entry {
