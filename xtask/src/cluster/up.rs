@@ -144,10 +144,14 @@ fn furnish(cluster: &Cluster, server: &str) -> Result<()> {
 /// The objects that every cluster has: who kube-proxy is, and CoreDNS.
 fn apply(cluster: &Cluster) -> Result<()> {
     let folder = root().join("xtask/cluster/manifests");
-    let output = cluster.kubectl()?.args(["apply", "-f"]).arg(&folder).output().context("cannot run kubectl")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cannot apply {}: {}", folder.display(), said.trim());
-    Ok(())
+    let mut said = String::new();
+    let applied = eventually("the cluster's own objects are applied", PATIENCE, || {
+        let output = cluster.kubectl().ok()?.args(["apply", "-f"]).arg(&folder).output().ok()?;
+        // A new API server makes kube-system a moment after it is ready.
+        said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        output.status.success().then_some(())
+    });
+    applied.with_context(|| format!("{}: {said}", folder.display()))
 }
 
 /// Waits until kubectl says what is awaited; else shows what the program behind it said last.
