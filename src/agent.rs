@@ -1,5 +1,7 @@
 //! Wires the rooms together, nothing else.
 
+#![forbid(unsafe_code)]
+
 mod dump;
 mod metrics;
 
@@ -25,6 +27,7 @@ use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Report, directory};
 use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
 use dump::AgentDump;
@@ -77,12 +80,15 @@ async fn worker(
     let connections = Arc::new(Connections::default());
     let most = args.max_connections.unwrap_or_else(descriptor_share);
     let threads = args.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let workers = Workers::start(threads, &PoolSettings::default()).map_err(Failure::new)?;
+    let workers = Workers::start(threads, &PoolSettings::default(), &fast_pool(most, threads)).map_err(Failure::new)?;
     let settings = ProxySettings {
         node: args.node.as_str().into(),
         cluster: args.cluster.clone(),
         source_ports: args.source_ports.clone(),
         node_netns,
+        tunnel: args.tunnel.offer(),
+        same_node: args.same_node,
+        tunnel_idle: args.tunnel_idle,
     };
     let proxy = Proxy::new(
         settings,
@@ -234,6 +240,13 @@ fn admin_settings(args: &AgentArgs) -> AdminSettings {
         metrics: on(&open, args.metrics_port),
         readiness: on(&open, args.readiness_port),
     }
+}
+
+/// Tunnels that wait for their next flow hold a descriptor each: an eighth of what connections may have, in all.
+fn fast_pool(connections: usize, threads: usize) -> fast::PoolSettings {
+    let defaults = fast::PoolSettings::default();
+    let share = (connections / 8 / threads.max(1)).max(1);
+    fast::PoolSettings { idle_total: defaults.idle_total.min(share), ..defaults }
 }
 
 fn descriptor_share() -> usize {

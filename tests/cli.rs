@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use tempfile::TempDir;
@@ -70,6 +71,65 @@ fn what_makes_no_sense_exits_2_and_says_what_would() {
             assert!(said.err.contains(word), "{arguments:?} does not say {word:?}:\n{}", said.err);
         }
     }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_every_verb_quietly() -> Result<()> {
+    let dir = TempDir::new()?;
+    let pod = |at: u16| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p-{at}}}\nstatus: {{podIP: 10.0.{}.{}}}\n",
+            at / 250,
+            at % 250 + 1
+        )
+    };
+    // More than a pipe holds, so that the reader is gone while the verb still writes.
+    let broken = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: A}\n".repeat(2_000);
+    fs::write(dir.path().join("a.yaml"), (0..2_000).map(pod).collect::<String>() + &broken)?;
+    let manifests = dir.path().to_str().unwrap();
+    let explain = ["explain", "--manifests", manifests, "default/p-1", "default/p-2", "--port", "80"];
+    for arguments in [
+        &["validate", manifests][..],
+        &["validate", manifests, "-o", "json"],
+        &explain,
+        &[&explain[..], &["-o", "json"]].concat(),
+        &["crd"],
+        &["capture", "show", "--netns", "/proc/self/ns/net"],
+        &["--help"],
+        &["agent", "--help"],
+        &["--version"],
+        &["validate", "/nowhere"],
+    ] {
+        for reads in [0, 1] {
+            let (mut out, into) = io::pipe()?;
+            let errors = tempfile::tempfile()?;
+            let mut selvedge = Selvedge::new();
+            selvedge.0.args(arguments).stdout(into).stderr(errors.try_clone()?);
+            let mut child = selvedge.0.spawn()?;
+            // Its end of the pipe goes with it.
+            drop(selvedge);
+            out.read_exact(&mut vec![0; reads]).or_else(|_| Ok::<_, io::Error>(()))?;
+            drop(out);
+            let ended = child.wait()?.code();
+            (&errors).rewind()?;
+            let said = io::read_to_string(errors)?;
+            assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+            assert!([Some(0), Some(1), Some(141)].contains(&ended), "{arguments:?} ended with {ended:?}: {said}");
+        }
+        // Nobody reads either of the two.
+        let (none, into) = io::pipe()?;
+        drop(none);
+        let mut selvedge = Selvedge::new();
+        selvedge.0.args(arguments).stdout(into.try_clone()?).stderr(into);
+        let ended = selvedge.0.status()?;
+        assert!(ended.code().is_some_and(|code| code != 101), "{arguments:?} ended with {ended}");
+    }
+    let mut full = Selvedge::new();
+    full.0.args(["crd"]).stdout(fs::File::create("/dev/full")?);
+    let said = full.run_with_errors();
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("standard output cannot be written: No space left"), "{}", said.err);
+    Ok(())
 }
 
 #[test]
@@ -203,6 +263,12 @@ impl Selvedge {
             command.env_remove(name);
         }
         Self(command)
+    }
+
+    fn run_with_errors(mut self) -> Said {
+        let output = self.0.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Said { code: output.status.code().unwrap(), out: String::new(), err: text(output.stderr) }
     }
 
     fn run(mut self) -> Said {

@@ -29,7 +29,9 @@ impl AgentDump {
         let (done, answers) = std::sync::mpsc::channel();
         let into = found.clone();
         self.proxy.workers.on_each(move |thread| {
-            into.lock().unwrap_or_else(PoisonError::into_inner).extend(thread.pool.snapshot());
+            let mut found = into.lock().unwrap_or_else(PoisonError::into_inner);
+            found.extend(thread.pool.snapshot());
+            found.extend(thread.fast.snapshot());
             let _ = done.send(());
         });
         // A thread that is too busy to answer is left out: a dump must not wait for what it is to explain.
@@ -46,7 +48,7 @@ impl Dump for AgentDump {
     fn dump(&self) -> Value {
         let pools = self.pools();
         let connections = self.proxy.connections.all();
-        // Taken under the lock, which connections wait for, and written out after it.
+        // All from one version of the model.
         let (names, mut workloads, mut services, policies) = {
             let state = self.proxy.model.read();
             let name_of = |uid: &PodUid| Some((uid.clone(), state.mesh.workload(uid)?.name().clone()));

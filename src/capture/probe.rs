@@ -8,6 +8,7 @@
 //! after a second.
 
 use std::io;
+use std::time::Instant;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -17,6 +18,7 @@ use super::netns::NetNs;
 use super::nfqueue::{Queue, Verdict};
 use super::rules::{PROBE_PROVEN, PROBE_REFUTED};
 use super::sock_diag::SockDiag;
+use crate::telemetry::Seldom;
 
 /// Answers one pod's queue until it is dropped.
 #[derive(Debug)]
@@ -60,7 +62,12 @@ async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
         for packet in waiting {
             let proven = packet.ends.is_some_and(|(client, server)| {
                 diag.has(client, server).unwrap_or_else(|error| {
-                    tracing::warn!(%error, "sock_diag in the node's network namespace failed; a probe goes to policy");
+                    static WARNINGS: Seldom = Seldom::new();
+                    if let Some(left_out) = WARNINGS.speaks(Instant::now()) {
+                        tracing::warn!(
+                            %error, left_out, "sock_diag in the node's network namespace failed; a probe goes to policy."
+                        );
+                    }
                     false
                 })
             });
@@ -71,7 +78,12 @@ async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
             let word = if proven { "probe" } else { "plaintext" };
             metrics::counter!("selvedge_capture_probes_total", "verdict" => word).increment(1);
             if let Err(error) = queue.get_ref().verdict(&packet, verdict) {
-                tracing::warn!(%error, "A verdict on a waiting SYN could not be given; its sender will repeat it.");
+                static WARNINGS: Seldom = Seldom::new();
+                if let Some(left_out) = WARNINGS.speaks(Instant::now()) {
+                    tracing::warn!(
+                        %error, left_out, "A verdict on a waiting SYN could not be given; its sender will repeat it."
+                    );
+                }
             }
         }
     }

@@ -13,17 +13,21 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::address;
+use self::leaving::Departure;
+use self::proving::wanted;
 use super::iptables::{BackEnd, CaptureUnavailable, Chosen};
 use super::keeper::ListenerKeeper;
 use super::netns::NetNs;
 use super::pod::{CaptureError, CapturedPod, Drift, Kernel, PodCapture, remove_all};
-use super::proof::{Evidence, Held, Impostor, Wanted};
+use super::proof::{Evidence, Impostor, Wanted};
 use super::rules::{Mode, Phase, Ports};
-use super::show::{CaptureStatus, PodStatus};
+use super::show::{CaptureStatus, PodStatus, WITHOUT_QUEUE};
 use crate::handover::ListenerKey;
 use crate::mesh::{PodUid, Workload};
 use crate::model::Model;
+
+mod leaving;
+mod proving;
 
 /// What the proxy hears.
 #[derive(Clone, Debug)]
@@ -99,11 +103,6 @@ struct Tracked {
     failure: Option<String>,
 }
 
-struct Departure {
-    deadline: Instant,
-    reset_at: Option<Instant>,
-}
-
 impl Reconciler {
     /// Finds out what works here, by trying it for real. Blocking. Call within a runtime.
     pub fn new(
@@ -123,6 +122,9 @@ impl Reconciler {
             queue = chosen.queue,
             "Capture works."
         );
+        if !chosen.queue {
+            tracing::warn!(probes = WITHOUT_QUEUE, "The kubelet's TCP probes cannot see dead ports on this node.");
+        }
         let node = match &settings.node_netns {
             Some(path) => NetNs::open(path).map_err(|error| ReconcilerError::NodeNetns(path.clone(), error))?,
             None => NetNs::current().map_err(|error| ReconcilerError::NodeNetns("its own".into(), error))?,
@@ -213,124 +215,6 @@ impl Reconciler {
         }
         let joined = live().filter(|workload| workload.membership.is_joined());
         (joined.map(|workload| (workload.uid().clone(), workload.clone())).collect(), present)
-    }
-
-    /// Starts and ends the leaving of pods that are not desired, or whose namespace is no more.
-    async fn depart(&mut self, desired: &HashMap<PodUid, Arc<Workload>>, present: &HashSet<PodUid>) {
-        let now = Instant::now();
-        let mut jobs = Vec::new();
-        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
-        for uid in uids {
-            let Some(mut pod) = self.pods.remove(&uid) else { continue };
-            let lost = pod.missing >= MISSING_LOOKS;
-            if desired.contains_key(&uid) && !lost {
-                self.pods.insert(uid, pod);
-                continue;
-            }
-            let mut step = Step::Wait;
-            let departure = pod.leaving.get_or_insert_with(|| {
-                let _ = self.events.send(Event::Leaving(uid.clone()));
-                step = Step::Begin;
-                Departure { deadline: now + self.settings.drain, reset_at: None }
-            });
-            let gone = lost || !present.contains(&uid);
-            let live = self.flows.live(&uid);
-            if live > 0 && departure.reset_at.is_none() && (gone || now >= departure.deadline) {
-                self.flows.reset(&uid);
-                departure.reset_at = Some(now);
-            }
-            let drained = live == 0 || departure.reset_at.is_some_and(|at| now >= at + RESET_TIME);
-            if drained && (step == Step::Wait || gone) {
-                step = Step::Finish;
-            }
-            jobs.push((pod, step));
-        }
-        for (pod, finished) in self.on_threads(jobs, leave).await {
-            let uid = pod.capture.uid().clone();
-            if !finished {
-                self.pods.insert(uid, pod);
-                continue;
-            }
-            if let Some(cookie) = pod.capture.cookie {
-                self.former.insert(cookie, (uid.clone(), pod.capture.workload.pod.ips.clone()));
-            }
-            tracing::info!(pod = %pod.capture.workload.name(), "The pod has left; nothing of ours is in it.");
-            let _ = self.events.send(Event::Gone(uid));
-        }
-    }
-
-    /// Looks over the node when a pod waits for its namespace, and now and then for impostors.
-    async fn gather(&mut self, desired: &HashMap<PodUid, Arc<Workload>>) {
-        let waits = desired.keys().any(|uid| !self.pods.contains_key(uid));
-        let age = self.evidence.as_ref().map(|(at, _)| at.elapsed());
-        let fresh = age.is_some_and(|age| age < if waits { WAITING_LOOK } else { LOOK });
-        if fresh || (desired.is_empty() && self.former.is_empty()) {
-            return;
-        }
-        let (directory, kernel) = (self.settings.netns_dir.clone(), self.kernel.clone());
-        let gathered = tokio::task::spawn_blocking(move || {
-            let evidence = Evidence::gather(&directory, &kernel.node)?;
-            Ok::<_, io::Error>((evidence, address::addresses_in(&kernel.node)?))
-        });
-        let (evidence, addresses) = match gathered.await {
-            Ok(Ok(gathered)) => gathered,
-            Ok(Err(error)) => return tracing::error!(%error, "The node's network namespaces cannot be looked over."),
-            Err(error) => return tracing::error!(%error, "Looking over the node's network namespaces failed."),
-        };
-        // Link-local addresses are no probe's source, and mean another host on another link.
-        let mut sorted: Vec<IpAddr> = addresses.iter().copied().filter(|ip| !is_link_local(*ip)).collect();
-        sorted.sort_unstable();
-        if sorted != self.node_addresses {
-            self.node_addresses = sorted;
-            self.model.update(|state| state.mesh.set_local_addresses(addresses));
-        }
-        self.former.retain(|cookie, (_, ips)| evidence.lingers(*cookie, ips));
-        for pod in self.pods.values_mut() {
-            let there = evidence.still_holds(pod.capture.netns.id(), &pod.capture.workload.pod.ips);
-            pod.missing = if there { 0 } else { pod.missing.saturating_add(1) };
-        }
-        self.evidence = Some((Instant::now(), Arc::new(evidence)));
-    }
-
-    /// Gives pods their namespaces, and reports who else holds their addresses. Returns why each other pod waits.
-    fn prove(&mut self, desired: &HashMap<PodUid, Arc<Workload>>) -> BTreeMap<PodUid, (Arc<Workload>, String)> {
-        let mut pending = BTreeMap::new();
-        let Some((_, evidence)) = self.evidence.clone() else { return pending };
-        let mut held = self.held();
-        let mut impostors = HashSet::new();
-        for (uid, workload) in desired {
-            let wanted = wanted(workload);
-            if !self.pods.contains_key(uid) {
-                match evidence.prove(&wanted, &held) {
-                    Ok(netns) => {
-                        held.present.insert(netns.id(), uid.clone());
-                        let capture = PodCapture::new(workload.clone(), netns);
-                        let pod = Tracked { capture, leaving: None, missing: 0, failure: None };
-                        self.pods.insert(uid.clone(), pod);
-                    }
-                    Err(why) => drop(pending.insert(uid.clone(), (workload.clone(), why))),
-                }
-            }
-            let proven = self.pods.get(uid).map(|pod| pod.capture.netns.id());
-            impostors.extend(evidence.impostors(&wanted, proven, &held).into_iter().map(|i| (uid.clone(), i)));
-        }
-        for (uid, impostor) in impostors.difference(&self.reported) {
-            let pod = desired.get(uid).map(|workload| workload.name().to_string()).unwrap_or_default();
-            tracing::warn!(
-                %pod, ip = %impostor.ip, netns = %impostor.netns, place = %impostor.place.display(),
-                "Another network namespace holds the pod's address and is not proven to be the pod's; it gets nothing."
-            );
-        }
-        metrics::gauge!("selvedge_capture_impostors").set(impostors.len() as f64);
-        self.reported = impostors;
-        pending
-    }
-
-    fn held(&self) -> Held {
-        Held {
-            present: self.pods.iter().map(|(uid, pod)| (pod.capture.netns.id(), uid.clone())).collect(),
-            former: self.former.iter().map(|(cookie, (uid, _))| (*cookie, uid.clone())).collect(),
-        }
     }
 
     async fn converge(&mut self, desired: &HashMap<PodUid, Arc<Workload>>) {
@@ -473,46 +357,7 @@ pub enum ReconcilerError {
     NodeNetns(PathBuf, #[source] io::Error),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Begin,
-    Wait,
-    Finish,
-}
-
-/// Takes one step of leaving; says whether nothing is left.
-fn leave(pod: &mut Tracked, kernel: &Kernel, step: Step) -> bool {
-    let name = pod.capture.workload.name().to_string();
-    let result = match step {
-        Step::Wait => return false,
-        Step::Begin => pod.capture.begin_leaving(kernel).map_err(|error| error.to_string()),
-        Step::Finish => pod.capture.finish_leaving(kernel).map_err(|error| error.to_string()),
-    };
-    if let Err(error) = &result {
-        tracing::warn!(pod = %name, %error, "A step of leaving failed.");
-        pod.failure = Some(error.clone());
-    }
-    step == Step::Finish
-}
-
-fn wanted(workload: &Workload) -> Wanted {
-    let pod = &workload.pod;
-    Wanted { uid: pod.uid.clone(), ips: pod.ips.clone(), host_users: pod.host_users }
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
-}
-
 const CONCURRENT: usize = 8;
 /// How often flows of leaving pods are counted.
 const LEAVING_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a reset may take to reach the applications before the rules go.
-const RESET_TIME: Duration = Duration::from_secs(2);
-/// How old a look over the node may be.
-const LOOK: Duration = Duration::from_secs(5);
-const WAITING_LOOK: Duration = Duration::from_millis(200);
 const MISSING_LOOKS: u8 = 2;

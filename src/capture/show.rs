@@ -198,8 +198,7 @@ impl PodStatus {
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let probes =
-            if self.honest_probes { "recognised" } else { "plaintext under policy (the kernel has no NFQUEUE)" };
+        let probes = if self.honest_probes { "recognised" } else { WITHOUT_QUEUE };
         writeln!(f, "mode {}, back end {}, probes {probes}", self.mode.name(), self.back_end.name())?;
         self.refused.iter().try_for_each(|refused| writeln!(f, "not used: {refused}"))?;
         self.pods.iter().try_for_each(|pod| write!(f, "\n{pod}"))
@@ -307,3 +306,7 @@ fn differences(wanted: &Found, actual: &Found) -> Vec<String> {
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
     writeln!(f, "  {name:<14}{value}")
 }
+
+/// What becomes of probes where no SYN can wait for its verdict.
+pub(super) const WITHOUT_QUEUE: &str = "recognised once connected, for the kernel has no NFQUEUE: \
+    a TCP probe of a port where nothing listens succeeds, and is reset after that";

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::socket::sockopt;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::netns::NetNs;
 use super::rules::{IpVersion, Mode};
@@ -93,6 +95,31 @@ pub fn adopt_listener(listener: &TcpListener, mark: u32, reset_on_close: bool) -
     let socket = SockRef::from(listener);
     socket.set_linger(reset_on_close.then_some(Duration::ZERO))?;
     socket.set_mark(mark)
+}
+
+/// Ties a listener to the reactor of this thread, within a tokio runtime.
+pub fn watch_listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    // SAFETY: a listener owns its one descriptor and keeps it open and the same until it is dropped.
+    unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Accepts one connection, nonblocking, and known to no reactor yet.
+pub fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the descriptor is open; storage and length are the ones that the kernel is to write, and the length that
+    // it leaves is the address's.
+    let (fd, peer) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            match libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags) {
+                ..0 => Err(io::Error::last_os_error()),
+                fd => Ok(fd),
+            }
+        })?
+    };
+    // SAFETY: the call above succeeded, so this is a descriptor of ours alone.
+    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let peer = peer.as_socket().ok_or_else(|| io::Error::other("a connection came from no IP address"))?;
+    Ok((stream, peer))
 }
 
 /// Where a listener listens.

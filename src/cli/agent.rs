@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use super::Failure;
 use crate::capture::{BackEnd, Mode};
 use crate::mesh::TrustDomain;
-use crate::proxy::PortRanges;
+use crate::proxy::{PortRanges, SameNode};
 use crate::telemetry::{AccessLogFormat, LogFormat};
+use crate::transport::tls::Offer;
 
 /// Run the agent of one node: capture the traffic of its joined pods, carry it to other nodes over mutual TLS, and
 /// decide who may talk to whom.
@@ -27,7 +28,7 @@ pub struct AgentArgs {
     pub node: String,
 
     /// A folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node, ServiceCIDR,
-    /// AuthorizationPolicy, PeerAuthentication. Other kinds are passed over.
+    /// AuthorizationPolicy, PeerAuthentication, NetworkPolicy and those of CNIs. Other kinds are passed over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
 
@@ -108,6 +109,11 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_KEEP_CAPTURE")]
     pub keep_capture: bool,
 
+    /// What carries connections between nodes. `auto` takes the fast tunnel where both sides speak it, and HBONE with
+    /// everybody else.
+    #[arg(long, env = "SELVEDGE_TUNNEL", value_enum, value_name = "HOW", default_value_t = TunnelChoice::Auto)]
+    pub tunnel: TunnelChoice,
+
     /// Threads that carry connections. Default: one a core.
     #[arg(long, env = "SELVEDGE_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -116,10 +122,21 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
 
+    /// A tunnel that a peer opened and that carries no connection is closed after so long. Peers close theirs earlier:
+    /// agents after five minutes.
+    #[arg(long, env = "SELVEDGE_TUNNEL_IDLE", value_name = "DURATION", default_value = "10m",
+          value_parser = parse_duration)]
+    pub tunnel_idle: Duration,
+
     /// Ports from which applications are dialled when they see the client's own address. Clients rarely choose the
     /// default ones; a port that a live connection holds is never taken.
     #[arg(long, env = "SELVEDGE_SOURCE_PORTS", value_name = "RANGES", default_value_t = PortRanges::default())]
     pub source_ports: PortRanges,
+
+    /// What carries a connection between two pods of this node. Directly only where no NetworkPolicy selects either and
+    /// no waypoint stands between; else through the tunnel.
+    #[arg(long, env = "SELVEDGE_SAME_NODE", value_enum, value_name = "HOW", default_value_t = SameNode::Direct)]
+    pub same_node: SameNode,
 
     /// How long a metric series without news is kept.
     #[arg(long, env = "SELVEDGE_METRICS_IDLE", value_name = "DURATION", default_value = "15m",
@@ -132,6 +149,21 @@ pub enum CaptureChoice {
     Auto,
     Tproxy,
     Redirect,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TunnelChoice {
+    Auto,
+    Hbone,
+}
+
+impl TunnelChoice {
+    pub fn offer(self) -> Offer {
+        match self {
+            Self::Auto => Offer::Both,
+            Self::Hbone => Offer::Hbone,
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

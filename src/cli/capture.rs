@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, Output};
+use super::{Failure, Output, terminal};
 use crate::capture::NetNs;
 use crate::capture::show::{Actual, Snapshot};
 
@@ -68,10 +68,9 @@ pub fn run(verb: &CaptureVerb) -> Result<ExitCode, Failure> {
 
 fn print<T: std::fmt::Display + serde::Serialize>(what: &T, output: Output) -> Result<(), Failure> {
     match output {
-        Output::Text => print!("{what}"),
-        Output::Json => println!("{}", serde_json::to_string_pretty(what).map_err(Failure::new)?),
+        Output::Text => terminal::say(what),
+        Output::Json => terminal::say(format_args!("{}\n", serde_json::to_string_pretty(what).map_err(Failure::new)?)),
     }
-    Ok(())
 }
 
 fn ask(port: u16) -> Result<Snapshot, Failure> {

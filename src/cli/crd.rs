@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, terminal};
 
 /// Print the CustomResourceDefinitions of the kinds that users write, or write them to a folder.
 #[derive(Args, Debug)]
@@ -16,7 +16,7 @@ pub struct CrdArgs {
 pub fn run(args: &CrdArgs) -> Result<ExitCode, Failure> {
     for file in crate::api::crds().map_err(Failure::new)? {
         let Some(dir) = &args.out else {
-            println!("---\n{}", file.yaml);
+            terminal::say(format_args!("---\n{}\n", file.yaml))?;
             continue;
         };
         let path = dir.join(&file.name);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Failure, Output};
+use super::{Failure, Output, terminal};
 use crate::mesh::{MeshSettings, NamespacedName, TrustDomain};
 use crate::model::Model;
 use crate::model::explain::{Party, Question, explain};
@@ -47,7 +47,7 @@ pub struct ExplainArgs {
 pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
     let loaded = directory::load(&args.manifests).map_err(Failure::new)?;
     for problem in &loaded.problems {
-        eprintln!("{problem}");
+        terminal::remark(problem);
     }
     let settings = MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
     let model = Model::new(settings);
@@ -55,8 +55,11 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
     let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };
     let explanation = explain(&model.read(), &question).map_err(Failure::usage)?;
     match args.output {
-        Output::Text => print!("{explanation}"),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&explanation).map_err(Failure::new)?),
+        Output::Text => terminal::say(explanation)?,
+        Output::Json => {
+            let json = serde_json::to_string_pretty(&explanation).map_err(Failure::new)?;
+            terminal::say(format_args!("{json}\n"))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

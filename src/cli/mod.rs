@@ -6,6 +6,7 @@ mod agent;
 mod capture;
 mod crd;
 mod explain;
+mod terminal;
 mod validate;
 
 use std::process::ExitCode;
@@ -44,7 +45,9 @@ pub fn run() -> ExitCode {
         Verb::Crd(args) => crd::run(&args),
     };
     result.unwrap_or_else(|failure| {
-        eprintln!("selvedge: {failure}");
+        if !failure.message.is_empty() {
+            terminal::remark(format_args!("selvedge: {failure}"));
+        }
         ExitCode::from(failure.exit_code)
     })
 }
@@ -52,6 +55,7 @@ pub fn run() -> ExitCode {
 /// A verb that could not do its work: a sentence for the person at the terminal.
 #[derive(Debug)]
 pub struct Failure {
+    /// Empty where nobody listens.
     message: String,
     exit_code: u8,
 }
@@ -65,6 +69,10 @@ impl Failure {
     /// Starting again would not help until a person has mended it: exit code 78, at which the agent's parent ends too.
     pub fn configuration(message: impl std::fmt::Display) -> Self {
         Self { message: message.to_string(), exit_code: crate::handover::EXIT_CONFIG }
+    }
+
+    fn silent(exit_code: u8) -> Self {
+        Self { message: String::new(), exit_code }
     }
 
     /// What was asked for makes no sense: exit code 2, as for a flag that does not exist.

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Failure, Output};
+use super::{Failure, Output, terminal};
 use crate::source::directory;
 
 /// Read a folder of manifests as the agent would, and say what it would refuse, by file, line, object and field.
@@ -25,19 +25,19 @@ pub fn run(args: &ValidateArgs) -> Result<ExitCode, Failure> {
     match args.output {
         Output::Text => {
             for problem in &loaded.problems {
-                println!("{problem}");
+                terminal::say(format_args!("{problem}\n"))?;
             }
             let refused = match loaded.problems.len() {
                 0 => "nothing to object to".to_owned(),
                 1 => "1 problem".to_owned(),
                 many => format!("{many} problems"),
             };
-            println!(
-                "{}: {} objects, {} of other kinds passed over, {refused}",
+            terminal::say(format_args!(
+                "{}: {} objects, {} of other kinds passed over, {refused}\n",
                 args.dir.display(),
                 loaded.objects,
                 loaded.ignored
-            );
+            ))?;
         }
         Output::Json => {
             let report = serde_json::json!({
@@ -46,7 +46,7 @@ pub fn run(args: &ValidateArgs) -> Result<ExitCode, Failure> {
                 "ignored": loaded.ignored,
                 "problems": loaded.problems,
             });
-            println!("{report}");
+            terminal::say(format_args!("{report}\n"))?;
         }
     }
     Ok(if loaded.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -25,7 +26,52 @@ pub struct ServiceDestination {
     pub service: Arc<Service>,
     pub port: ServicePort,
     /// Every endpoint of that port, ready or not; shared, so that a look-up copies nothing.
-    pub candidates: Arc<[Candidate]>,
+    pub candidates: Candidates,
+}
+
+/// The endpoints of one Service port, as its slices list them. A clone shares them.
+#[derive(Clone, Debug)]
+pub struct Candidates(Arc<[Arc<[Candidate]>]>);
+
+impl Candidates {
+    /// Each address once: two slices may list one endpoint while the controller moves it.
+    pub fn iter(&self) -> impl Iterator<Item = &Candidate> {
+        let mut seen: HashSet<SocketAddr> = HashSet::new();
+        let several = self.0.len() > 1;
+        self.0.iter().flat_map(|list| list.iter()).filter(move |candidate| !several || seen.insert(candidate.addr))
+    }
+
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|list| list.is_empty())
+    }
+
+    /// Whether both are one and the same list, not equal ones.
+    pub(super) fn are(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Default for Candidates {
+    fn default() -> Self {
+        Self(Arc::from([]))
+    }
+}
+
+impl From<Vec<Candidate>> for Candidates {
+    fn from(candidates: Vec<Candidate>) -> Self {
+        Self(Arc::from([candidates.into()]))
+    }
+}
+
+/// From the lists of the slices, in order.
+impl FromIterator<Arc<[Candidate]>> for Candidates {
+    fn from_iter<I: IntoIterator<Item = Arc<[Candidate]>>>(lists: I) -> Self {
+        Self(lists.into_iter().filter(|list| !list.is_empty()).collect())
+    }
 }
 
 /// One endpoint address of one Service port.
@@ -44,6 +90,8 @@ pub struct Candidate {
 
 impl Candidate {
     pub(super) fn of(endpoint: &Endpoint, addr: SocketAddr) -> Self {
+        #[cfg(test)]
+        super::work::step();
         Self {
             addr,
             ready: endpoint.ready,

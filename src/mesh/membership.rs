@@ -50,12 +50,13 @@ impl Settings {
                 mode.map(drop)
             }
             "waypoint" => {
-                self.waypoint = Some(match value {
+                let asked = match value {
                     "none" => Waypoint::None,
                     "node" => Waypoint::Node,
                     _ => Waypoint::Gateway(value.into()),
-                });
-                Ok(())
+                };
+                let none = self.waypoint.insert(asked) == &Waypoint::None;
+                if none { Ok(()) } else { Err(format!("{value:?} has no effect: {NO_WAYPOINTS}")) }
             }
             "exclude-inbound-ports" => read_ports(value, &mut self.exclude_inbound_ports),
             "exclude-outbound-ports" => read_ports(value, &mut self.exclude_outbound_ports),
@@ -172,6 +173,9 @@ fn read_list<T: std::str::FromStr + Ord>(value: &str, into: &mut BTreeSet<T>, wa
 const PREFIX: &str = "selvedge.dev/";
 const KEYS: [&str; 5] =
     ["mesh", "waypoint", "exclude-inbound-ports", "exclude-outbound-ports", "exclude-outbound-cidrs"];
+/// Going on without one opens no door: a policy that needs it fails closed by itself.
+const NO_WAYPOINTS: &str = "this version has no waypoints; connections go straight to the pod and are decided at layer \
+                            4, where policies that speak of requests fail closed; remove it, or write none";
 const NEVER_JOINED: [&str; 2] = ["selvedge-system", "kube-system"];
 
 #[cfg(test)]
@@ -219,6 +223,23 @@ mod tests {
         let (read, problems) = Settings::read(&map, &BTreeMap::new());
         assert_eq!(read.mesh, Some(MeshMode::Enabled));
         assert_eq!(problems[0].field, "metadata.annotations[selvedge.dev/mesh]");
+    }
+
+    #[test]
+    fn a_waypoint_is_asked_for_in_vain_and_that_is_reported() {
+        for (value, refused) in [("node", true), ("my-gateway", true), ("", true), ("none", false)] {
+            let map = BTreeMap::from([
+                ("selvedge.dev/waypoint".to_owned(), value.to_owned()),
+                ("selvedge.dev/mesh".to_owned(), "enabled".to_owned()),
+            ]);
+            let (read, problems) = Settings::read(&map, &BTreeMap::new());
+            assert_eq!(read.mesh, Some(MeshMode::Enabled));
+            assert_eq!(problems.len(), usize::from(refused), "{value:?}: {problems:?}");
+            for problem in problems {
+                assert_eq!(problem.field, "metadata.annotations[selvedge.dev/waypoint]");
+                assert!(problem.cause.contains("this version has no waypoints"), "{}", problem.cause);
+            }
+        }
     }
 
     #[test]

@@ -6,21 +6,29 @@
 #![forbid(unsafe_code)]
 
 pub mod balance;
+mod claims;
 mod destination;
 mod identity;
+mod labels;
 mod membership;
 mod name;
+mod network_policy;
 mod path;
 mod pod;
 mod ranges;
 mod reason;
 mod service;
+mod shared_map;
 mod table;
+#[cfg(test)]
+pub(crate) mod work;
 
-pub use destination::{Candidate, Destination, ServiceDestination};
+pub use destination::{Candidate, Candidates, Destination, ServiceDestination};
 pub use identity::{Identity, IdentityError, TrustDomain};
+pub use labels::Labels;
 pub use membership::{Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};
 pub use name::{NamespacedName, PodUid};
+pub use network_policy::{LabelExpression, LabelOperator, LabelSelector, NetworkPolicy, PodSelection};
 pub use path::{Path, PlainBecause, RESERVED_PORTS, TUNNEL_PORT, believable_source, is_reserved_port};
 pub use pod::{ContainerPort, Owner, Phase, Pod, Probe, Workload};
 pub use reason::Reason;
@@ -28,4 +36,7 @@ pub use service::{
     AddressScope, Endpoint, EndpointSlice, InternalTrafficPolicy, Namespace, Node, Service, ServiceKind, ServicePort,
     TargetPort, TrafficDistribution,
 };
+pub use shared_map::{SharedMap, Vacant};
+#[cfg(test)]
+pub(crate) use table::tests as fixture;
 pub use table::{Change, Delta, Mesh, MeshSettings, Object, ObjectKind, ObjectRef};

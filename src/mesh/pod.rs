@@ -1,8 +1,7 @@
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Identity, Membership, NamespacedName, PodUid, Settings};
+use super::{Identity, Labels, Membership, NamespacedName, PodUid, Settings};
 
 /// One pod, as its object says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,7 +12,7 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// `spec.serviceAccountName`; may be empty, and then the pod has no identity.
     pub service_account: Arc<str>,
     pub phase: Phase,

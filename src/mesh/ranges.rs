@@ -1,25 +1,29 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// A multiset of address ranges. Looking up costs one hash a distinct prefix length, not one step a range.
-#[derive(Debug, Default)]
-pub(super) struct Ranges(BTreeMap<(bool, u8), HashMap<IpNet, usize>>);
+use super::shared_map::SharedMap;
+
+/// A multiset of address ranges. Looking up costs one hash a distinct prefix length, not one step a range; so does a
+/// clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ranges(BTreeMap<(bool, u8), SharedMap<IpNet, usize>>);
 
 impl Ranges {
     pub(super) fn insert(&mut self, range: IpNet) {
         let range = range.trunc();
-        *self.0.entry(length(&range)).or_default().entry(range).or_default() += 1;
+        let of_length = self.0.entry(length(&range)).or_default();
+        let count = of_length.get(&range).copied().unwrap_or_default();
+        of_length.insert(range, count + 1);
     }
 
     pub(super) fn remove(&mut self, range: IpNet) {
         let range = range.trunc();
         let Some(of_length) = self.0.get_mut(&length(&range)) else { return };
-        let Some(count) = of_length.get_mut(&range) else { return };
-        *count -= 1;
-        if *count == 0 {
-            of_length.remove(&range);
+        match of_length.remove(&range) {
+            Some(count) if count > 1 => drop(of_length.insert(range, count - 1)),
+            _ => {}
         }
         if of_length.is_empty() {
             self.0.remove(&length(&range));

@@ -4,24 +4,32 @@
 
 pub mod explain;
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+mod interner;
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{broadcast, watch};
 
 use crate::mesh::{self, Change, Mesh, MeshSettings};
-use crate::policy::{self, Policies};
+use crate::policy::{self, Policies, Scope};
+use interner::Interner;
 
-/// The one model of an agent. Readers hold the lock for one look-up and never across an await.
+/// The one model of an agent. A step is made beside what readers see, and put in its place when it is whole: nobody
+/// waits for a writer, however large the step is.
 #[derive(Debug)]
 pub struct Model {
-    state: RwLock<State>,
+    state: ArcSwap<State>,
+    /// Held by whoever makes a step.
+    interner: Mutex<Interner>,
     /// How many deltas were applied: who follows the model waits for it to move.
     generation: watch::Sender<u64>,
     synced: watch::Sender<bool>,
     steps: broadcast::Sender<Arc<Step>>,
 }
 
-#[derive(Debug)]
+/// What readers see: one version of everything. A clone shares all that the next step leaves as it is.
+#[derive(Clone, Debug)]
 pub struct State {
     pub mesh: Mesh,
     pub policies: Policies,
@@ -39,14 +47,16 @@ pub enum Delta {
 #[derive(Debug, Default)]
 pub struct Step {
     pub change: Change,
-    pub policies: bool,
+    /// What the policies stand over that came, changed or went.
+    pub policies: Vec<Scope>,
 }
 
 impl Model {
     pub fn new(settings: MeshSettings) -> Self {
         let policies = Policies::new(settings.trust_domain.clone());
         Self {
-            state: RwLock::new(State { mesh: Mesh::new(settings), policies }),
+            state: ArcSwap::from_pointee(State { mesh: Mesh::new(settings), policies }),
+            interner: Mutex::default(),
             generation: watch::Sender::new(0),
             synced: watch::Sender::new(false),
             steps: broadcast::Sender::new(STEPS_KEPT),
@@ -56,18 +66,14 @@ impl Model {
     /// Applies deltas as one step: no reader sees a part of them.
     pub fn apply(&self, deltas: impl IntoIterator<Item = Delta>) {
         let mut step = Step::default();
-        {
-            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        self.next(|state, interner| {
             for delta in deltas {
                 match delta {
-                    Delta::Mesh(delta) => step.change.merge(state.mesh.apply(delta)),
-                    Delta::Policy(delta) => {
-                        state.policies.apply(delta);
-                        step.policies = true;
-                    }
+                    Delta::Mesh(delta) => step.change.merge(state.mesh.apply(interner.intern(delta))),
+                    Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
                 }
             }
-        }
+        });
         self.generation.send_modify(|generation| *generation += 1);
         // Nobody may be listening, and that is no error.
         let _ = self.steps.send(Arc::new(step));
@@ -75,12 +81,13 @@ impl Model {
 
     /// Changes what is not an object, such as the node's own addresses.
     pub fn update(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner));
+        self.next(|state, _| change(state));
         self.generation.send_modify(|generation| *generation += 1);
     }
 
-    pub fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    /// The model as it is now, and as it stays for as long as this is held.
+    pub fn read(&self) -> Guard<Arc<State>> {
+        self.state.load()
     }
 
     /// Says that every kind has been read once: until then no connection is decided.
@@ -106,6 +113,13 @@ impl Model {
     /// Moves whenever the model did.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    fn next(&self, change: impl FnOnce(&mut State, &mut Interner)) {
+        let mut interner = self.interner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = State::clone(&self.state.load());
+        change(&mut state, &mut interner);
+        self.state.store(Arc::new(state));
     }
 }
 

@@ -97,7 +97,9 @@ impl Compiled {
             Matching::Always(why) => Some(Outcome { rule: None, matched: true, words: why.clone() }),
             Matching::Never(_) => None,
             Matching::Rules(rules) => {
-                rules.iter().enumerate().find_map(|(index, rule)| rule.matches(index + 1, subject).ok())
+                // Words are made for the one rule that matches.
+                let index = rules.iter().position(|rule| rule.holds(subject))?;
+                rules[index].matches(index + 1, subject).ok()
             }
         }
     }
@@ -124,6 +126,11 @@ impl CompiledRule {
     fn of(rule: &Rule, dies: bool, trust_domain: &TrustDomain) -> Self {
         let groups = |all: &[Terms]| all.iter().map(|terms| Group::of(terms, trust_domain)).collect();
         Self { from: groups(&rule.from), to: groups(&rule.to), when: groups(&rule.when), dead: rule.opaque && dies }
+    }
+
+    fn holds(&self, subject: &Subject) -> bool {
+        let any = |groups: &[Group]| groups.is_empty() || groups.iter().any(|group| group.matches(subject));
+        !self.dead && any(&self.from) && any(&self.to) && self.when.iter().all(|group| group.matches(subject))
     }
 
     /// The match in words, or else what failed.

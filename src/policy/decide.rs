@@ -96,10 +96,10 @@ impl Policies {
     }
 
     /// What stands over the destination, by pod and by Service, each policy once and in the order of names.
-    pub(super) fn over(&self, query: &Query<'_>, by_pod: &[Arc<Compiled>]) -> Vec<Arc<Compiled>> {
-        let mut policies = by_pod.to_vec();
+    fn over<'a>(&'a self, query: &Query<'_>, by_pod: &'a [Arc<Compiled>]) -> Vec<&'a Compiled> {
+        let mut policies: Vec<&Compiled> = by_pod.iter().map(|policy| &**policy).collect();
         for service in query.own_services() {
-            policies.extend(self.at_service(service).cloned());
+            policies.extend(self.at_service(service).map(|policy| &**policy));
         }
         if policies.len() > by_pod.len() {
             policies.sort_by(|a, b| a.reference.cmp(&b.reference));
@@ -109,8 +109,8 @@ impl Policies {
     }
 }
 
-fn authorize(policies: &[Arc<Compiled>], subject: &Subject) -> (Option<Reason>, Option<Clause>) {
-    let with = |effect| policies.iter().filter(move |policy| policy.effect == effect);
+fn authorize(policies: &[&Compiled], subject: &Subject) -> (Option<Reason>, Option<Clause>) {
+    let with = |effect| policies.iter().copied().filter(move |policy| policy.effect == effect);
     if let Some((policy, outcome)) = first_match(with(Effect::Deny), subject) {
         return (Some(Reason::Policy(policy.reference.name.clone())), Some(clause(policy, outcome)));
     }
@@ -127,17 +127,17 @@ fn authorize(policies: &[Arc<Compiled>], subject: &Subject) -> (Option<Reason>, 
 }
 
 fn first_match<'a>(
-    mut policies: impl Iterator<Item = &'a Arc<Compiled>>,
+    mut policies: impl Iterator<Item = &'a Compiled>,
     subject: &Subject,
 ) -> Option<(&'a Compiled, Outcome)> {
-    policies.find_map(|policy| Some((&**policy, policy.matches(subject)?)))
+    policies.find_map(|policy| Some((policy, policy.matches(subject)?)))
 }
 
 fn clause(policy: &Compiled, outcome: Outcome) -> Clause {
     Clause { policy: policy.reference.clone(), rule: outcome.rule, words: outcome.words }
 }
 
-fn observe(policies: &[Arc<Compiled>], subject: &Subject) -> Vec<Observed> {
+fn observe(policies: &[&Compiled], subject: &Subject) -> Vec<Observed> {
     let mut observed = Vec::new();
     for policy in policies {
         let would = match policy.effect {
@@ -159,6 +159,6 @@ fn observe(policies: &[Arc<Compiled>], subject: &Subject) -> Vec<Observed> {
     observed
 }
 
-fn allowed_by_another(policies: &[Arc<Compiled>], subject: &Subject) -> bool {
-    first_match(policies.iter().filter(|policy| policy.effect == Effect::Allow), subject).is_some()
+fn allowed_by_another(policies: &[&Compiled], subject: &Subject) -> bool {
+    first_match(policies.iter().copied().filter(|policy| policy.effect == Effect::Allow), subject).is_some()
 }

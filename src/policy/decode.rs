@@ -39,6 +39,11 @@ pub fn decode(kind: PolicyKind, value: &Value) -> Result<PolicyObject, DecodeErr
     for key in object.keys().filter(|key| !TOP_LEVEL.contains(&key.as_str())) {
         notes.push(unknown(key));
     }
+    let metadata = object.get("metadata").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    // A misspelt `namespace` would put the policy elsewhere without a word.
+    for key in metadata.filter(|key| !METADATA.contains(&key.as_str())) {
+        notes.push(unknown(format!("metadata.{key}")));
+    }
     let empty = Map::new();
     let spec = match object.get("spec") {
         None => &empty,
@@ -276,8 +281,12 @@ fn created(object: &Map<String, Value>) -> Result<Option<Timestamp>, DecodeError
 }
 
 fn dry_run(object: &Map<String, Value>) -> Result<bool, DecodeError> {
-    let annotations = object.get("metadata").and_then(|metadata| metadata.get("annotations"));
-    let Some(value) = annotations.and_then(|annotations| annotations.get(DRY_RUN)) else { return Ok(false) };
+    // The API server's own clients write annotations that are not there as null.
+    let annotations = match object.get("metadata").and_then(|metadata| metadata.get("annotations")) {
+        None | Some(Value::Null) => return Ok(false),
+        Some(annotations) => object_at(annotations, "metadata.annotations")?,
+    };
+    let Some(value) = annotations.get(DRY_RUN) else { return Ok(false) };
     let path = format!("metadata.annotations[{DRY_RUN}]");
     match value {
         Value::String(text) if text == "true" => Ok(true),
@@ -298,5 +307,25 @@ fn unknown(path: impl fmt::Display) -> Unenforced {
 }
 
 /// The annotation that makes a policy observe.
-const DRY_RUN: &str = "selvedge.dev/dry-run";
+pub const DRY_RUN: &str = "selvedge.dev/dry-run";
 const TOP_LEVEL: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+/// [ObjectMeta](https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/), and what earlier
+/// versions of Kubernetes had in it.
+const METADATA: [&str; 16] = [
+    "name",
+    "generateName",
+    "namespace",
+    "labels",
+    "annotations",
+    "finalizers",
+    "managedFields",
+    "ownerReferences",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "generation",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+    "clusterName",
+];

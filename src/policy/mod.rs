@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod around;
 mod block;
 mod compile;
 mod decide;
@@ -20,7 +21,7 @@ mod store;
 mod word;
 
 pub use decide::{Clause, Decision, Observed, Query, Verdict};
-pub use decode::{DecodeError, decode, malformed};
+pub use decode::{DRY_RUN, DecodeError, decode, malformed};
 pub use explain::{Considered, Explanation, RuleOutcome};
 pub use object::{
     Action, Attribute, AuthorizationPolicy, Malformed, Mode, Pattern, PeerAuthentication, PolicyKind, PolicyObject,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
-use super::Scope;
+use super::{Scope, Selection};
 use crate::mesh::NamespacedName;
 
 /// One policy as read: typed, and with a note of what in it cannot be enforced.
@@ -36,6 +36,23 @@ impl PolicyObject {
             Self::PeerAuthentication(policy) => &policy.scope,
             Self::Malformed(policy) => &policy.scope,
         }
+    }
+
+    /// What is enforced in its place where targets of it are not there: as with a target of a kind that cannot be
+    /// enforced, it stands over all of its namespace and fails closed.
+    pub fn without_targets(&self, missing: impl IntoIterator<Item = Unenforced>) -> Self {
+        let mut closed = self.clone();
+        match &mut closed {
+            Self::Authorization(policy) => {
+                policy.scope.selection = Selection::All;
+                policy.opaque = true;
+                policy.unenforced.extend(missing);
+            }
+            Self::Malformed(policy) => policy.scope.selection = Selection::All,
+            // It has no targets.
+            Self::PeerAuthentication(_) => {}
+        }
+        closed
     }
 
     /// What of it cannot be enforced as written.

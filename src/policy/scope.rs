@@ -33,8 +33,16 @@ impl Scope {
         }
         match &self.selection {
             Selection::All => true,
-            Selection::Labels(labels) => labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value)),
+            Selection::Labels(labels) => labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value.as_str())),
             Selection::Services(_) => false,
+        }
+    }
+
+    /// Whether it may stand over a pod, by its labels or by an address of it.
+    pub fn may_select(&self, pod: &Pod) -> bool {
+        match &self.selection {
+            Selection::Services(_) => self.is_root() || self.namespace == pod.name.namespace,
+            Selection::All | Selection::Labels(_) => self.selects(pod),
         }
     }
 

@@ -29,7 +29,12 @@ impl Standing {
     ) -> Self {
         let mut standing = Self::default();
         let mut peers: BTreeMap<Level, Vec<&PeerAuthentication>> = BTreeMap::new();
-        for (object, compiled) in policies.filter(|(object, _)| object.scope().selects(pod)) {
+        let selecting = policies.filter(|(object, _)| {
+            #[cfg(test)]
+            crate::mesh::work::step();
+            object.scope().selects(pod)
+        });
+        for (object, compiled) in selecting {
             standing.policies.extend(compiled.cloned());
             match object {
                 PolicyObject::Authorization(_) => {}

@@ -8,6 +8,7 @@ use super::*;
 use crate::mesh::{Identity, Membership, NamespacedName, Owner, Phase, Pod, PodUid, Reason, Settings, Workload};
 
 mod closed;
+mod cost;
 mod documented;
 mod oracle;
 mod peer;
@@ -24,7 +25,7 @@ fn workload_of(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Workload
         name: NamespacedName::new(namespace, name),
         node: None,
         ips: vec!["10.0.0.9".parse().unwrap(), "fd00::9".parse().unwrap()],
-        labels: labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<BTreeMap<_, _>>(),
+        labels: labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<BTreeMap<_, _>>().into(),
         service_account: name.into(),
         phase: Phase::Running,
         host_network: false,
@@ -77,7 +78,7 @@ fn read(value: &Value) -> PolicyObject {
 
 fn store(values: &[Value]) -> Policies {
     let mut policies = Policies::new("cluster.local".parse().unwrap());
-    values.iter().for_each(|value| policies.apply(Delta::Apply(read(value))));
+    values.iter().for_each(|value| drop(policies.apply(Delta::Apply(read(value)))));
     policies
 }
 

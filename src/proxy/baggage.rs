@@ -14,7 +14,7 @@ pub fn baggage(cluster: &str, workload: &Workload) -> String {
         "DaemonSet" => "k8s.daemonset.name",
         _ => "k8s.pod.name",
     };
-    let label = |keys: &[&str]| keys.iter().find_map(|key| pod.labels.get(*key)).map(String::as_str);
+    let label = |keys: &[&str]| keys.iter().find_map(|key| pod.labels.get(key));
     let service = label(&["app.kubernetes.io/name", "app"]).unwrap_or(&pod.owner.name);
     let version = label(&["app.kubernetes.io/version", "version"]).unwrap_or("latest");
     let mut header = String::with_capacity(160);

@@ -3,17 +3,28 @@ use tokio::net::TcpStream;
 use super::connections::Connection;
 use super::failure::Failure;
 use crate::mesh::Reason;
-use crate::transport::hbone::Flow;
-use crate::transport::relay::{Outcome, TcpEnd, relay};
+use crate::transport::relay::{Ended, Outcome, TcpEnd, join, relay};
+use crate::transport::{fast, hbone};
 
-/// Relays between two sockets, and records how it went.
-pub async fn plain(connection: &Connection, downstream: TcpStream, upstream: TcpStream) {
-    connection.connected();
-    match (TcpEnd::new(downstream), TcpEnd::new(upstream)) {
-        (Ok(downstream), Ok(upstream)) => {
-            connection.ended(&relay(downstream, upstream, &connection.control).await);
+/// Joins two sockets, and records how it went.
+pub async fn plain(connection: &Connection, downstream: TcpEnd, upstream: TcpStream) {
+    between(&[connection], downstream, upstream).await;
+}
+
+/// Joins the sockets of two pods of this node, and records how it went for either side.
+pub async fn same_node(outbound: &Connection, inbound: &Connection, downstream: TcpEnd, upstream: TcpStream) {
+    between(&[outbound, inbound], downstream, upstream).await;
+}
+
+async fn between(sides: &[&Connection], downstream: TcpEnd, upstream: TcpStream) {
+    sides.iter().for_each(|side| side.connected());
+    match TcpEnd::new(upstream) {
+        Ok(upstream) => {
+            let controls: Vec<_> = sides.iter().map(|side| &side.control).collect();
+            let ended = join(downstream, upstream, &controls).await;
+            sides.iter().for_each(|side| side.ended(&ended));
         }
-        (Err(cause), _) | (_, Err(cause)) => connection.failed(&broken(&cause)),
+        Err(cause) => sides.iter().for_each(|side| side.failed(&broken(&cause))),
     }
 }
 
@@ -21,27 +32,38 @@ pub async fn plain(connection: &Connection, downstream: TcpStream, upstream: Tcp
 /// policy is it.
 pub async fn into_tunnel(
     connection: &Connection,
-    downstream: TcpStream,
-    upstream: Flow,
+    downstream: TcpEnd,
+    upstream: hbone::Flow,
     denial: impl FnOnce() -> Option<Reason>,
 ) {
     connection.connected();
-    let ended = match TcpEnd::new(downstream) {
-        Ok(downstream) => relay(downstream, upstream, &connection.control).await,
-        Err(cause) => return connection.failed(&broken(&cause)),
-    };
+    tunnelled(connection, &relay(downstream, upstream, &connection.control).await, denial);
+}
+
+/// As [`into_tunnel`], of the fast kind.
+pub async fn into_fast_tunnel(
+    connection: &Connection,
+    downstream: TcpEnd,
+    upstream: fast::Flow,
+    denial: impl FnOnce() -> Option<Reason>,
+) {
+    connection.connected();
+    tunnelled(connection, &upstream.carry(downstream, &connection.control).await, denial);
+}
+
+fn tunnelled(connection: &Connection, ended: &Ended, denial: impl FnOnce() -> Option<Reason>) {
     let denied = if ended.outcome == Outcome::ResetByUpstream { denial() } else { None };
     match denied {
         Some(reason) => {
             let text = "the destination's agent ended it: policy allows it no more";
             connection.telemetry.closed(ended.sent, ended.received, Some(reason), text);
         }
-        None => connection.ended(&ended),
+        None => connection.ended(ended),
     }
 }
 
 /// Relays from a tunnel to an application.
-pub async fn out_of_tunnel(connection: &Connection, downstream: Flow, upstream: TcpStream) {
+pub async fn out_of_tunnel(connection: &Connection, downstream: hbone::Flow, upstream: TcpStream) {
     connection.connected();
     match TcpEnd::new(upstream) {
         Ok(upstream) => connection.ended(&relay(downstream, upstream, &connection.control).await),
@@ -49,6 +71,25 @@ pub async fn out_of_tunnel(connection: &Connection, downstream: Flow, upstream: 
     }
 }
 
-fn broken(cause: &std::io::Error) -> Failure {
+/// As [`out_of_tunnel`], of the fast kind. What is left of the tunnel is returned.
+pub async fn out_of_fast_tunnel(
+    connection: &Connection,
+    request: fast::Request<'_>,
+    upstream: TcpStream,
+) -> fast::After {
+    let upstream = match TcpEnd::new(upstream) {
+        Ok(upstream) => upstream,
+        Err(cause) => {
+            connection.failed(&broken(&cause));
+            return request.refuse(hbone::Refusal::Unreachable);
+        }
+    };
+    connection.connected();
+    let (ended, after) = request.accept(upstream, &connection.control).await;
+    connection.ended(&ended);
+    after
+}
+
+pub fn broken(cause: &std::io::Error) -> Failure {
     Failure::new(Reason::Reset, format!("a socket broke before a byte was moved: {cause}"))
 }

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -24,8 +24,8 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct Live {
-    by_id: HashMap<u64, Arc<Connection>>,
-    by_pod: HashMap<PodUid, usize>,
+    by_pod: HashMap<PodUid, HashMap<u64, Arc<Connection>>>,
+    total: usize,
 }
 
 /// One live connection.
@@ -43,6 +43,10 @@ pub struct Connection {
     pub control: RelayControl,
     pub telemetry: ConnectionTelemetry,
     exempt: AtomicBool,
+    /// The pod of this node that it comes from without a tunnel; inbound only.
+    neighbour: OnceLock<PodUid>,
+    /// The other side of a connection that is joined to a pod of this node without a tunnel; outbound only.
+    onward: OnceLock<Weak<Connection>>,
 }
 
 /// What a connection is registered with.
@@ -74,35 +78,41 @@ impl Connections {
             control: RelayControl::default(),
             telemetry: telemetry.open(opening.info),
             exempt: AtomicBool::new(false),
+            neighbour: OnceLock::new(),
+            onward: OnceLock::new(),
         });
         let mut live = self.lock();
-        *live.by_pod.entry(connection.pod.clone()).or_default() += 1;
-        live.by_id.insert(connection.id, connection.clone());
+        live.by_pod.entry(connection.pod.clone()).or_default().insert(connection.id, connection.clone());
+        live.total += 1;
         drop(live);
         Registered { connections: self.clone(), connection }
     }
 
     pub fn live(&self, pod: &PodUid) -> usize {
-        self.lock().by_pod.get(pod).copied().unwrap_or_default()
+        self.lock().by_pod.get(pod).map_or(0, HashMap::len)
     }
 
     pub fn total(&self) -> usize {
-        self.lock().by_id.len()
+        self.lock().total
     }
 
-    pub fn pods(&self) -> usize {
-        self.lock().by_pod.len()
+    /// The pods that have any.
+    pub fn pods(&self) -> Vec<PodUid> {
+        self.lock().by_pod.keys().cloned().collect()
     }
 
     pub fn all(&self) -> Vec<Arc<Connection>> {
-        self.lock().by_id.values().cloned().collect()
+        self.lock().by_pod.values().flat_map(HashMap::values).cloned().collect()
+    }
+
+    /// Those of one pod.
+    pub fn of(&self, pod: &PodUid) -> Vec<Arc<Connection>> {
+        self.lock().by_pod.get(pod).into_iter().flat_map(HashMap::values).cloned().collect()
     }
 
     /// Resets every connection of one pod.
     pub fn reset_pod(&self, pod: &PodUid, reason: &Reason) {
-        for connection in self.all().iter().filter(|connection| connection.pod == *pod) {
-            connection.reset(reason.clone());
-        }
+        self.of(pod).iter().for_each(|connection| connection.reset(reason.clone()));
     }
 
     /// Waits until no connection is left.
@@ -175,8 +185,32 @@ impl Connection {
         self.exempt.store(true, Ordering::Relaxed);
     }
 
+    /// Says that it comes from a pod of this node, and through no tunnel.
+    pub fn comes_from(&self, neighbour: &PodUid) {
+        let _ = self.neighbour.set(neighbour.clone());
+    }
+
+    pub fn neighbour(&self) -> Option<&PodUid> {
+        self.neighbour.get()
+    }
+
+    /// Says that it leads to a pod of this node, and through no tunnel.
+    pub fn leads_to(&self, inbound: &Arc<Self>) {
+        let _ = self.onward.set(Arc::downgrade(inbound));
+    }
+
+    pub fn onward(&self) -> Option<Arc<Self>> {
+        self.onward.get()?.upgrade()
+    }
+
     pub fn is_exempt(&self) -> bool {
         self.exempt.load(Ordering::Relaxed)
+    }
+}
+
+impl Registered {
+    pub fn shared(&self) -> &Arc<Connection> {
+        &self.connection
     }
 }
 
@@ -191,12 +225,12 @@ impl std::ops::Deref for Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut live = self.connections.lock();
-        live.by_id.remove(&self.connection.id);
-        if let Some(count) = live.by_pod.get_mut(&self.connection.pod) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(of_pod) = live.by_pod.get_mut(&self.connection.pod) {
+            of_pod.remove(&self.connection.id);
+            if of_pod.is_empty() {
                 live.by_pod.remove(&self.connection.pod);
             }
+            live.total -= 1;
         }
         drop(live);
         self.connections.changed.send_replace(());

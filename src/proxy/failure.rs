@@ -42,6 +42,7 @@ impl Failure {
             OpenError::Tls(error) => Self::tls(error).reason,
             OpenError::Connect(cause) => Self::connect(peer, cause).reason,
             OpenError::Broken(_) => Reason::Connect,
+            OpenError::Lost(_) => Reason::Reset,
         };
         Self { reason, detail: format!("tunnel to {peer}: {error}"), retry: error.retry() }
     }

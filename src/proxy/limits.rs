@@ -1,5 +1,7 @@
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::connections::Connections;
 use crate::mesh::PodUid;
@@ -13,11 +15,45 @@ pub struct Limits {
     total: usize,
     pods: AtomicUsize,
     connections: Arc<Connections>,
+    tunnels: Arc<Mutex<Tunnels>>,
+}
+
+/// The tunnels that peers hold with pods of this node: each costs a descriptor and memory, also while it carries nothing.
+#[derive(Debug, Default)]
+struct Tunnels {
+    total: usize,
+    pods: HashMap<PodUid, usize>,
+    pairs: HashMap<(TunnelKind, IpAddr, PodUid), usize>,
+}
+
+/// What a tunnel speaks: how many a peer needs depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TunnelKind {
+    /// One for a hundred connections, and one more for each of the peer's threads.
+    Hbone,
+    /// One for each connection.
+    Fast,
+}
+
+impl TunnelKind {
+    fn most_of_pair(self) -> usize {
+        match self {
+            Self::Hbone => 256,
+            Self::Fast => 4096,
+        }
+    }
+}
+
+/// One tunnel's place, given back on drop.
+#[derive(Debug)]
+pub struct TunnelPlace {
+    tunnels: Arc<Mutex<Tunnels>>,
+    pair: (TunnelKind, IpAddr, PodUid),
 }
 
 impl Limits {
     pub fn new(total: usize, connections: Arc<Connections>) -> Self {
-        Self { total, pods: AtomicUsize::new(1), connections }
+        Self { total, pods: AtomicUsize::new(1), connections, tunnels: Arc::default() }
     }
 
     /// What the descriptor limit allows: each connection holds two, and some are kept for everything else.
@@ -46,6 +82,43 @@ impl Limits {
     }
 }
 
+impl Limits {
+    /// A place for one more tunnel of `peer` with a pod of ours; `None` when the pair has its fill, or when there are
+    /// as many as connections may be and the pod has its share of them.
+    pub fn admit_tunnel(&self, kind: TunnelKind, peer: IpAddr, pod: &PodUid) -> Option<TunnelPlace> {
+        let mut tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+        let pair = (kind, peer, pod.clone());
+        let held_by_pair = tunnels.pairs.get(&pair).copied().unwrap_or_default();
+        let held_by_pod = tunnels.pods.get(pod).copied().unwrap_or_default();
+        let pods = self.pods.load(Ordering::Relaxed);
+        if held_by_pair >= kind.most_of_pair() || !share_admits(self.total, tunnels.total, held_by_pod, pods) {
+            return None;
+        }
+        tunnels.total += 1;
+        *tunnels.pods.entry(pod.clone()).or_default() += 1;
+        *tunnels.pairs.entry(pair.clone()).or_default() += 1;
+        Some(TunnelPlace { tunnels: self.tunnels.clone(), pair })
+    }
+}
+
+impl Drop for TunnelPlace {
+    fn drop(&mut self) {
+        let mut tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+        tunnels.total -= 1;
+        give_back(&mut tunnels.pods, &self.pair.2);
+        give_back(&mut tunnels.pairs, &self.pair);
+    }
+}
+
+fn give_back<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
 fn share_admits(total: usize, held: usize, held_by_pod: usize, pods: usize) -> bool {
     if held >= total {
         return false;
@@ -67,6 +140,28 @@ mod tests {
         assert!(!share_admits(100, 80, 79, 4), "beyond, the greedy one is refused");
         assert!(share_admits(100, 80, 1, 4), "and the modest one is not");
         assert!(!share_admits(100, 100, 0, 4), "the whole is the whole");
+    }
+
+    #[test]
+    fn tunnels_are_bounded_by_pair_by_pod_and_in_all_and_their_places_come_back() {
+        use TunnelKind::{Fast, Hbone};
+        let [near, far]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        let [web, cart] = ["web", "cart"].map(PodUid::new);
+        let limits = Limits::new(10_000, Arc::default());
+        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(Hbone, near, &web)).collect();
+        assert_eq!(held.len(), Hbone.most_of_pair(), "one peer with one pod");
+        assert!(limits.admit_tunnel(Hbone, near, &cart).is_some(), "the same peer with another pod");
+        assert!(limits.admit_tunnel(Hbone, far, &web).is_some(), "another peer with the same pod");
+        assert!(limits.admit_tunnel(Fast, near, &web).is_some(), "tunnels of the other kind");
+        drop(held);
+        assert!(limits.admit_tunnel(Hbone, near, &web).is_some(), "a place that was given back stayed taken");
+
+        let limits = Limits::new(100, Arc::default());
+        limits.set_pods(2);
+        let held: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(Hbone, near, &web)).collect();
+        assert_eq!(held.len(), 80, "one pod leaves a fifth to the others");
+        let others: Vec<_> = std::iter::from_fn(|| limits.admit_tunnel(Hbone, far, &cart)).collect();
+        assert_eq!(others.len(), 20, "the whole is the whole");
     }
 
     #[test]

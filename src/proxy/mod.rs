@@ -1,4 +1,5 @@
-//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext.
+//! The life of one connection: outbound, inbound through the tunnel, inbound in plaintext, and both at once where the
+//! two pods are this node's (`same_node`).
 //!
 //! | listener | what arrives | file |
 //! | --- | --- | --- |
@@ -7,6 +8,8 @@
 //! | 15006 | plaintext for a joined pod, and probes where the kernel cannot queue them | `plaintext` |
 //!
 //! Decisions are the model's; this room asks, dials and relays.
+
+#![forbid(unsafe_code)]
 
 mod accept;
 mod baggage;
@@ -21,18 +24,21 @@ mod plaintext;
 mod pods;
 mod recheck;
 mod resolve;
+mod same_node;
 mod source_ports;
 mod tunnel;
 mod workers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 pub use connections::{Connection, ConnectionStatus, Connections};
 pub use limits::Limits;
 pub use recheck::follow;
+pub use same_node::SameNode;
 pub use source_ports::PortRanges;
 pub use workers::Workers;
 
@@ -41,7 +47,7 @@ use crate::identity::Identities;
 use crate::mesh::balance::Balancer;
 use crate::model::Model;
 use crate::telemetry::Telemetry;
-use crate::transport::tls::Tls;
+use crate::transport::tls::{Offer, Tls};
 use pods::Pods;
 use source_ports::SourcePorts;
 
@@ -55,10 +61,12 @@ pub struct Proxy {
     pub limits: Limits,
     pub workers: Workers,
     settings: ProxySettings,
-    balancer: Mutex<Balancer>,
+    balancer: Balancer,
     source_ports: Arc<SourcePorts>,
     pods: Pods,
     draining: watch::Sender<bool>,
+    /// Counts the pods whose listeners were dealt to threads.
+    accepting: AtomicUsize,
 }
 
 /// What does not change while the agent runs.
@@ -68,6 +76,11 @@ pub struct ProxySettings {
     pub cluster: String,
     pub source_ports: PortRanges,
     pub node_netns: NetNs,
+    /// What may carry connections between nodes.
+    pub tunnel: Offer,
+    pub same_node: SameNode,
+    /// A peer's tunnel without a connection in it is closed after so long.
+    pub tunnel_idle: Duration,
 }
 
 impl Proxy {
@@ -92,9 +105,10 @@ impl Proxy {
             limits,
             workers,
             settings,
-            balancer: Mutex::default(),
+            balancer: Balancer::default(),
             pods: Pods::default(),
             draining: watch::Sender::new(false),
+            accepting: AtomicUsize::new(0),
         })
     }
 
@@ -109,8 +123,8 @@ impl Proxy {
         self.balancer().expire(Instant::now());
     }
 
-    fn balancer(&self) -> MutexGuard<'_, Balancer> {
-        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn balancer(&self) -> &Balancer {
+        &self.balancer
     }
 }
 

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use super::connections::{Connection, Opening};
 use super::failure::Failure;
 use super::pods::ServedPod;
 use super::resolve::resolve;
+use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
 use super::{Proxy, carry, dial};
 use crate::capture::socket;
@@ -19,7 +21,10 @@ use crate::mesh::{
 };
 use crate::policy::{PeerMode, Query, Verdict};
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
-use crate::transport::hbone::{ConnectHead, Flow, OpenError, PoolKey};
+use crate::transport::fast::{self, Early};
+use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
+use crate::transport::relay::TcpEnd;
+use crate::transport::tls::{Offer, PeerInfo};
 
 /// The life of one connection that a joined pod dialled.
 pub async fn serve(
@@ -29,7 +34,8 @@ pub async fn serve(
     stream: std::net::TcpStream,
     client: SocketAddr,
 ) {
-    let Ok((stream, dialled)) = prepare(&pod, stream) else {
+    let prepared = prepare(&pod, stream).and_then(|(stream, dialled)| Ok((TcpEnd::new(stream)?, dialled)));
+    let Ok((application, dialled)) = prepared else {
         return; // The client has gone already.
     };
     let info = ConnectionInfo {
@@ -43,20 +49,39 @@ pub async fn serve(
     };
     let opening = Opening { pod: pod.uid(), source: client, dialled, peer: None, info };
     let connection = proxy.connections.register(&proxy.telemetry, opening);
-    let attempt =
-        Attempt { proxy: &proxy, thread: &thread, pod: &pod, client: client.ip(), dialled, connection: &connection };
+    let attempt = Attempt {
+        proxy: &proxy,
+        thread: &thread,
+        pod: &pod,
+        client: client.ip(),
+        dialled,
+        connection: &connection,
+        early: Cell::new(Some(Early::of(&application))),
+    };
     let upstream = tokio::select! {
         upstream = attempt.run() => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
     match upstream {
-        Ok(Upstream { way, endpoint: _counted }) => match way {
-            Way::Tunnel(flow) => {
-                carry::into_tunnel(&connection, stream, flow, || attempt.denied_now()).await;
+        Ok(Upstream { way, endpoint: _counted }) => {
+            let early = attempt.early.take().map(Early::into_kept).unwrap_or_default();
+            match way {
+                // What was said early is there already.
+                Way::Fast(flow) => {
+                    carry::into_fast_tunnel(&connection, application, flow, || attempt.denied_now()).await;
+                }
+                Way::Hbone(flow) => {
+                    let application = application.with_ahead(early);
+                    carry::into_tunnel(&connection, application, flow, || attempt.denied_now()).await;
+                }
+                Way::Plain(upstream) => carry::plain(&connection, application.with_ahead(early), upstream).await,
+                Way::SameNode(reached) => {
+                    let application = application.with_ahead(early);
+                    carry::same_node(&connection, &reached.inbound, application, reached.stream).await;
+                }
             }
-            Way::Plain(upstream) => carry::plain(&connection, stream, upstream).await,
-        },
-        // `stream` is dropped with SO_LINGER {1,0}: the client sees a reset.
+        }
+        // `application` is dropped with SO_LINGER {1,0}: the client sees a reset.
         Err(failure) => connection.failed(&failure),
     }
 }
@@ -75,18 +100,22 @@ struct Upstream<'a> {
 }
 
 enum Way {
-    Tunnel(Flow),
+    Fast(fast::Flow),
+    Hbone(hbone::Flow),
+    SameNode(Reached),
     Plain(TcpStream),
 }
 
 /// The search for somebody who answers.
 struct Attempt<'a> {
-    proxy: &'a Proxy,
+    proxy: &'a Arc<Proxy>,
     thread: &'a Thread,
-    pod: &'a ServedPod,
+    pod: &'a Arc<ServedPod>,
     client: IpAddr,
     dialled: SocketAddr,
     connection: &'a Connection,
+    /// What the client has said already. It is away while a tunnel is being opened.
+    early: Cell<Option<Early>>,
 }
 
 impl<'a> Attempt<'a> {
@@ -119,8 +148,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Tries the endpoints of a Service until one accepts. The application has sent nothing onward yet, so a second
-    /// try repeats nothing.
+    /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
+    /// second try repeats nothing.
     async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream<'a>, Failure> {
         self.connection.telemetry.amend(|info| {
             info.service = Some(service.service.name.clone());
@@ -174,7 +203,10 @@ impl<'a> Attempt<'a> {
         self.connection.telemetry.amend(|info| info.destination = Party::of(to, workload));
         match Path::between(&self.pod.captured.workload, workload, to.port()) {
             Path::Plain(_) => self.plain(to).await,
-            Path::Tunnel { own, wanted } => self.tunnel(workload, &own, &wanted, to).await,
+            Path::Tunnel { own, wanted } => match self.neighbour(workload, to) {
+                Some(neighbour) => neighbour.reach(self.connection, &own).await.map(Way::SameNode),
+                None => self.tunnel(workload, &own, &wanted, to).await,
+            },
             Path::Refused(reason, text) => {
                 // A peer that cannot prove who it is may be passed over; a source that cannot finds no other.
                 let retry = reason == Reason::Tls;
@@ -204,6 +236,12 @@ impl<'a> Attempt<'a> {
         stream.map(Way::Plain).map_err(|cause| Failure::connect(&to.to_string(), &cause))
     }
 
+    /// The destination, where it is a pod of this node that may be reached without a tunnel.
+    fn neighbour(&self, workload: &Workload, to: SocketAddr) -> Option<Neighbour<'a>> {
+        let client = SocketAddr::new(self.own_address(to)?, self.connection.source.port());
+        Neighbour::find(self.proxy, self.pod, client, workload, to)
+    }
+
     async fn tunnel(
         &self,
         workload: &Workload,
@@ -211,10 +249,7 @@ impl<'a> Attempt<'a> {
         wanted: &Identity,
         to: SocketAddr,
     ) -> Result<Way, Failure> {
-        self.connection.telemetry.amend(|info| {
-            info.transport = Transport::Hbone;
-            info.direction = Direction::Outbound;
-        });
+        self.connection.telemetry.amend(|info| info.direction = Direction::Outbound);
         let own = &self.pod.captured.workload;
         let hop = SocketAddr::new(to.ip(), TUNNEL_PORT);
         let key = PoolKey {
@@ -225,37 +260,76 @@ impl<'a> Attempt<'a> {
             destination_addr: hop,
             destination_identity: wanted.clone(),
         };
-        let head = ConnectHead {
-            authority: to,
-            forwarded: Some(self.connection.source),
-            baggage: baggage(&self.proxy.settings.cluster, own),
-            traceparent: None,
-        };
-        let dial = async || {
-            let tcp = dial::tunnel(self.pod, self.own_address(hop), hop).await?;
-            Ok(self.proxy.tls.connect(tcp, identity, wanted).await?)
-        };
-        let mut opened = self.thread.pool.open(&key, &head, dial()).await;
-        // The application's first byte is still here, so that nothing is repeated: an agent that restarts, or a tunnel
+        let mut opened = self.open(&key, to).await;
+        // Nothing of the application's was delivered, so that nothing is repeated: an agent that restarts, or a tunnel
         // that broke as it was used, costs no connection.
         for pause in TUNNEL_PAUSES {
             if !opened.as_ref().is_err_and(OpenError::is_passing) {
                 break;
             }
             tokio::time::sleep(pause).await;
-            opened = self.thread.pool.open(&key, &head, dial()).await;
+            opened = self.open(&key, to).await;
         }
         match opened {
-            Ok((flow, peer)) => {
+            Ok((way, peer)) => {
                 self.connection.telemetry.amend(|info| {
                     info.destination.identity = Some(peer.identity.clone());
                     info.key_exchange = Some(peer.key_exchange);
                 });
                 self.connection.telemetry.decided_there(telemetry::Verdict::Allow, None);
-                Ok(Way::Tunnel(flow))
+                Ok(way)
             }
             Err(error) => Err(self.explain(Failure::open(&hop.to_string(), &error), workload, to)),
         }
+    }
+
+    /// Opens a way through the tunnel: the fast one where both sides speak it.
+    async fn open(&self, key: &PoolKey, to: SocketAddr) -> Result<(Way, Rc<PeerInfo>), OpenError> {
+        let mut session = None;
+        if self.proxy.settings.tunnel == Offer::Both
+            && let Some(mut early) = self.early.take()
+        {
+            self.connection.telemetry.amend(|info| info.transport = Transport::Fast);
+            let header = fast::Header { destination: to, traceparent: None };
+            let opened = self.thread.fast.open(key, &header, &mut early, self.dial(key)).await;
+            self.early.set(Some(early));
+            match opened? {
+                fast::Opened::Fast(flow, peer) => return Ok((Way::Fast(flow), peer)),
+                fast::Opened::Hbone(found) => session = found,
+            }
+        }
+        self.connection.telemetry.amend(|info| info.transport = Transport::Hbone);
+        let head = ConnectHead {
+            authority: to,
+            forwarded: Some(self.connection.source),
+            baggage: baggage(&self.proxy.settings.cluster, &self.pod.captured.workload),
+            traceparent: None,
+        };
+        let (own, wanted) = (&key.source_identity, &key.destination_identity);
+        let dial = async {
+            if let Some(session) = session {
+                return Ok(session);
+            }
+            let hop = key.destination_addr;
+            let tcp = dial::tunnel(self.pod, self.own_address(hop), hop).await.map_err(OpenError::from)?;
+            self.proxy.tls.connect_hbone(tcp, own, wanted).await.map_err(OpenError::from)
+        };
+        let (flow, peer) = self.thread.pool.open(key, &head, dial).await?;
+        Ok((Way::Hbone(flow), Rc::new(peer)))
+    }
+
+    /// Makes connections for a key, also when this attempt is over.
+    fn dial(&self, key: &PoolKey) -> fast::Dial {
+        let (proxy, pod, key) = (self.proxy.clone(), self.pod.clone(), Rc::new(key.clone()));
+        let from = self.own_address(key.destination_addr);
+        Rc::new(move || {
+            let (proxy, pod, key) = (proxy.clone(), pod.clone(), key.clone());
+            Box::pin(async move {
+                let tcp = dial::tunnel(&pod, from, key.destination_addr).await.map_err(OpenError::from)?;
+                let made = proxy.tls.connect(tcp, &key.source_identity, &key.destination_identity, Offer::Both);
+                made.await.map_err(OpenError::from)
+            })
+        })
     }
 
     /// The far agent's refusal carries no words; this agent has the same policies and finds them.

@@ -12,13 +12,14 @@ use super::source_ports::Held;
 use super::{Proxy, carry, dial};
 use crate::capture::sock_diag;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::relay::TcpEnd;
 
 /// The life of one plaintext connection to a joined pod.
 pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
     let Ok((stream, to)) = prepare(&pod, stream) else { return };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
-    let _accepted = proxy.source_ports.note(client, to);
+    let accepted = proxy.source_ports.note(client, to);
     let (source, service) = {
         let state = proxy.model.read();
         let service = state.mesh.services_at(to).next().cloned();
@@ -49,9 +50,14 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
     match upstream {
-        Ok((upstream, _held)) => carry::plain(&connection, stream, upstream).await,
+        Ok((upstream, _held)) => match TcpEnd::new(stream) {
+            Ok(stream) => carry::plain(&connection, stream, upstream).await,
+            Err(cause) => connection.failed(&carry::broken(&cause)),
+        },
         Err(failure) => connection.failed(&failure),
     }
+    // Before it goes off the list of connections: what is not listed holds no port.
+    drop(accepted);
 }
 
 async fn admit(arrival: &Arrival<'_>, connection: &Connection) -> Result<(TcpStream, Held), Failure> {

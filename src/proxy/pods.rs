@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -36,6 +37,8 @@ impl Proxy {
         let outbound = listeners.outbound.iter().map(|l| (l, Port::Outbound));
         let plaintext = listeners.plaintext.iter().map(|l| (l, Port::Plaintext));
         let tunnel = listeners.tunnel.iter().map(|l| (l, Port::Tunnel));
+        // Pods begin at different threads, so that none accepts for all of them.
+        let first = self.accepting.fetch_add(1, Ordering::Relaxed);
         for (index, (listener, port)) in outbound.chain(plaintext).chain(tunnel).enumerate() {
             let (proxy, pod) = (self.clone(), pod.clone());
             let listener = match listener.try_clone() {
@@ -45,12 +48,12 @@ impl Proxy {
                     continue;
                 }
             };
-            self.workers.spawn_on(index, move |_| async move {
+            self.workers.spawn_on(first.wrapping_add(index), move |thread| async move {
                 let stop = pod.stop.subscribe();
                 accept_loop(listener, stop, |stream, peer| {
                     let (proxy, pod) = (proxy.clone(), pod.clone());
                     let workers = proxy.clone();
-                    workers.workers.spawn_connection(move |thread| async move {
+                    workers.workers.spawn_connection(&thread, move |thread| async move {
                         match port {
                             Port::Outbound => outbound::serve(proxy, thread, pod, stream, peer).await,
                             Port::Plaintext => plaintext::serve(proxy, pod, stream, peer).await,
@@ -77,7 +80,10 @@ impl Proxy {
     /// Closes the pooled tunnels of a pod that left, whichever end of them it was.
     pub fn evict(&self, uid: &PodUid) {
         let uid = uid.clone();
-        self.workers.on_each(move |thread| thread.pool.evict(&uid));
+        self.workers.on_each(move |thread| {
+            thread.pool.evict(&uid);
+            thread.fast.evict(&uid);
+        });
     }
 }
 

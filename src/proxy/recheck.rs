@@ -1,11 +1,15 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::broadcast::error::RecvError;
 use tracing::info;
 
-use super::Proxy;
+use super::failure::Failure;
 use super::inbound::{allowed, decide};
-use crate::mesh::{PodUid, Reason};
+use super::same_node::{NO_LONGER, may_join};
+use super::{Connection, Connections, Proxy};
+use crate::mesh::{Mesh, PodUid, Reason};
+use crate::model::Step;
 use crate::telemetry::Direction;
 
 /// Follows the model for as long as the agent lives: live connections that policy no longer allows are reset, and
@@ -16,13 +20,13 @@ pub async fn follow(proxy: Arc<Proxy>) {
         match steps.recv().await {
             Ok(step) => {
                 step.change.pods.iter().for_each(|uid| end_if_gone(&proxy, uid));
-                if step.policies || !step.change.is_empty() {
-                    decide_again(&proxy);
-                }
+                let connections = affected(&proxy.connections, &proxy.model.read().mesh, &step);
+                decide_again(&proxy, &connections).await;
             }
             Err(RecvError::Lagged(_)) => {
-                proxy.connections.all().iter().for_each(|connection| end_if_gone(&proxy, &connection.pod));
-                decide_again(&proxy);
+                let connections = proxy.connections.all();
+                connections.iter().for_each(|connection| end_if_gone(&proxy, &connection.pod));
+                decide_again(&proxy, &connections).await;
             }
             Err(RecvError::Closed) => return,
         }
@@ -38,17 +42,65 @@ fn end_if_gone(proxy: &Proxy, uid: &PodUid) {
     }
 }
 
-fn decide_again(proxy: &Proxy) {
-    for connection in proxy.connections.all() {
-        if connection.direction != Direction::Inbound || connection.is_exempt() {
-            continue;
-        }
-        let Some(pod) = proxy.pods.get(&connection.pod) else { continue };
-        let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
-        if let Err(failure) = decided.and_then(|(_, decision)| allowed(&decision)) {
-            info!(source = %connection.source, destination = %connection.dialled, reason = %failure.reason,
-                  detail = %failure.detail, "A live connection is no longer allowed and is reset.");
-            connection.reset(failure.reason);
-        }
+/// The live connections that a step may have another decision for: those to a pod that changed, to an endpoint whose
+/// Services are others now, and to pods that a changed policy stands over. Who connects has no part in it: what a
+/// source proved holds for as long as its connection does.
+fn affected(connections: &Connections, mesh: &Mesh, step: &Step) -> Vec<Arc<Connection>> {
+    let mut found: BTreeMap<u64, Arc<Connection>> = BTreeMap::new();
+    let mut add = |connection: Arc<Connection>| drop(found.insert(connection.id, connection));
+    for connection in step.change.pods.iter().flat_map(|uid| connections.of(uid)) {
+        // What stands between two pods that are joined without a tunnel may have changed at either.
+        connection.onward().into_iter().for_each(&mut add);
+        add(connection);
+    }
+    for endpoint in &step.change.endpoints {
+        let to_pods = mesh.claimants(endpoint.ip()).flat_map(|uid| connections.of(uid));
+        let at = |connection: &Connection| (connection.dialled.ip().to_canonical(), connection.dialled.port());
+        to_pods.filter(|connection| at(connection) == (endpoint.ip(), endpoint.port())).for_each(&mut add);
+    }
+    if !step.policies.is_empty() {
+        let stands = |uid: &PodUid| {
+            // A pod that the model lacks is for `end_if_gone`.
+            let Some(workload) = mesh.workload(uid) else { return false };
+            step.policies.len() > MANY || step.policies.iter().any(|scope| scope.may_select(&workload.pod))
+        };
+        connections.pods().iter().filter(|uid| stands(uid)).flat_map(|uid| connections.of(uid)).for_each(&mut add);
+    }
+    found.into_values().collect()
+}
+
+/// A few at a time, so that what else runs here waits for a few.
+async fn decide_again(proxy: &Proxy, connections: &[Arc<Connection>]) {
+    for some in connections.chunks(AT_A_TIME) {
+        some.iter().for_each(|connection| decide_one_again(proxy, connection));
+        tokio::task::yield_now().await;
     }
 }
+
+fn decide_one_again(proxy: &Proxy, connection: &Connection) {
+    if connection.direction != Direction::Inbound || connection.is_exempt() {
+        return;
+    }
+    let Some(pod) = proxy.pods.get(&connection.pod) else { return };
+    let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
+    let verdict = decided.and_then(|(workload, decision)| {
+        allowed(&decision)?;
+        let joins = |source| may_join(&proxy.model.read().mesh, source, &workload, connection.dialled);
+        if connection.neighbour().is_none_or(joins) {
+            return Ok(());
+        }
+        Err(Failure::new(Reason::Drain, NO_LONGER))
+    });
+    if let Err(failure) = verdict {
+        info!(source = %connection.source, destination = %connection.dialled, reason = %failure.reason,
+              detail = %failure.detail, "A live connection is no longer allowed and is reset.");
+        connection.reset(failure.reason);
+    }
+}
+
+/// More policies than this in one step, and every connection is decided again rather than held against each.
+const MANY: usize = 64;
+const AT_A_TIME: usize = 32;
+
+#[cfg(test)]
+mod tests;

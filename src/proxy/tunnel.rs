@@ -1,28 +1,40 @@
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::baggage::baggage;
-use super::connections::{Connection, Opening};
+use super::connections::{Connection, Opening, Registered};
 use super::failure::Failure;
 use super::inbound::{Arrival, allowed};
+use super::limits::TunnelKind;
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
 use crate::mesh::{Identity, Reason, Workload};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::fast;
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
-use crate::transport::tls::{PeerInfo, Session};
+use crate::transport::tls::{PeerInfo, Spoken};
 
-/// The life of one tunnel connection from a peer, which may carry many flows.
+/// The life of one tunnel connection from a peer, which may carry many flows: at once (HBONE), or one by one (fast).
 pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let Ok((stream, local)) = prepare(&pod, stream) else { return };
-    let session = match handshake(&proxy, &pod, stream, client, local).await {
-        Ok(session) => session,
+    let opened = handshake(&proxy, &pod, stream, client, local).await.and_then(|spoken| {
+        let kind = match &spoken {
+            Spoken::Hbone(_) => TunnelKind::Hbone,
+            Spoken::Fast(_) => TunnelKind::Fast,
+        };
+        let place = proxy.limits.admit_tunnel(kind, client.ip(), pod.uid());
+        let text = "too many tunnels of this peer with this pod, or in all; raise the descriptor limit of the agent";
+        Ok((spoken, place.ok_or_else(|| Failure::new(Reason::Limit, text))?))
+    });
+    let (spoken, _place) = match opened {
+        Ok(opened) => opened,
         Err(failure) => {
             let telemetry = proxy.telemetry.open(ConnectionInfo {
                 direction: Direction::Inbound,
@@ -37,7 +49,7 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
             return;
         }
     };
-    let peer = Arc::new(session.peer.clone());
+    let peer = Arc::new(spoken.peer().clone());
     let mut draining = proxy.draining.subscribe();
     let drain = {
         let pod = pod.clone();
@@ -48,14 +60,42 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
             }
         }
     };
-    let flows = {
-        let (proxy, pod) = (proxy.clone(), pod.clone());
-        move |request: Request| {
-            let flow = Arriving { proxy: proxy.clone(), pod: pod.clone(), peer: peer.clone(), client, local };
-            tokio::task::spawn_local(flow.serve(request));
+    let idle = proxy.settings.tunnel_idle;
+    let outcome = match spoken {
+        Spoken::Hbone(session) => {
+            let (proxy, pod) = (proxy.clone(), pod.clone());
+            let flows = move |request: Request| {
+                let (proxy, pod, peer) = (proxy.clone(), pod.clone(), peer.clone());
+                let flow = Arriving { proxy, pod, peer, client, local, transport: Transport::Hbone };
+                tokio::task::spawn_local(flow.serve(request));
+            };
+            hbone::serve(session, ServerSettings { idle, ..ServerSettings::default() }, flows, drain)
+                .await
+                .map_err(|error| error.to_string())
+        }
+        Spoken::Fast(session) => {
+            let mut drain = pin!(drain);
+            let mut tunnel = fast::Server::new(session, fast::ServerSettings { idle });
+            let outcome = loop {
+                let request = match tunnel.next(drain.as_mut()).await {
+                    Ok(Some(request)) => request,
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error.to_string()),
+                };
+                let (proxy, pod, peer) = (proxy.clone(), pod.clone(), peer.clone());
+                let flow = Arriving { proxy, pod, peer, client, local, transport: Transport::Fast };
+                let after = flow.serve_fast(request).await;
+                if !tunnel.settled(after).await {
+                    return;
+                }
+            };
+            if outcome.is_ok() {
+                tunnel.close().await;
+            }
+            outcome
         }
     };
-    if let Err(error) = hbone::serve(session, ServerSettings::default(), flows, drain).await {
+    if let Err(error) = outcome {
         debug!(peer = %client, pod = %pod.captured.workload.name(), %error, "A tunnel ended with an error.");
     }
 }
@@ -73,34 +113,28 @@ async fn handshake(
     stream: TcpStream,
     client: SocketAddr,
     local: SocketAddr,
-) -> Result<Session, Failure> {
+) -> Result<Spoken, Failure> {
     let arrival = Arrival { proxy, pod, client, identity: None, to: local };
     arrival.check_source()?;
     let own = pod.captured.workload.identity.as_ref();
     let own = own.ok_or_else(|| Failure::new(Reason::Identity, "the pod has no service account, so no identity"))?;
-    proxy.tls.accept(stream, own).await.map_err(|error| Failure::tls(&error))
+    proxy.tls.accept(stream, own, proxy.settings.tunnel).await.map_err(|error| Failure::tls(&error))
 }
 
-/// One CONNECT on its way in.
+/// One flow on its way in.
 struct Arriving {
     proxy: Arc<Proxy>,
     pod: Arc<ServedPod>,
     peer: Arc<PeerInfo>,
     client: SocketAddr,
     local: SocketAddr,
+    transport: Transport,
 }
 
 impl Arriving {
     async fn serve(self, mut request: Request) {
         let to = SocketAddr::new(request.authority.ip().to_canonical(), request.authority.port());
-        let opening = Opening {
-            pod: self.pod.uid(),
-            source: self.client,
-            dialled: to,
-            peer: Some(self.peer.identity.clone()),
-            info: self.info(to),
-        };
-        let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
+        let connection = self.register(to);
         let admitted = tokio::select! {
             admitted = self.admit(to, &connection) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
@@ -120,13 +154,51 @@ impl Arriving {
         }
     }
 
+    /// As [`Arriving::serve`]; what is left of the tunnel is returned.
+    async fn serve_fast(self, mut request: fast::Request<'_>) -> fast::After {
+        let to = match request.header() {
+            Ok(header) => SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port()),
+            Err(error) => {
+                debug!(peer = %self.client, %error, "A flow was refused.");
+                return request.refuse(Refusal::Malformed);
+            }
+        };
+        let connection = self.register(to);
+        let admitted = tokio::select! {
+            admitted = self.admit(to, &connection) => admitted,
+            reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+            () = request.abandoned() => {
+                connection.failed(&Failure::new(Reason::Reset, "the client gave it up while connecting"));
+                return fast::After::Spent;
+            }
+        };
+        match admitted {
+            Ok((application, _held)) => carry::out_of_fast_tunnel(&connection, request, application).await,
+            Err(failure) => {
+                connection.failed(&failure);
+                request.refuse(refusal(&failure.reason))
+            }
+        }
+    }
+
+    fn register(&self, to: SocketAddr) -> Registered {
+        let opening = Opening {
+            pod: self.pod.uid(),
+            source: self.client,
+            dialled: to,
+            peer: Some(self.peer.identity.clone()),
+            info: self.info(to),
+        };
+        self.proxy.connections.register(&self.proxy.telemetry, opening)
+    }
+
     fn info(&self, to: SocketAddr) -> ConnectionInfo {
         let identity = Some(self.peer.identity.clone());
         let source = self.source(&self.peer.identity);
         let source = source.map_or_else(|| Party::stranger(self.client), |pod| Party::of(self.client, &pod));
         ConnectionInfo {
             direction: Direction::Inbound,
-            transport: Transport::Hbone,
+            transport: self.transport,
             source: Party { identity, ..source },
             destination: Party::of(to, &self.pod.captured.workload),
             service: self.proxy.model.read().mesh.services_at(to).next().cloned(),

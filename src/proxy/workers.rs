@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::transport::fast;
 use crate::transport::hbone::{Pool, PoolSettings};
 
 /// The threads that carry connections: one current-thread runtime a core. A connection lives its whole life on one.
@@ -26,20 +27,22 @@ struct Handle {
 /// What a worker thread owns alone, without a lock.
 pub struct Thread {
     pub pool: Pool,
+    pub fast: fast::Pool,
+    index: usize,
 }
 
 type Job = Box<dyn FnOnce(Rc<Thread>) + Send>;
 
 impl Workers {
-    pub fn start(count: usize, pool: &PoolSettings) -> io::Result<Self> {
+    pub fn start(count: usize, pool: &PoolSettings, fast: &fast::PoolSettings) -> io::Result<Self> {
         let mut workers = Self { handles: Vec::new(), threads: Vec::new() };
         for index in 0..count.max(1) {
             let (jobs, receiver) = mpsc::unbounded_channel();
-            let settings = pool.clone();
+            let settings = (pool.clone(), fast.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || LocalSet::new().block_on(&runtime, run(receiver, settings)))?;
+                .spawn(move || LocalSet::new().block_on(&runtime, run(receiver, index, settings)))?;
             workers.handles.push(Handle { jobs, load: Arc::default() });
             workers.threads.push(thread);
         }
@@ -62,21 +65,29 @@ impl Workers {
         let _ = handle.jobs.send(job);
     }
 
-    /// Runs the life of one connection on the thread that has the fewest.
+    /// Runs the life of one connection on the thread that has the fewest: on `here`, which has accepted it, where
+    /// others have no fewer, since that one is awake and has what it needs at hand.
     pub fn spawn_connection<F: Future<Output = ()> + 'static>(
         &self,
+        here: &Rc<Thread>,
         make: impl FnOnce(Rc<Thread>) -> F + Send + 'static,
     ) {
-        let loads = self.handles.iter().enumerate().map(|(index, handle)| (handle.load.load(Ordering::Relaxed), index));
-        let index = loads.min().map_or(0, |(_, index)| index);
+        let load = |handle: &Handle| handle.load.load(Ordering::Relaxed);
+        let loads = self.handles.iter().enumerate().map(|(index, handle)| (load(handle), index != here.index, index));
+        let index = loads.min().map_or(here.index, |(.., index)| index);
         let guard = LoadGuard::new(&self.handles[index].load);
-        self.spawn_on(index, move |thread| {
+        let life = move |thread| {
             let connection = make(thread);
             async move {
                 connection.await;
                 drop(guard);
             }
-        });
+        };
+        if index == here.index {
+            tokio::task::spawn_local(life(here.clone()));
+        } else {
+            self.spawn_on(index, life);
+        }
     }
 
     /// Runs a job on every thread, for example to evict a pod from their pools.
@@ -94,7 +105,7 @@ impl Workers {
         for index in 0..self.handles.len() {
             let closed = closed.clone();
             self.spawn_on(index, move |thread| async move {
-                thread.pool.close().await;
+                tokio::join!(thread.pool.close(), thread.fast.close());
                 drop(closed);
             });
         }
@@ -130,8 +141,8 @@ impl Drop for LoadGuard {
     }
 }
 
-async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, pool: PoolSettings) {
-    let thread = Rc::new(Thread { pool: Pool::new(pool) });
+async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, index: usize, (pool, fast): (PoolSettings, fast::PoolSettings)) {
+    let thread = Rc::new(Thread { pool: Pool::new(pool), fast: fast::Pool::new(fast), index });
     while let Some(job) = jobs.recv().await {
         job(thread.clone());
     }

@@ -1,123 +1,27 @@
 //! One document into one object of the model, or the field that forbids it.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use self::field::{Fault, SUBDOMAIN, check_namespaced, is_subdomain, parse};
 use super::Problem;
 use super::document::{self, Document};
-use crate::mesh::{self, NamespacedName, ObjectKind, ObjectRef, Settings};
+use crate::mesh;
 
 mod cluster;
+mod field;
+mod key;
+mod network_policy;
 mod pod;
 mod policies;
 mod service;
 
+pub(super) use key::{Key, Kind};
+pub use network_policy::CniKind;
 pub(super) use policies::PolicyItem;
-
-/// The kinds that are read.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Kind {
-    Namespace,
-    Node,
-    ServiceCidr,
-    Service,
-    EndpointSlice,
-    Pod,
-    PeerAuthentication,
-    AuthorizationPolicy,
-}
-
-impl Kind {
-    const ALL: [Self; 8] = [
-        Self::Namespace,
-        Self::Node,
-        Self::ServiceCidr,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::Pod,
-        Self::PeerAuthentication,
-        Self::AuthorizationPolicy,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Node => "Node",
-            Self::ServiceCidr => "ServiceCIDR",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Pod => "Pod",
-            Self::PeerAuthentication => "PeerAuthentication",
-            Self::AuthorizationPolicy => "AuthorizationPolicy",
-        }
-    }
-
-    pub fn is_policy(self) -> bool {
-        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
-    }
-
-    fn api_version(self) -> &'static str {
-        match self {
-            Self::Namespace | Self::Node | Self::Service | Self::Pod => "v1",
-            Self::ServiceCidr => "networking.k8s.io/v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::PeerAuthentication | Self::AuthorizationPolicy => "selvedge.dev/v1alpha1",
-        }
-    }
-
-    fn is_cluster_wide(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node | Self::ServiceCidr)
-    }
-
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
-    }
-}
-
-/// Names one object of the folder; the namespace is empty for cluster-wide kinds.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct Key {
-    pub kind: Kind,
-    pub name: NamespacedName,
-}
-
-impl Key {
-    fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
-        let namespace = if kind.is_cluster_wide() { "" } else { namespace.unwrap_or(DEFAULT_NAMESPACE) };
-        Self { kind, name: NamespacedName::new(namespace, name) }
-    }
-
-    /// The model's name of it; `None` for policies, which the mesh does not hold.
-    pub(super) fn object_ref(&self) -> Option<ObjectRef> {
-        let kind = match self.kind {
-            Kind::Namespace => ObjectKind::Namespace,
-            Kind::Node => ObjectKind::Node,
-            Kind::ServiceCidr => ObjectKind::ServiceCidr,
-            Kind::Service => ObjectKind::Service,
-            Kind::EndpointSlice => ObjectKind::EndpointSlice,
-            Kind::Pod => ObjectKind::Pod,
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
-        };
-        Some(ObjectRef { kind, name: self.name.clone() })
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.name.namespace {
-            "" => write!(f, "{} {}", self.kind.as_str(), self.name.name),
-            _ => write!(f, "{} {}", self.kind.as_str(), self.name),
-        }
-    }
-}
 
 /// What one object became.
 #[derive(Clone, PartialEq, Debug)]
@@ -153,13 +57,20 @@ pub(super) struct Found {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Broken {
     pub key: Key,
-    /// What stands in for it where there is no good version: of a policy, one that denies.
+    /// What stands in for it where there is no good version: of a policy, one that denies; of a NetworkPolicy, one
+    /// that selects all.
     pub stand_in: Option<Arc<Item>>,
 }
 
 impl Broken {
-    fn new(key: Key, value: &Value, fault: &Fault) -> Self {
-        let stand_in = key.kind.is_policy().then(|| Arc::new(Item::Policy(policies::malformed(&key, value, fault))));
+    fn new(key: Key, value: &Value, fault: &Fault, line_of: impl Fn(&str) -> usize) -> Self {
+        let stand_in = match key.kind {
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+                Some(Arc::new(Item::Policy(policies::malformed(&key, value, fault, line_of))))
+            }
+            Kind::NetworkPolicy | Kind::Cni(_) => Some(Arc::new(Item::Other(network_policy::selects_all(&key)))),
+            _ => None,
+        };
         Self { key, stand_in }
     }
 }
@@ -198,19 +109,6 @@ pub(super) fn file(path: &Path, bytes: &[u8]) -> Content {
     content
 }
 
-/// The field of an object that forbids it, and why.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Fault {
-    pub field: String,
-    pub cause: String,
-}
-
-impl Fault {
-    pub fn new(field: impl Into<String>, cause: impl Into<String>) -> Self {
-        Self { field: field.into(), cause: cause.into() }
-    }
-}
-
 /// An object, and the fields of it that were passed over.
 type Read = (Item, Vec<Fault>);
 
@@ -220,7 +118,10 @@ fn read_document(path: &Path, document: &Document<'_>, content: &mut Content) {
         Ok(value) => read_value(path, document, &At::default(), value, content),
         Err(unparsed) => {
             let (kind, namespace, name) = document.guess();
-            let key = kind.and_then(Kind::named).zip(name).map(|(kind, name)| Key::new(kind, namespace, name));
+            let key = kind.and_then(Kind::named).and_then(|kind| match name {
+                Some(name) => Some(Key::new(kind, namespace, name)),
+                None => Key::unnamed(kind, namespace, path, unparsed.line),
+            });
             content.problems.push(Problem {
                 file: path.to_owned(),
                 line: unparsed.line,
@@ -230,7 +131,7 @@ fn read_document(path: &Path, document: &Document<'_>, content: &mut Content) {
             });
             content.unparsed = true;
             let fault = Fault::new("", unparsed.cause);
-            content.broken.extend(key.map(|key| Broken::new(key, &Value::Null, &fault)));
+            content.broken.extend(key.map(|key| Broken::new(key, &Value::Null, &fault, |_| unparsed.line)));
         }
     }
 }
@@ -246,24 +147,28 @@ struct At {
 
 fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, content: &mut Content) {
     let prefix = &at.prefix;
+    let line_of = |field: &str| document.line_of(&format!("{prefix}{field}"));
+    // Of a list's items it would take too long to look for places that are mostly not told.
+    let line_at = |field: &str| at.line.unwrap_or_else(|| line_of(field));
     let problem = |object: String, fault: Fault| Problem {
         file: path.to_owned(),
-        line: document.line_of(&format!("{prefix}{}", fault.field)),
+        line: line_of(&fault.field),
         object,
         field: fault.field,
         cause: fault.cause,
     };
+    let unnamed = |kind: Kind, value: &Value| Key::unnamed(kind, namespace(value).as_deref(), path, line_at(""));
     let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
     let (Some(kind), Some(api_version)) = (text(&value, "kind"), text(&value, "apiVersion")) else {
         let field = if text(&value, "kind").is_some() { "apiVersion" } else { "kind" };
         let cause = "every object says its apiVersion and kind, such as `apiVersion: v1` and `kind: Pod`";
         // An object whose version was forgotten is still known by its name.
         let known = text(&value, "kind").as_deref().and_then(Kind::named);
-        let key = known.and_then(|kind| identify(kind, &value));
+        let key = known.and_then(|kind| identify(kind, &value).ok().or_else(|| unnamed(kind, &value)));
         let fault = Fault::new(field, cause);
         content.problems.push(problem(key.as_ref().map(Key::to_string).unwrap_or_default(), fault.clone()));
         match key {
-            Some(key) => content.broken.push(Broken::new(key, &value, &fault)),
+            Some(key) => content.broken.push(Broken::new(key, &value, &fault, line_at)),
             None => content.unparsed = true,
         }
         return;
@@ -295,7 +200,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
         return;
     }
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
-    let Some(known) = Kind::named(&kind).filter(|known| group_of(known.api_version()) == group) else {
+    let Some(known) = Kind::of(group, &kind) else {
         if group == "selvedge.dev" {
             let kinds = "AuthorizationPolicy and PeerAuthentication";
             let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
@@ -306,31 +211,38 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
         }
         return;
     };
-    let Some(key) = identify(known, &value) else {
-        content.problems.push(problem(kind, Fault::new("metadata.name", "every object needs a name")));
-        content.unparsed = true;
-        return;
+    let key = match identify(known, &value) {
+        Ok(key) => key,
+        Err(fault) => {
+            let key = unnamed(known, &value);
+            content.problems.push(problem(key.as_ref().map_or(kind, Key::to_string), fault.clone()));
+            content.broken.extend(key.map(|key| Broken::new(key, &value, &fault, line_at)));
+            // Whichever of those that the file held it may have been.
+            content.unparsed = true;
+            return;
+        }
     };
     // Of a policy that cannot be read, as much as can be read says where it denies.
     let written = if known.is_policy() { value.clone() } else { Value::Null };
     let read = match known.api_version() {
-        wanted if wanted == api_version => read_object(&key, value),
-        wanted => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
+        None => read_object(&key, value, line_at),
+        Some(wanted) if wanted == api_version => read_object(&key, value, line_at),
+        Some(wanted) => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
     };
     match read {
         Ok((item, passed_over)) => {
             content.problems.extend(passed_over.into_iter().map(|fault| problem(key.to_string(), fault)));
-            let line = at.line.unwrap_or_else(|| document.line_of("metadata.name"));
+            let line = line_at("metadata.name");
             content.objects.push(Found { key, line, item: Arc::new(item) });
         }
         Err(fault) => {
-            content.broken.push(Broken::new(key.clone(), &written, &fault));
+            content.broken.push(Broken::new(key.clone(), &written, &fault, line_at));
             content.problems.push(problem(key.to_string(), fault));
         }
     }
 }
 
-fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
+fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Result<Read, Fault> {
     let plain = |object| (Item::Other(object), Vec::new());
     match key.kind {
         Kind::Namespace => cluster::namespace(key, parse(value)?),
@@ -341,16 +253,36 @@ fn read_object(key: &Key, value: Value) -> Result<Read, Fault> {
         Kind::Pod => pod::pod(key, parse(value)?),
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
             check_namespaced(key, is_subdomain, SUBDOMAIN)?;
-            policies::decode(key, &value)
+            policies::decode(key, &value, line_of)
         }
+        Kind::NetworkPolicy => network_policy::network_policy(key, parse(value)?).map(plain),
+        Kind::Cni(_) => Ok(plain(network_policy::selects_all(key))),
     }
 }
 
-fn identify(kind: Kind, value: &Value) -> Option<Key> {
-    let metadata = value.get("metadata")?;
-    let name = metadata.get("name")?.as_str().filter(|name| !name.is_empty())?;
-    let namespace = metadata.get("namespace").and_then(Value::as_str);
-    Some(Key::new(kind, namespace, name))
+fn identify(kind: Kind, value: &Value) -> Result<Key, Fault> {
+    let metadata = value.get("metadata");
+    let written = metadata.and_then(|metadata| metadata.get("name"));
+    let name = written.and_then(word).filter(|name| !name.is_empty()).ok_or_else(|| match metadata {
+        None | Some(Value::Null | Value::Object(_)) => {
+            Fault::new("metadata.name", "every object needs a name; write text such as `name: cart`")
+        }
+        Some(_) => Fault::new("metadata", "it is no object with fields; write `metadata: {name: cart}`"),
+    })?;
+    Ok(Key::new(kind, namespace(value).as_deref(), &name))
+}
+
+fn namespace(value: &Value) -> Option<String> {
+    value.pointer("/metadata/namespace").and_then(word)
+}
+
+/// Text, or what was meant to be text: a name of digits is a number to YAML, and refused as such under that name.
+fn word(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
 }
 
 fn is_list_of_known(kind: &str) -> bool {
@@ -360,87 +292,6 @@ fn is_list_of_known(kind: &str) -> bool {
 fn group_of(api_version: &str) -> &str {
     api_version.rsplit_once('/').map_or("", |(group, _)| group)
 }
-
-fn parse<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        use serde_path_to_error::Segment;
-        let mut field = String::new();
-        for segment in error.path() {
-            match segment {
-                Segment::Seq { index } => field.push_str(&format!("[{index}]")),
-                Segment::Map { key } | Segment::Enum { variant: key } if key.contains(['.', '[']) => {
-                    field.push_str(&format!("[{key}]"));
-                }
-                Segment::Map { key } | Segment::Enum { variant: key } => {
-                    field.push_str(if field.is_empty() { "" } else { "." });
-                    field.push_str(key);
-                }
-                Segment::Unknown => {}
-            }
-        }
-        Fault::new(field, error.inner().to_string())
-    })
-}
-
-fn settings(metadata: &ObjectMeta) -> (Settings, Vec<Fault>) {
-    let empty = BTreeMap::new();
-    let annotations = metadata.annotations.as_ref().unwrap_or(&empty);
-    let (settings, problems) = Settings::read(annotations, metadata.labels.as_ref().unwrap_or(&empty));
-    (settings, problems.into_iter().map(|problem| Fault::new(problem.field, problem.cause)).collect())
-}
-
-fn check_namespaced(key: &Key, is_name: fn(&str) -> bool, wanted: &str) -> Result<(), Fault> {
-    check(is_name, &key.name.name, "metadata.name", wanted)?;
-    check(is_label, &key.name.namespace, "metadata.namespace", LABEL)
-}
-
-fn check(is_name: fn(&str) -> bool, name: &str, field: &str, wanted: &str) -> Result<(), Fault> {
-    match is_name(name) {
-        true => Ok(()),
-        false => Err(Fault::new(field, format!("{name:?} is no name; {wanted}"))),
-    }
-}
-
-// RFC 1123, as Kubernetes reads it: "Object Names and IDs", DNS label names.
-fn is_label(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('-') && !name.ends_with('-')
-}
-
-// DNS subdomain names: labels joined by dots; Kubernetes bounds the whole and not each label.
-fn is_subdomain(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let part = |p: &str| !p.is_empty() && p.bytes().all(allowed) && !p.starts_with('-') && !p.ends_with('-');
-    (1..=253).contains(&name.len()) && name.split('.').all(part)
-}
-
-fn address(field: impl FnOnce() -> String, text: &str) -> Result<IpAddr, Fault> {
-    text.parse::<IpAddr>()
-        .map(|ip| ip.to_canonical())
-        .map_err(|_| Fault::new(field(), format!("{text:?} is no IP address; write one such as 10.0.1.2 or fd00::2")))
-}
-
-fn cidr(field: impl FnOnce() -> String, text: &str) -> Result<IpNet, Fault> {
-    text.parse::<IpNet>()
-        .map(|net| net.trunc())
-        .map_err(|_| Fault::new(field(), format!("{text:?} is no range; write one such as 10.0.1.0/24")))
-}
-
-fn port(field: impl FnOnce() -> String, number: i32) -> Result<u16, Fault> {
-    match u16::try_from(number) {
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err(Fault::new(field(), format!("{number} is no port; write a number from 1 to 65535"))),
-    }
-}
-
-fn is_tcp(protocol: Option<&str>) -> bool {
-    protocol.is_none_or(|protocol| protocol == "TCP" || protocol.is_empty())
-}
-
-const LABEL: &str = "write at most 63 of lower-case letters, digits and '-', the first and last no '-'";
-const SUBDOMAIN: &str = "write at most 253 of lower-case letters, digits, '-' and '.', each part starting and ending \
-                         with a letter or digit";
-const DEFAULT_NAMESPACE: &str = "default";
 
 #[cfg(test)]
 mod tests;

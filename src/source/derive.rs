@@ -30,7 +30,7 @@ pub(super) fn add_endpoint_slices(view: &mut BTreeMap<Key, Arc<Item>>) {
         }
         let of_namespace = pods.get(&*service.name.namespace).map(Vec::as_slice).unwrap_or_default();
         let selected =
-            of_namespace.iter().filter(|(pod, _)| selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v)));
+            of_namespace.iter().filter(|(pod, _)| selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v.as_str())));
         // A target port's name may mean another number in each pod, and a slice has one number for all its endpoints.
         let mut slices: BTreeMap<(bool, Vec<u16>), EndpointSlice> = BTreeMap::new();
         for (pod, ready) in selected {

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Problem;
-use super::decode::{Broken, Content, Item, Key};
+use super::decode::{Broken, Content, Item, Key, Kind};
 use super::derive;
-use crate::mesh::{self, PodUid};
+use crate::mesh::{self, NamespacedName, PodUid};
 use crate::model::Delta;
 
 /// What one file says, as far as it is taken.
@@ -18,6 +18,26 @@ pub(super) struct FileView<'a> {
     /// What it held before it broke.
     pub former: &'a BTreeSet<Key>,
     pub next: Next<'a>,
+}
+
+impl FileView<'_> {
+    /// What the file held before it broke, and nobody has now.
+    fn lost<'v>(&self, view: &View, now: &'v View) -> Vec<(&'v Key, &'v Arc<Item>)> {
+        let lost = self.former.iter().filter(|key| !key.is_unnamed() && !view.contains_key(key));
+        lost.filter_map(|key| now.get_key_value(key)).collect()
+    }
+
+    /// Whether a policy without a name is one that the file held under its name: then that one stays.
+    fn may_hold(&self, unnamed: &Key, view: &View, now: &View) -> bool {
+        let alike = |key: &Key| (key.kind, &key.name.namespace) == (unnamed.kind, &unnamed.name.namespace);
+        let unnamed_here = self.content.broken.iter().filter(|broken| broken.key.is_unnamed() && alike(&broken.key));
+        let lost = self.lost(view, now).into_iter().filter(|(key, item)| alike(key) && is_good(item));
+        unnamed.is_unnamed() && lost.count() >= unnamed_here.count()
+    }
+
+    fn holds(&self, key: &Key) -> bool {
+        self.content.has(key) || self.former.contains(key)
+    }
 }
 
 /// What the file is about to be.
@@ -66,13 +86,15 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
     for file in files.clone() {
         let mut outcomes = BTreeMap::new();
         for broken in &file.content.broken {
-            outcomes.insert(broken.key.to_string(), keep_broken(broken, &mut view, now));
+            let outcome = match file.may_hold(&broken.key, &view, now) {
+                true => "; what its file held before stays in force",
+                false => keep_broken(broken, &mut view, now),
+            };
+            outcomes.insert(broken.key.to_string(), outcome);
         }
         if file.content.unparsed {
-            for key in file.former {
-                if let (false, Some(item)) = (view.contains_key(key), now.get(key)) {
-                    view.insert(key.clone(), item.clone());
-                }
+            for (key, item) in file.lost(&view, now) {
+                view.insert(key.clone(), item.clone());
             }
         }
         problems.extend(file.content.problems.iter().cloned().map(|mut problem| {
@@ -82,7 +104,8 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
             problem
         }));
     }
-    problems.extend(part_twins(files, &mut view, now));
+    problems.extend(part_twins(files.clone(), &mut view, now));
+    problems.extend(close_over_missing_targets(files, &mut view));
     derive::add_endpoint_slices(&mut view);
     problems.sort();
     problems.dedup();
@@ -120,6 +143,29 @@ fn part_twins<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, view: &mut 
     twins.into_iter().map(part).collect()
 }
 
+/// A policy over a Service that is not there may mean any of them: until there is one it fails closed.
+fn close_over_missing_targets<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, view: &mut View) -> Vec<Problem> {
+    let is_there = |service: &NamespacedName| view.contains_key(&Key { kind: Kind::Service, name: service.clone() });
+    let mut problems = Vec::new();
+    let mut changed = Vec::new();
+    for (key, item) in view.iter() {
+        let Item::Policy(policy) = &**item else { continue };
+        let (beside, missing) = policy.beside(is_there);
+        problems.extend(missing.into_iter().map(|target| Problem {
+            file: files.clone().find(|file| file.holds(key)).map(|file| file.path.to_owned()).unwrap_or_default(),
+            line: target.line,
+            object: key.to_string(),
+            field: target.field,
+            cause: target.cause,
+        }));
+        if beside != *policy {
+            changed.push((key.clone(), Arc::new(Item::Policy(beside))));
+        }
+    }
+    view.extend(changed);
+    problems
+}
+
 /// The steps from one view to the next.
 pub(super) fn difference(now: &View, next: &View) -> Vec<Delta> {
     let gone = now.iter().filter(|(key, _)| !next.contains_key(key));
@@ -144,15 +190,22 @@ fn apply(object: mesh::Object) -> Delta {
 /// Keeps what is in force of an object that broke, and tells people what that is.
 fn keep_broken(broken: &Broken, view: &mut View, now: &View) -> &'static str {
     let key = &broken.key;
-    let good = now.get(key).filter(|item| !matches!(&***item, Item::Policy(policy) if policy.is_malformed()));
+    let good = now.get(key).filter(|item| is_good(item) && broken.stand_in.as_ref() != Some(*item));
     if view.contains_key(key) {
         return "; another version of it is in force";
     }
     let (item, outcome) = match (good, &broken.stand_in) {
         (Some(item), _) => (item, "; its last good version stays in force"),
-        (None, Some(item)) => (item, "; until it can be read it denies what it might stand over"),
+        (None, Some(item)) if key.kind.is_policy() => {
+            (item, "; until it can be read it denies what it might stand over")
+        }
+        (None, Some(item)) => (item, "; until it can be read it counts as selecting every pod"),
         (None, None) => return "; it has no effect",
     };
     view.insert(key.clone(), item.clone());
     outcome
+}
+
+fn is_good(item: &Item) -> bool {
+    !matches!(item, Item::Policy(policy) if policy.is_malformed())
 }

@@ -4,27 +4,23 @@ use metrics::Unit;
 
 /// One metric, as documented.
 #[derive(Clone, Copy, Debug)]
-pub struct Metric {
-    pub name: &'static str,
-    pub kind: Kind,
-    pub unit: Unit,
-    pub meaning: &'static str,
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    unit: Unit,
+    meaning: &'static str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+enum Kind {
     Counter,
     Gauge,
     Histogram,
 }
 
-pub fn catalogue() -> &'static [Metric] {
-    &CATALOGUE
-}
-
 /// Tells the recorder the unit and meaning of each.
 pub fn describe_metrics() {
-    for metric in catalogue() {
+    for metric in &CATALOGUE {
         match metric.kind {
             Kind::Counter => metrics::describe_counter!(metric.name, metric.unit, metric.meaning),
             Kind::Gauge => metrics::describe_gauge!(metric.name, metric.unit, metric.meaning),

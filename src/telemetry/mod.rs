@@ -11,10 +11,12 @@ mod catalogue;
 mod connection;
 mod log;
 mod metrics;
+mod seldom;
 mod series;
 
 pub use self::access_log::{AccessLog, AccessLogFormat, AccessLogWriter};
-pub use self::catalogue::{Kind, Metric, catalogue, describe_metrics};
+pub use self::catalogue::describe_metrics;
 pub use self::connection::{ConnectionInfo, ConnectionTelemetry, Direction, Party, Telemetry, Transport, Verdict};
 pub use self::log::{LogControl, LogError, LogFormat};
 pub use self::metrics::{Metrics, MetricsError, MetricsSettings};
+pub use self::seldom::Seldom;

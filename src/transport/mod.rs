@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+pub mod fast;
 pub mod hbone;
 mod metrics;
 pub mod relay;

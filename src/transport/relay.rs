@@ -4,6 +4,8 @@
 //! that is silent for an hour lives, and holds no buffer meanwhile.
 
 mod buffer;
+mod pipe;
+mod splice;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -18,7 +20,9 @@ use bytes::Bytes;
 
 use crate::mesh::Reason;
 
+pub use self::splice::join;
 pub use self::tcp::TcpEnd;
+pub(super) use self::tcp::Watch;
 
 /// One end of a relay: an application's socket, or a flow in a tunnel.
 pub trait End {
@@ -49,8 +53,8 @@ pub trait End {
 /// What others may know of a running relay, and how they end it.
 #[derive(Default)]
 pub struct RelayControl {
-    sent: AtomicU64,
-    received: AtomicU64,
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
     ending: Mutex<Ending>,
 }
 
@@ -91,7 +95,7 @@ impl RelayControl {
         poll_fn(|cx| self.poll_reset(cx)).await
     }
 
-    fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<Reason> {
+    pub(super) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<Reason> {
         let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reason) = &ending.reason {
             return Poll::Ready(reason.clone());
@@ -128,18 +132,34 @@ pub enum Outcome {
 
 /// Carries bytes until both directions have closed in order, or one end has broken; then the other is reset too.
 pub async fn relay(downstream: impl End, upstream: impl End, control: &RelayControl) -> Ended {
+    carry(downstream, upstream, [Direction::default(), Direction::default()], &[control]).await
+}
+
+/// Carries by two lanes of one kind, up and down. Every control sees the bytes, and each may end it.
+async fn carry<D: End, U: End, L: Lane<D, U> + Lane<U, D>>(
+    downstream: D,
+    upstream: U,
+    [mut up, mut down]: [L; 2],
+    controls: &[&RelayControl],
+) -> Ended {
     let mut ends = Guard { downstream, upstream, finished: false };
-    let (mut up, mut down) = (Direction::default(), Direction::default());
+    let sent = Count { controls, counter: |control| &control.sent };
+    let received = Count { controls, counter: |control| &control.received };
+    let poll_reset = |cx: &mut Context<'_>| {
+        // Each is asked, so that each wakes this task.
+        let asked = controls.iter().map(|control| control.poll_reset(cx));
+        asked.fold(Poll::Pending, |first, next| if first.is_ready() { first } else { next })
+    };
     let end = poll_fn(|cx| {
-        if let Poll::Ready(reason) = control.poll_reset(cx) {
+        if let Poll::Ready(reason) = poll_reset(cx) {
             return Poll::Ready(Some((Outcome::ResetByUs(reason), None)));
         }
         let Guard { downstream, upstream, .. } = &mut ends;
-        let upwards = up.poll(cx, downstream, upstream, &control.sent);
+        let upwards = up.poll(cx, downstream, upstream, &sent);
         let downwards = match upwards {
             Err(Broken::From(_)) => Ok(false),
             // What a broken upstream said last may still be here.
-            Ok(_) | Err(Broken::To(_)) => down.poll(cx, upstream, downstream, &control.received),
+            Ok(_) | Err(Broken::To(_)) => down.poll(cx, upstream, downstream, &received),
         };
         match (upwards, downwards) {
             (Err(Broken::From(error)), _) | (_, Err(Broken::To(error))) => {
@@ -156,7 +176,7 @@ pub async fn relay(downstream: impl End, upstream: impl End, control: &RelayCont
     if let Some((outcome, _)) = &end {
         // As on a wire, the reset comes behind what was sent before it.
         poll_fn(|cx| match outcome {
-            _ if control.poll_reset(cx).is_ready() => Poll::Ready(()),
+            _ if poll_reset(cx).is_ready() => Poll::Ready(()),
             Outcome::ResetByDownstream => ends.upstream.poll_sent(cx),
             Outcome::ResetByUpstream => ends.downstream.poll_sent(cx),
             Outcome::Orderly | Outcome::ResetByUs(_) => Poll::Ready(()),
@@ -165,7 +185,31 @@ pub async fn relay(downstream: impl End, upstream: impl End, control: &RelayCont
     }
     ends.finished = end.is_none();
     let (outcome, error) = end.unwrap_or((Outcome::Orderly, None));
-    Ended { sent: control.sent(), received: control.received(), outcome, error }
+    Ended { sent: sent.total(), received: received.total(), outcome, error }
+}
+
+/// How one direction is carried between ends of two kinds.
+trait Lane<F, T> {
+    /// Moves what can be moved; true once this direction has closed in order.
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut F, to: &mut T, count: &Count<'_>) -> Result<bool, Broken>;
+}
+
+/// Who is told of the bytes of one direction.
+struct Count<'a> {
+    controls: &'a [&'a RelayControl],
+    counter: fn(&RelayControl) -> &AtomicU64,
+}
+
+impl Count<'_> {
+    fn add(&self, bytes: usize) {
+        for control in self.controls {
+            (self.counter)(control).fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.controls.first().map_or(0, |control| (self.counter)(control).load(Ordering::Relaxed))
+    }
 }
 
 /// Resets both ends unless they finished: also when the relay itself is dropped halfway.
@@ -199,25 +243,18 @@ struct Direction {
     closed: bool,
 }
 
-impl Direction {
-    /// Moves what can be moved; true once this direction has closed in order.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut impl End,
-        to: &mut impl End,
-        count: &AtomicU64,
-    ) -> Result<bool, Broken> {
+impl<F: End, T: End> Lane<F, T> for Direction {
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut F, to: &mut T, count: &Count<'_>) -> Result<bool, Broken> {
         for _ in 0..CHUNKS_A_TURN {
             if !self.pending.is_empty() {
                 match to.poll_write(cx, &mut self.pending) {
                     Poll::Ready(Ok(written)) => {
-                        count.fetch_add(written as u64, Ordering::Relaxed);
+                        count.add(written);
                         from.delivered(written).map_err(Broken::From)?;
                         continue;
                     }
                     Poll::Ready(Err(error)) => return Err(Broken::To(error)),
-                    Poll::Pending => return self.watch(cx, from, to),
+                    Poll::Pending => return watch(self.closed, cx, from, to),
                 }
             }
             if self.ended {
@@ -225,10 +262,10 @@ impl Direction {
                     match to.poll_shutdown(cx) {
                         Poll::Ready(Ok(())) => self.closed = true,
                         Poll::Ready(Err(error)) => return Err(Broken::To(error)),
-                        Poll::Pending => return self.watch(cx, from, to),
+                        Poll::Pending => return watch(self.closed, cx, from, to),
                     }
                 }
-                return self.watch(cx, from, to);
+                return watch(self.closed, cx, from, to);
             }
             match from.poll_readable(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -241,7 +278,7 @@ impl Direction {
             let limit = match to.poll_capacity(cx) {
                 Poll::Ready(Ok(limit)) => limit,
                 Poll::Ready(Err(error)) => return Err(Broken::To(error)),
-                Poll::Pending => return self.watch(cx, from, to),
+                Poll::Pending => return watch(self.closed, cx, from, to),
             };
             match from.poll_read(cx, limit) {
                 Poll::Ready(Ok(Some(data))) => self.pending = data,
@@ -260,19 +297,17 @@ impl Direction {
         cx.waker().wake_by_ref();
         Ok(false)
     }
+}
 
-    /// While nobody reads from an end, only this notices that it was reset.
-    fn watch(&self, cx: &mut Context<'_>, from: &mut impl End, to: &mut impl End) -> Result<bool, Broken> {
-        if let Poll::Ready(error) = from.poll_reset(cx) {
-            return Err(Broken::From(error));
-        }
-        if !self.closed
-            && let Poll::Ready(error) = to.poll_reset(cx)
-        {
-            return Err(Broken::To(error));
-        }
-        Ok(self.closed)
+/// While nobody reads from an end, only this notices that it was reset.
+fn watch(closed: bool, cx: &mut Context<'_>, from: &mut impl End, to: &mut impl End) -> Result<bool, Broken> {
+    if let Poll::Ready(error) = from.poll_reset(cx) {
+        return Err(Broken::From(error));
     }
+    if !closed && let Poll::Ready(error) = to.poll_reset(cx) {
+        return Err(Broken::To(error));
+    }
+    Ok(closed)
 }
 
 const CHUNKS_A_TURN: usize = 16;

@@ -1,5 +1,7 @@
 //! Mutual TLS 1.3 between two workloads, on behalf of both.
 
+mod engine;
+mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -17,13 +19,18 @@ use rustls::pki_types::{IpAddr, ServerName};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::{
-    AlertDescription, CertificateError as RustlsCertificateError, ClientConfig, NamedGroup, OtherError, ServerConfig,
+    AlertDescription, CertificateError as RustlsCertificateError, ClientConfig, CommonState, NamedGroup, OtherError,
+    ServerConfig,
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub(super) use self::engine::{Keys, Rekey};
+pub use self::stream::TlsStream;
+
+use self::engine::Engine;
+use super::fast::Link;
 use super::metrics::{HANDSHAKE_SECONDS, HANDSHAKES};
 use super::{Admission, AdmissionSettings, Permit};
 use crate::identity::verify::{ClientVerifier, ServerVerifier, identity_of};
@@ -53,9 +60,23 @@ impl Default for TlsSettings {
     }
 }
 
+/// What the two sides of a handshake agreed to speak.
+pub enum Spoken {
+    Hbone(Session),
+    Fast(Session<Link>),
+}
+
+/// Which protocols one side offers, or takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Offer {
+    /// The fast tunnel where the peer speaks it, else HBONE.
+    Both,
+    Hbone,
+}
+
 /// One TLS connection whose peer is proven.
-pub struct Session {
-    pub stream: TlsStream<TcpStream>,
+pub struct Session<S = TlsStream> {
+    pub stream: S,
     pub peer: PeerInfo,
     /// Held until the first request has come.
     pub(super) permit: Option<Permit>,
@@ -99,7 +120,7 @@ pub enum TlsError {
     Refused(#[from] Refusal),
     #[error("the peer does not speak TLS: plaintext came to the tunnel's port")]
     NotTls,
-    #[error("the peer does not agree on h2 by ALPN")]
+    #[error("the peer does not agree on h2 or the fast tunnel by ALPN")]
     Alpn,
     #[error("the TLS handshake took longer than {0:?}: maybe a NetworkPolicy is blocking HBONE port 15008")]
     Timeout(Duration),
@@ -183,8 +204,8 @@ impl Tls {
     ///
     /// # Errors
     /// See [`TlsError`]; the connection is closed then.
-    pub async fn accept(&self, tcp: TcpStream, own: &Identity) -> Result<Session, TlsError> {
-        self.measured("server", self.accepted(tcp, own)).await
+    pub async fn accept(&self, tcp: TcpStream, own: &Identity, offer: Offer) -> Result<Spoken, TlsError> {
+        self.measured("server", self.accepted(tcp, own, offer)).await
     }
 
     /// The client's side of a connection made for the pod which runs as `own`, to the workload that must be `wanted`.
@@ -193,11 +214,28 @@ impl Tls {
     ///
     /// # Errors
     /// See [`TlsError`]; the connection is closed then.
-    pub async fn connect(&self, tcp: TcpStream, own: &Identity, wanted: &Identity) -> Result<Session, TlsError> {
-        self.measured("client", self.connected(tcp, own, wanted)).await
+    pub async fn connect(
+        &self,
+        tcp: TcpStream,
+        own: &Identity,
+        wanted: &Identity,
+        offer: Offer,
+    ) -> Result<Spoken, TlsError> {
+        self.measured("client", self.connected(tcp, own, wanted, offer)).await
     }
 
-    async fn accepted(&self, tcp: TcpStream, own: &Identity) -> Result<Session, TlsError> {
+    /// As [`Tls::connect`], for HBONE and nothing else.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub async fn connect_hbone(&self, tcp: TcpStream, own: &Identity, wanted: &Identity) -> Result<Session, TlsError> {
+        match self.connect(tcp, own, wanted, Offer::Hbone).await? {
+            Spoken::Hbone(session) => Ok(session),
+            Spoken::Fast(_) => Err(TlsError::Alpn),
+        }
+    }
+
+    async fn accepted(&self, mut tcp: TcpStream, own: &Identity, offer: Offer) -> Result<Spoken, TlsError> {
         let address = |address: io::Result<SocketAddr>| match address {
             Ok(address) => Ok(address.ip().to_canonical()),
             Err(error) => Err(TlsError::Io(Arc::new(error))),
@@ -210,11 +248,22 @@ impl Tls {
         }
         tune(&tcp);
         let configs = self.configs(own).await?;
-        let stream = TlsAcceptor::from(configs.server.clone()).accept(tcp).await.map_err(TlsError::from_io)?;
-        session(TlsStream::Server(stream), configs, Some(permit))
+        let mut config = configs.server.clone();
+        if offer == Offer::Hbone {
+            Arc::make_mut(&mut config).alpn_protocols = vec![H2.to_vec()];
+        }
+        let mut engine = Engine::server(config).map_err(|error| TlsError::from_io(engine::tls_error(error)))?;
+        engine.shake_hands(&mut tcp).await.map_err(TlsError::from_io)?;
+        spoken(tcp, engine, configs, Some(permit))
     }
 
-    async fn connected(&self, tcp: TcpStream, own: &Identity, wanted: &Identity) -> Result<Session, TlsError> {
+    async fn connected(
+        &self,
+        mut tcp: TcpStream,
+        own: &Identity,
+        wanted: &Identity,
+        offer: Offer,
+    ) -> Result<Spoken, TlsError> {
         tune(&tcp);
         let address = tcp.peer_addr().map_err(|error| TlsError::Io(Arc::new(error)))?.ip();
         let configs = self.configs(own).await?;
@@ -223,23 +272,28 @@ impl Tls {
         let algorithms = self.provider.signature_verification_algorithms;
         let verifier = ServerVerifier::new(configs.trust.clone(), wanted.clone(), algorithms);
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        if offer == Offer::Hbone {
+            config.alpn_protocols = vec![H2.to_vec()];
+        }
         let name = ServerName::IpAddress(IpAddr::from(address));
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(TlsError::from_io)?;
-        session(TlsStream::Client(stream), configs, None)
+        let engine = Engine::client(Arc::new(config), name);
+        let mut engine = engine.map_err(|error| TlsError::from_io(engine::tls_error(error)))?;
+        engine.shake_hands(&mut tcp).await.map_err(TlsError::from_io)?;
+        spoken(tcp, engine, configs, None)
     }
 
     async fn measured(
         &self,
         role: &'static str,
-        handshake: impl Future<Output = Result<Session, TlsError>>,
-    ) -> Result<Session, TlsError> {
+        handshake: impl Future<Output = Result<Spoken, TlsError>>,
+    ) -> Result<Spoken, TlsError> {
         let start = tokio::time::Instant::now();
         let result = match tokio::time::timeout(self.handshake, handshake).await {
             Ok(result) => result,
             Err(_) => Err(TlsError::Timeout(self.handshake)),
         };
         let (code, key_exchange) = match &result {
-            Ok(session) => ("ok", session.peer.key_exchange),
+            Ok(spoken) => ("ok", spoken.peer().key_exchange),
             Err(error) => (error.code(), "none"),
         };
         counter!(HANDSHAKES, "role" => role, "result" => code, "key_exchange" => key_exchange).increment(1);
@@ -279,7 +333,9 @@ impl Tls {
             .map_err(|error| unusable(error.to_string()))?
             .with_client_cert_verifier(Arc::new(clients))
             .with_cert_resolver(resolver.clone());
-        server.alpn_protocols = vec![H2.to_vec()];
+        server.alpn_protocols = vec![FAST.to_vec(), H2.to_vec()];
+        // The fast tunnel encrypts in place, by the same library, with keys that rustls hands over.
+        server.enable_secret_extraction = true;
         // A resumed session would skip the identity check.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
@@ -294,7 +350,8 @@ impl Tls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(placeholder))
             .with_client_cert_resolver(resolver);
-        client.alpn_protocols = vec![H2.to_vec()];
+        client.alpn_protocols = vec![FAST.to_vec(), H2.to_vec()];
+        client.enable_secret_extraction = true;
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
         client.enable_early_data = false;
@@ -311,16 +368,34 @@ struct Configs {
     trust: Arc<TrustBundle>,
 }
 
-fn session(stream: TlsStream<TcpStream>, configs: Configs, permit: Option<Permit>) -> Result<Session, TlsError> {
-    let (_, state) = stream.get_ref();
-    if state.alpn_protocol() != Some(H2) {
-        return Err(TlsError::Alpn);
+impl Spoken {
+    pub fn peer(&self) -> &PeerInfo {
+        match self {
+            Self::Hbone(session) => &session.peer,
+            Self::Fast(session) => &session.peer,
+        }
     }
+}
+
+fn spoken(tcp: TcpStream, engine: Engine, configs: Configs, permit: Option<Permit>) -> Result<Spoken, TlsError> {
+    let peer = proven(engine.state(), configs)?;
+    match engine.state().alpn_protocol() {
+        Some(H2) => Ok(Spoken::Hbone(Session { stream: TlsStream::new(tcp, engine), peer, permit })),
+        Some(FAST) => {
+            let keys = engine.into_keys().map_err(|error| TlsError::from_io(engine::tls_error(error)))?;
+            let stream = Link::new(tcp, keys).map_err(|error| TlsError::Protocol(error.to_string().into()))?;
+            Ok(Spoken::Fast(Session { stream, peer, permit }))
+        }
+        _ => Err(TlsError::Alpn),
+    }
+}
+
+fn proven(state: &CommonState, configs: Configs) -> Result<PeerInfo, TlsError> {
     let leaf = state.peer_certificates().and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| Refusal::Unsuitable(error.to_string()))?;
     let identity = identity_of(&parsed)?;
     let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-    let peer = PeerInfo {
+    Ok(PeerInfo {
         identity,
         key_exchange: match state.negotiated_key_exchange_group().map(|group| group.name()) {
             Some(NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
@@ -331,8 +406,7 @@ fn session(stream: TlsStream<TcpStream>, configs: Configs, permit: Option<Permit
         not_after: configs.certificate.not_after.min(UNIX_EPOCH + Duration::from_secs(seconds)),
         own: configs.certificate,
         trust: configs.trust,
-    };
-    Ok(Session { stream, peer, permit })
+    })
 }
 
 fn provider() -> CryptoProvider {
@@ -355,7 +429,8 @@ fn tune(tcp: &TcpStream) {
 }
 
 const H2: &[u8] = b"h2";
+/// See docs/fast-tunnel.md.
+const FAST: &[u8] = b"selvedge-fast/1";
 /// RFC 8446, section 5.1: the content type of a handshake record.
 const TLS_HANDSHAKE: u8 = 22;
 const KEEPALIVE: Duration = Duration::from_secs(180);
-pub(super) type TlsStreamOfTcp = TlsStream<TcpStream>;

@@ -32,7 +32,7 @@ fn each_connection_has_one_line(lab: &Lab) -> Result<()> {
     for agent in &agents {
         let line = line_to(agent, cart, 8080, "web")?;
         says(&line, &SHOP_IDENTITIES)?;
-        says(&line, &[("verdict", "allow"), ("transport", "hbone"), ("key_exchange", "X25519MLKEM768")])?;
+        says(&line, &[("verdict", "allow"), ("transport", crate::tunnel()), ("key_exchange", "X25519MLKEM768")])?;
         says(&line, &[("source_pod", "shop/web"), ("destination_pod", "shop/cart")])?;
         ensure!(line["reason"].is_null() && line["policy"].is_null(), "{line}");
         ensure!(line["bytes_sent"].as_u64() > Some(20) && line["bytes_received"].as_u64() > Some(100), "{line}");

@@ -32,6 +32,9 @@ fn flushed(lab: &Lab, back_end: &str) -> Result<()> {
         ("rules", format!("iptables-{back_end} -t mangle -D OUTPUT 1")),
         ("rules", format!("iptables-{back_end} -t mangle -I PREROUTING 1 -j ACCEPT")),
         ("rules", format!("iptables-{back_end} -t mangle -F SELVEDGE_IN")),
+        // As large as the rule that it replaces, so that no table changes its size.
+        ("rules", replaced("iptables", back_end, "127.0.0.1")),
+        ("rules", replaced("ip6tables", back_end, "::1")),
         ("routes", format!("ip rule del $(ip rule | {rule})")),
         ("routes", format!("ip -6 rule del $(ip -6 rule | {rule})")),
         ("routes", "ip route flush table 15001".to_owned()),
@@ -54,6 +57,13 @@ fn flushed(lab: &Lab, back_end: &str) -> Result<()> {
         ensure!(!link.find(b"needle after")?.is_found(), "after `{harm}` a connection was readable on the link");
     }
     Ok(())
+}
+
+/// Sends what arrives in plaintext to a port where nobody listens.
+fn replaced(iptables: &str, back_end: &str, loopback: &str) -> String {
+    let table = format!("{iptables}-{back_end} -t mangle");
+    let last = format!("$({table} -S SELVEDGE_IN | grep -c '^-A')");
+    format!("{table} -R SELVEDGE_IN {last} -p tcp -j TPROXY --on-port 15007 --on-ip {loopback}")
 }
 
 fn ends_without_a_trace(lab: &Lab) -> Result<()> {

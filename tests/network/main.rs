@@ -36,6 +36,7 @@ mod raw_peer;
 mod retry;
 mod reuse;
 mod rotation;
+mod same_node;
 mod services;
 mod source_address;
 mod transport;
@@ -58,9 +59,6 @@ fn trials() -> Vec<Trial> {
         capture::trials(),
         capture_modes::trials(),
         crash::trials(),
-        floods::trials(),
-        hbone::trials(),
-        explain::trials(),
         drain::trials(),
         drift::trials(),
         explain::trials(),
@@ -76,18 +74,22 @@ fn trials() -> Vec<Trial> {
         policy::trials(),
         pool::trials(),
         probes::trials(),
-        retry::trials(),
-        rotation::trials(),
         proof::trials(),
         retry::trials(),
         reuse::trials(),
         rotation::trials(),
+        same_node::trials(),
         services::trials(),
         source_address::trials(),
         transport::trials(),
         tunnel::trials(),
     ];
     modules.into_iter().flatten().collect()
+}
+
+/// What carries connections between the agents of this run: `SELVEDGE_TUNNEL` reaches them by the environment.
+fn tunnel() -> &'static str {
+    if std::env::var("SELVEDGE_TUNNEL").is_ok_and(|how| how == "hbone") { "hbone" } else { "fast" }
 }
 
 /// Two nodes, both families, and the binary that this test was built with.

@@ -116,7 +116,14 @@ fn without_nfqueue_a_probe_still_passes_and_a_masqueraded_client_does_not(lab: &
             ensure!(get_from(node, from, (*ip, 9090).into()).is_err(), "a port that nobody probes is under policy");
         }
         ensure!(stranger.http_get((*ip, 8080), "/").is_err(), "it passed for a probe");
+        // Nothing listens there, which shows only behind the connection: no refusal, as it would be with the queue.
+        let dead = node.connect((*ip, 7070)).and_then(|mut stream| stream.read(&mut [0]));
+        let kind = dead.as_ref().map_err(std::io::Error::kind);
+        ensure!(kind == Err(ErrorKind::ConnectionReset), "{dead:?}");
     }
+    let shown = lab.selvedge("node-b", &["capture", "show"])?;
+    ensure!(shown.contains("succeeds, and is reset after that"), "{shown}");
+    ensure!(agent.log().contains("cannot see dead ports"), "{}", agent.log_tail());
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Lab, PodSpec, Request, eventually, trial_with};
+use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, PodSpec, Request, eventually, trial_with};
 use socket2::SockRef;
 
 use crate::lab;
@@ -59,7 +59,7 @@ fn a_port_of_a_connection_older_than_the_mesh_is_never_taken(lab: &Lab, options:
     for (own, ip) in web.ips().iter().zip(cart.ips()) {
         older.push(web.connect_from((*own, 2000).into(), (*ip, 8080))?);
     }
-    let _agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
+    let agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
     for ((own, ip), older) in web.ips().iter().zip(cart.ips()).zip(&mut older) {
         // Several times: a port drawn at random would be wrong in half of them.
         for _ in 0..4 {
@@ -78,6 +78,7 @@ fn a_port_of_a_connection_older_than_the_mesh_is_never_taken(lab: &Lab, options:
             drop(newer);
             let left = || server.live() == 1 + usize::from(ip.is_ipv4());
             eventually("the newer connection has left the application", BOUND, || left().then_some(()))?;
+            ports_are_free(&agents[1])?;
         }
         older.shutdown(std::net::Shutdown::Both)?;
     }
@@ -104,6 +105,7 @@ fn a_port_of_a_connection_that_was_excluded_is_never_taken(lab: &Lab, options: A
         captured.then_some(())
     })?;
     eventually("earlier ones have left the application", BOUND, || (server.live() == 1).then_some(()))?;
+    ports_are_free(&agents[1])?;
     for _ in 0..4 {
         let mut newer = stranger.connect((cart.ip(), 8080))?;
         echoes(&mut newer)?;
@@ -113,6 +115,7 @@ fn a_port_of_a_connection_that_was_excluded_is_never_taken(lab: &Lab, options: A
         SockRef::from(&newer).set_linger(Some(Duration::ZERO))?;
         drop(newer);
         eventually("it has left the application", BOUND, || (server.live() == 1).then_some(()))?;
+        ports_are_free(&agents[1])?;
     }
     Ok(())
 }
@@ -120,7 +123,7 @@ fn a_port_of_a_connection_that_was_excluded_is_never_taken(lab: &Lab, options: A
 fn a_port_of_an_accepted_plaintext_connection_is_never_taken(lab: &Lab, options: AgentOptions) -> Result<()> {
     let stranger = lab.pod(PodSpec::new("shop/stranger", "node-a").outside())?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b"))?;
-    let _agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
+    let agents = lab.start_agents(&options.arg("--source-ports=2000-2001"))?;
     let server = cart.serve_echo(8080)?;
     for (own, ip) in stranger.ips().iter().zip(cart.ips()) {
         for chosen in [2000, 2001] {
@@ -128,6 +131,8 @@ fn a_port_of_an_accepted_plaintext_connection_is_never_taken(lab: &Lab, options:
             echoes(&mut stream).with_context(|| format!("a client at {own} port {chosen}"))?;
             let seen = server.peers().last().copied();
             ensure!(seen == Some((*own, 4001 - chosen).into()), "the application saw {seen:?}");
+            drop(stream);
+            ports_are_free(&agents[1])?;
         }
     }
     Ok(())
@@ -202,6 +207,14 @@ fn loopback_link_local_and_the_pods_own_addresses_are_not_believed(lab: &Lab, op
     }
     ensure!(server.peers().is_empty(), "the application saw {:?}", server.peers());
     Ok(())
+}
+
+/// Waits until the agent has let go of what it carried. A port that the kernel has freed is the agent's a moment longer,
+/// until it has seen the end of its connection; with two ports in all, the next client would find none.
+fn ports_are_free(agent: &Agent) -> Result<()> {
+    eventually(&format!("{} carries nothing", agent.node()), BOUND, || {
+        agent.dump().ok()?["connections"].as_array()?.is_empty().then_some(())
+    })
 }
 
 /// Connects from an address that need not be this host's.

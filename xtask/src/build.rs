@@ -27,6 +27,17 @@ pub fn release_path() -> Result<PathBuf> {
     Ok(target_directory().join(host()?).join("release/selvedge"))
 }
 
+/// Builds the program with the bench's relay and load. In release: it must not be what is slow.
+pub fn load() -> Result<PathBuf> {
+    run(cargo().args(["build", "--quiet", "--release", "--locked", "--package", "selvedge-load"]))?;
+    Ok(load_path())
+}
+
+/// Where [`load`] leaves the program.
+pub fn load_path() -> PathBuf {
+    target_directory().join("release/selvedge-load")
+}
+
 /// Writes `crd/` from the types in `src/api`.
 pub fn write_crds() -> Result<()> {
     generate_crds(&root().join("crd"))

@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask <command>`.
 
+mod bench;
 mod build;
 mod cluster;
 mod demo;
@@ -15,6 +16,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
+        Command::Bench(options) => bench::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Build => build::release().map(|binary| {
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
+    /// Measures what the mesh costs, beside no mesh and beside a bare relay, in one run.
+    Bench(bench::Options),
     /// Shows two nodes' pods talk over mutual TLS, with real namespaces, iptables, TLS and traffic.
     Demo(demo::Options),
     /// Runs everything that guards the project, and ends with a count.

@@ -21,6 +21,9 @@ pub const RUNC: Tool = Tool { program: "runc", package: "runc" };
 pub const CNI_PLUGINS: Tool = Tool { program: "/usr/lib/cni/ptp", package: "containernetworking-plugins" };
 pub const NSENTER: Tool = Tool { program: "nsenter", package: "util-linux" };
 pub const CA_CERTIFICATES: Tool = Tool { program: "update-ca-certificates", package: "ca-certificates" };
+pub const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
+pub const WRK: Tool = Tool { program: "wrk", package: "wrk" };
+pub const NGINX: Tool = Tool { program: "nginx", package: "nginx" };
 
 /// Installs what is missing where that is possible, else says what to type.
 pub fn require(tools: &[&Tool]) -> Result<()> {
@@ -70,6 +73,8 @@ fn advice(debian: bool, packages: &str) -> String {
 fn apt_get(apt: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(apt);
     command.arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    // A package that brings a service (nginx) leaves it alone: invoke-rc.d starts nothing in runlevel 1.
+    command.env("RUNLEVEL", "1");
     // Standard output belongs to whoever asked for JSON.
     let output = command.stdin(Stdio::null()).output().context("cannot run apt-get")?;
     if !output.status.success() {

@@ -4,8 +4,11 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::health::{EJECTION, FAILURES};
 use super::*;
-use crate::mesh::{ServiceKind, ServicePort, Settings, TargetPort};
+use crate::mesh::{
+    Candidate, InternalTrafficPolicy, Service, ServiceKind, ServicePort, Settings, TargetPort, TrafficDistribution,
+};
 
 fn candidate(n: u8) -> Candidate {
     Candidate {
@@ -43,7 +46,7 @@ fn client() -> Client {
 }
 
 /// The last bytes of all addresses that a hundred picks choose.
-fn picked(balancer: &mut Balancer, destination: &ServiceDestination, exclude: &[SocketAddr], now: Instant) -> Vec<u8> {
+fn picked(balancer: &Balancer, destination: &ServiceDestination, exclude: &[SocketAddr], now: Instant) -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(7);
     let pick = |_| balancer.pick(destination, &client(), exclude, now, &mut random);
     let all: BTreeSet<_> = (0..100).filter_map(pick).collect();
@@ -51,7 +54,7 @@ fn picked(balancer: &mut Balancer, destination: &ServiceDestination, exclude: &[
 }
 
 fn chosen(destination: &ServiceDestination) -> Vec<u8> {
-    picked(&mut Balancer::new(), destination, &[], Instant::now())
+    picked(&Balancer::new(), destination, &[], Instant::now())
 }
 
 #[test]
@@ -94,9 +97,9 @@ fn a_preference_falls_back_when_nothing_is_near_or_all_of_it_was_tried() {
     assert_eq!(chosen(&destination(vec![candidate(2), elsewhere(3)], node)), [3]);
     assert_eq!(chosen(&destination(vec![candidate(2), candidate(4)], zone)), [2, 4]);
     let both = destination(vec![candidate(1), candidate(2)], zone);
-    assert_eq!(picked(&mut Balancer::new(), &both, &[candidate(1).addr], Instant::now()), [2]);
+    assert_eq!(picked(&Balancer::new(), &both, &[candidate(1).addr], Instant::now()), [2]);
     assert_eq!(
-        picked(&mut Balancer::new(), &both, &[candidate(1).addr, candidate(2).addr], Instant::now()),
+        picked(&Balancer::new(), &both, &[candidate(1).addr, candidate(2).addr], Instant::now()),
         Vec::<u8>::new()
     );
 }
@@ -112,38 +115,38 @@ fn the_family_that_was_dialled_is_kept_if_possible() {
 fn a_client_sticks_until_the_time_is_up_or_its_endpoint_goes() {
     let sticky = |s: &mut Service| s.session_affinity = Some(Duration::from_secs(10));
     let all = destination((1..=50).map(candidate).collect(), sticky);
-    let (mut balancer, start) = (Balancer::new(), Instant::now());
-    let first = picked(&mut balancer, &all, &[], start);
+    let (balancer, start) = (Balancer::new(), Instant::now());
+    let first = picked(&balancer, &all, &[], start);
     assert_eq!(first.len(), 1);
-    assert_eq!(picked(&mut balancer, &all, &[], start + Duration::from_secs(9)), first);
-    assert_eq!(picked(&mut balancer, &all, &[], start + Duration::from_secs(18)), first, "each use begins it anew");
+    assert_eq!(picked(&balancer, &all, &[], start + Duration::from_secs(9)), first);
+    assert_eq!(picked(&balancer, &all, &[], start + Duration::from_secs(18)), first, "each use begins it anew");
     let without = destination((1..=50).filter(|n| *n != first[0]).map(candidate).collect(), sticky);
-    let second = picked(&mut balancer, &without, &[], start);
+    let second = picked(&balancer, &without, &[], start);
     assert!(second.len() == 1 && second != first);
     balancer.expire(start + Duration::from_secs(3600));
-    assert!(balancer.affinity.is_empty() && balancer.choices.is_empty());
+    assert!(balancer.affinity.len() == 0 && balancer.choices.len() == 0);
 }
 
 #[test]
 fn the_less_loaded_of_two_is_taken() {
     let two = destination(vec![candidate(1), candidate(2)], |_| ());
-    let mut balancer = Balancer::new();
+    let balancer = Balancer::new();
     balancer.opened(candidate(1).addr);
-    assert_eq!(picked(&mut balancer, &two, &[], Instant::now()), [2]);
+    assert_eq!(picked(&balancer, &two, &[], Instant::now()), [2]);
     balancer.closed(candidate(1).addr);
-    assert_eq!(picked(&mut balancer, &two, &[], Instant::now()), [1, 2]);
-    assert!(balancer.endpoints.is_empty(), "an idle endpoint in order is not remembered");
+    assert_eq!(picked(&balancer, &two, &[], Instant::now()), [1, 2]);
+    assert!(balancer.endpoints.len() == 0, "an idle endpoint in order is not remembered");
 }
 
 #[test]
 fn an_endpoint_that_keeps_failing_is_left_out_tried_and_taken_back() {
     let two = destination(vec![candidate(1), candidate(2)], |_| ());
     let (bad, start) = (candidate(1).addr, Instant::now());
-    let mut balancer = Balancer::new();
+    let balancer = Balancer::new();
     (1..FAILURES).for_each(|_| balancer.failed(bad, start));
-    assert_eq!(picked(&mut balancer, &two, &[], start), [1, 2]);
+    assert_eq!(picked(&balancer, &two, &[], start), [1, 2]);
     balancer.failed(bad, start);
-    assert_eq!(picked(&mut balancer, &two, &[], start), [2]);
+    assert_eq!(picked(&balancer, &two, &[], start), [2]);
     // Its time is up: of a hundred connections one tries it, and the others wait for what comes of it.
     let after = start + EJECTION;
     let mut random = StdRng::seed_from_u64(1);
@@ -152,21 +155,21 @@ fn an_endpoint_that_keeps_failing_is_left_out_tried_and_taken_back() {
     balancer.failed(bad, after);
     assert!(balancer.is_ejected(bad, after + EJECTION), "the second ejection lasts longer than the first");
     let later = after + 2 * EJECTION;
-    assert_eq!(picked(&mut balancer, &two, &[], later), [1, 2]);
+    assert_eq!(picked(&balancer, &two, &[], later), [1, 2]);
     balancer.succeeded(bad, later);
-    assert_eq!(picked(&mut balancer, &two, &[], later), [1, 2]);
-    assert!(balancer.endpoints.is_empty());
+    assert_eq!(picked(&balancer, &two, &[], later), [1, 2]);
+    assert!(balancer.endpoints.len() == 0);
 }
 
 #[test]
 fn when_all_keep_failing_all_are_tried() {
     let two = destination(vec![candidate(1), candidate(2)], |_| ());
-    let (mut balancer, now) = (Balancer::new(), Instant::now());
+    let (balancer, now) = (Balancer::new(), Instant::now());
     for n in [1, 2, 1, 2, 1, 2] {
         balancer.failed(candidate(n).addr, now);
     }
-    assert_eq!(picked(&mut balancer, &two, &[], now), [1, 2]);
-    assert_eq!(picked(&mut balancer, &two, &[candidate(1).addr], now), [2]);
+    assert_eq!(picked(&balancer, &two, &[], now), [1, 2]);
+    assert_eq!(picked(&balancer, &two, &[candidate(1).addr], now), [2]);
 }
 
 #[test]
@@ -175,14 +178,64 @@ fn load_is_spread_and_a_choice_is_worked_out_once() {
         .map(|n| Candidate { addr: SocketAddr::new((0x0a00_0000 + n).to_be_bytes().into(), 80), ..candidate(1) })
         .collect();
     let destination = destination(many, |_| ());
-    let (mut balancer, now, mut random) = (Balancer::new(), Instant::now(), StdRng::seed_from_u64(3));
+    let (balancer, now, mut random) = (Balancer::new(), Instant::now(), StdRng::seed_from_u64(3));
     for _ in 0..20_000 {
         let addr = balancer.pick(&destination, &client(), &[], now, &mut random).unwrap();
         balancer.opened(addr);
     }
     assert_eq!(balancer.choices.len(), 1);
-    let most = balancer.endpoints.values().map(|health| health.in_flight).max();
+    let most = balancer.endpoints.parts().flat_map(|part| part.values().map(|h| h.in_flight).max()).max();
     assert!(most <= Some(6), "two choices keep the fullest near the mean of 2, but it has {most:?}");
+}
+
+#[test]
+fn of_many_threads_one_connection_tries_an_endpoint_that_failed() {
+    let two = destination(vec![candidate(1), candidate(2)], |_| ());
+    let (balancer, start, bad) = (Balancer::new(), Instant::now(), candidate(1).addr);
+    (0..FAILURES).for_each(|_| balancer.failed(bad, start));
+    let tries = |seed| {
+        let mut random = StdRng::seed_from_u64(seed);
+        let picks = (0..500).map(|_| balancer.pick(&two, &client(), &[], start + EJECTION, &mut random));
+        picks.filter(|picked| *picked == Some(bad)).count()
+    };
+    let tried: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|seed| scope.spawn(move || tries(seed))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(tried, 1);
+}
+
+#[test]
+fn what_many_threads_open_and_close_counts_up_and_down_to_nothing() {
+    let two = destination(vec![candidate(1), candidate(2)], |_| ());
+    let balancer = Balancer::new();
+    std::thread::scope(|scope| {
+        for seed in 0..8 {
+            let (balancer, two) = (&balancer, &two);
+            scope.spawn(move || {
+                let (now, mut random) = (Instant::now(), StdRng::seed_from_u64(seed));
+                let mut open = Vec::new();
+                for _ in 0..500 {
+                    let addr = balancer.pick(two, &client(), &[], now, &mut random).unwrap();
+                    balancer.opened(addr);
+                    open.push(addr);
+                }
+                open.into_iter().for_each(|addr| balancer.closed(addr));
+            });
+        }
+    });
+    assert_eq!(balancer.endpoints.len(), 0);
+}
+
+#[test]
+fn a_choice_of_endpoints_that_changed_takes_the_place_of_the_former() {
+    let mut all = destination((1..=9).map(candidate).collect(), |_| ());
+    let (balancer, now) = (Balancer::new(), Instant::now());
+    for n in 1..=9 {
+        all.candidates = (1..=n).map(candidate).collect::<Vec<_>>().into();
+        assert_eq!(picked(&balancer, &all, &[], now), (1..=n).collect::<Vec<_>>());
+    }
+    assert_eq!(balancer.choices.len(), 1);
 }
 
 proptest! {
@@ -201,7 +254,7 @@ proptest! {
         let ending: Vec<_> = candidates.iter().filter(|c| c.serving && c.terminating).map(|c| c.addr).collect();
         let eligible = if ready.is_empty() { ending } else { ready };
         let destination = destination(candidates, |s| s.session_affinity = sticky.then_some(Duration::from_secs(9)));
-        let (mut balancer, mut now, mut random) = (Balancer::new(), Instant::now(), StdRng::seed_from_u64(seed));
+        let (balancer, mut now, mut random) = (Balancer::new(), Instant::now(), StdRng::seed_from_u64(seed));
         for (n, act, seconds) in steps {
             let addr = candidate(n).addr;
             now += Duration::from_secs(seconds);

@@ -1,20 +1,25 @@
-use super::super::{ContainerPort, Endpoint, InternalTrafficPolicy, Owner, Phase, ServicePort, Settings, TargetPort};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{
+    ContainerPort, Endpoint, EndpointSlice, InternalTrafficPolicy, LabelSelector, Labels, NetworkPolicy, Owner, Phase,
+    Pod, PodSelection, ServiceKind, ServicePort, Settings, TargetPort,
+};
 use super::*;
 
-fn mesh() -> Mesh {
+pub(crate) fn mesh() -> Mesh {
     Mesh::new(MeshSettings {
         trust_domain: "cluster.local".parse().unwrap(),
         cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
     })
 }
 
-fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
+pub(crate) fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
     Pod {
         uid: PodUid::new(uid),
         name: NamespacedName::new("shop", name),
         node: Some("one".into()),
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        labels: BTreeMap::new(),
+        labels: Labels::default(),
         service_account: name.into(),
         phase: Phase::Running,
         host_network: false,
@@ -27,12 +32,12 @@ fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
     }
 }
 
-fn namespace(mode: Option<&str>) -> Object {
+pub(crate) fn namespace(mode: Option<&str>) -> Object {
     let keys = mode.map(|mode| ("selvedge.dev/mesh".to_owned(), mode.to_owned())).into_iter().collect();
     Object::Namespace(Namespace { name: "shop".into(), settings: Settings::read(&keys, &BTreeMap::new()).0 })
 }
 
-fn node(addresses: &[&str], zone: &str) -> Object {
+pub(crate) fn node(addresses: &[&str], zone: &str) -> Object {
     Object::Node(Node {
         name: "one".into(),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
@@ -41,7 +46,7 @@ fn node(addresses: &[&str], zone: &str) -> Object {
     })
 }
 
-fn service(name: &str, ips: &[&str]) -> Service {
+pub(crate) fn service(name: &str, ips: &[&str]) -> Service {
     Service {
         name: NamespacedName::new("shop", name),
         kind: ServiceKind::ClusterIp(ips.iter().map(|ip| ip.parse().unwrap()).collect()),
@@ -60,7 +65,7 @@ fn service(name: &str, ips: &[&str]) -> Service {
     }
 }
 
-fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> EndpointSlice {
+pub(crate) fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> EndpointSlice {
     let endpoint = |ip: &&str| Endpoint {
         addresses: vec![ip.parse().unwrap()],
         ready: true,
@@ -90,7 +95,7 @@ fn apply(mesh: &mut Mesh, object: Object) -> Change {
 
 fn delete(mesh: &mut Mesh, kind: ObjectKind, name: &str) -> Change {
     let namespace =
-        if matches!(kind, ObjectKind::Pod | ObjectKind::Service | ObjectKind::EndpointSlice) { "shop" } else { "" };
+        if matches!(kind, ObjectKind::Namespace | ObjectKind::Node | ObjectKind::ServiceCidr) { "" } else { "shop" };
     mesh.apply(Delta::Delete(ObjectRef { kind, name: NamespacedName::new(namespace, name) }))
 }
 
@@ -107,6 +112,51 @@ fn endpoints(mesh: &Mesh, at: &str) -> Vec<String> {
 
 fn services_at(mesh: &Mesh, at: &str) -> Vec<String> {
     mesh.services_at(addr(at)).map(|name| name.name.to_string()).collect()
+}
+
+#[test]
+fn pods_under_a_network_policy_are_known_as_policies_and_pods_change() {
+    let mut mesh = mesh();
+    let labelled = |name: &str, app: &str| {
+        let mut pod = pod(name, name, &[]);
+        pod.labels = [("app".into(), app.into())].into_iter().collect();
+        Object::Pod(pod)
+    };
+    let policy = |namespace: &str, name: &str, selects| {
+        Object::NetworkPolicy(NetworkPolicy { name: NamespacedName::new(namespace, name), selects })
+    };
+    let matching = |app: &str| {
+        let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
+        PodSelection::Matching(LabelSelector { labels, expressions: Vec::new() })
+    };
+    let under = |mesh: &Mesh| {
+        ["a", "b"].into_iter().filter(|uid| mesh.is_under_network_policy(&PodUid::new(*uid))).collect::<String>()
+    };
+    let pods = |change: Change| change.pods.iter().map(ToString::to_string).collect::<String>();
+    apply(&mut mesh, labelled("a", "web"));
+    apply(&mut mesh, labelled("b", "cart"));
+    assert_eq!(pods(apply(&mut mesh, policy("shop", "one", matching("web")))), "a");
+    assert_eq!(pods(apply(&mut mesh, policy("shop", "two", PodSelection::All))), "b", "one was selected already");
+    assert_eq!(under(&mesh), "ab");
+    assert_eq!(pods(apply(&mut mesh, policy("shop", "one", matching("cart")))), "");
+    assert_eq!(pods(delete(&mut mesh, ObjectKind::NetworkPolicy, "two")), "a");
+    assert_eq!(under(&mesh), "b");
+    apply(&mut mesh, labelled("a", "cart"));
+    apply(&mut mesh, labelled("b", "other"));
+    assert_eq!(under(&mesh), "a", "labels decide anew");
+    delete(&mut mesh, ObjectKind::Pod, "a");
+    apply(&mut mesh, labelled("a", "web"));
+    assert_eq!(under(&mesh), "");
+    assert_eq!(pods(apply(&mut mesh, policy("bank", "elsewhere", PodSelection::All))), "");
+    assert_eq!(pods(apply(&mut mesh, policy("", "cluster", PodSelection::All))), "ab");
+    assert_eq!(pods(apply(&mut mesh, policy("", "another", PodSelection::All))), "");
+    assert_eq!(under(&mesh), "ab");
+    for (name, changed) in [("cluster", ""), ("another", "ab")] {
+        let name = NamespacedName::new("", name);
+        let gone = mesh.apply(Delta::Delete(ObjectRef { kind: ObjectKind::NetworkPolicy, name }));
+        assert_eq!(pods(gone), changed);
+    }
+    assert_eq!(under(&mesh), "");
 }
 
 #[test]

@@ -3,6 +3,8 @@ use crate::mesh::MeshSettings;
 use crate::model::Model;
 use crate::source::directory;
 
+mod agents;
+
 const PODS: &str = "
 apiVersion: v1
 kind: Namespace

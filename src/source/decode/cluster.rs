@@ -3,7 +3,8 @@
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 
-use super::{Fault, Item, Key, LABEL, Read, SUBDOMAIN, address, check, cidr, is_label, is_subdomain, settings};
+use super::field::{Fault, LABEL, SUBDOMAIN, address, check, cidr, is_label, is_subdomain, settings};
+use super::{Item, Key, Read};
 use crate::mesh::{Namespace, Node, Object};
 
 pub(super) fn namespace(key: &Key, namespace: core::Namespace) -> Result<Read, Fault> {

@@ -7,9 +7,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{
-    Fault, Item, Key, Read, SUBDOMAIN, address, check, check_namespaced, is_subdomain, is_tcp, port, settings,
-};
+use super::field::{Fault, SUBDOMAIN, address, check, check_namespaced, is_subdomain, is_tcp, port, settings};
+use super::{Item, Key, Read};
 use crate::mesh::{ContainerPort, Owner, Phase, Pod, PodUid, Probe};
 
 pub(super) fn pod(key: &Key, pod: core::Pod) -> Result<Read, Fault> {
@@ -45,7 +44,7 @@ pub(super) fn pod(key: &Key, pod: core::Pod) -> Result<Read, Fault> {
         host_network: spec.host_network.unwrap_or(false),
         host_users: spec.host_users.unwrap_or(true),
         deleting: metadata.deletion_timestamp.is_some(),
-        labels: metadata.labels.unwrap_or_default(),
+        labels: metadata.labels.unwrap_or_default().into(),
         settings,
         container_ports,
         probes,

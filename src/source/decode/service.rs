@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{
-    Fault, Item, Key, LABEL, Read, SUBDOMAIN, address, check_namespaced, is_label, is_subdomain, is_tcp, port, settings,
+use super::field::{
+    Fault, LABEL, SUBDOMAIN, address, check_namespaced, is_label, is_subdomain, is_tcp, port, settings,
 };
+use super::{Item, Key, Read};
 use crate::mesh::{
     Endpoint, EndpointSlice, InternalTrafficPolicy, NamespacedName, Object, Service, ServiceKind, ServicePort,
     TargetPort, TrafficDistribution,

@@ -1,5 +1,7 @@
 use super::*;
-use crate::mesh::{Object, Phase, Pod, Probe, Service, ServiceKind, TargetPort};
+use crate::mesh::{
+    LabelSelector, NamespacedName, Object, Phase, Pod, PodSelection, Probe, Service, ServiceKind, TargetPort,
+};
 
 fn read(text: &str) -> Content {
     file(Path::new("a.yaml"), text.as_bytes())
@@ -235,4 +237,46 @@ fn text_that_is_not_utf8_is_told_and_loses_nothing_else() {
     let content = file(Path::new("a.yaml"), &bytes);
     assert_eq!(content.problems[0].line, 5);
     assert_eq!(content.objects.len(), 1);
+}
+
+#[test]
+fn network_policies_are_read_as_far_as_whom_they_select() {
+    let policy = |api_version: &str, kind: &str, spec: &str| {
+        let text =
+            format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: np, namespace: shop}}\nspec: {spec}\n");
+        let content = read(&text);
+        let item = content.objects.first().map(|found| (*found.item).clone());
+        match item {
+            Some(Item::Other(Object::NetworkPolicy(policy))) => Ok(policy),
+            None => Err(content.problems.iter().map(Problem::to_string).collect::<String>()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let of_kubernetes = |spec: &str| policy("networking.k8s.io/v1", "NetworkPolicy", spec);
+    let all = PodSelection::Matching(LabelSelector::default());
+    assert_eq!(of_kubernetes("{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}").unwrap().selects, all);
+    let selector =
+        "{podSelector: {matchLabels: {app: cart}, matchExpressions: [{key: tier, operator: NotIn, values: [a, b]}]}}";
+    let PodSelection::Matching(selector) = of_kubernetes(selector).unwrap().selects else { panic!("all") };
+    assert_eq!((selector.labels["app"].as_str(), selector.expressions.len()), ("cart", 1));
+    for (expression, field) in [
+        ("{key: a, operator: in, values: [b]}", "operator"),
+        ("{key: a, operator: In}", "values"),
+        ("{key: a, operator: Exists, values: [b]}", "values"),
+    ] {
+        let error = of_kubernetes(&format!("{{podSelector: {{matchExpressions: [{expression}]}}}}")).unwrap_err();
+        assert!(error.contains(&format!("spec.podSelector.matchExpressions[0].{field}")), "{error}");
+    }
+    // Of one name, and yet three objects.
+    let names = [
+        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("projectcalico.org/v3", "NetworkPolicy"),
+        ("cilium.io/v2", "CiliumNetworkPolicy"),
+    ]
+    .map(|(api_version, kind)| policy(api_version, kind, "{}").unwrap().name);
+    assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
+    assert!(names.iter().all(|name| &*name.namespace == "shop"), "{names:?}");
+    let of_cluster = policy("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "{tier: Admin}").unwrap();
+    assert!(of_cluster.name.namespace.is_empty() && of_cluster.selects == PodSelection::All);
+    assert_eq!(read("apiVersion: example.com/v1\nkind: NetworkPolicy\nmetadata: {name: np}\n").ignored, 1);
 }

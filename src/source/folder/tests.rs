@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mesh::{self, Object};
-use crate::policy::{self, PolicyObject};
+use crate::policy::{self, PolicyObject, Selection};
 
 /// A folder whose clock and files the test holds.
 struct Bench {
@@ -71,7 +71,14 @@ impl Bench {
                     self.deleted.push(object.name.name.to_string());
                 }
                 Delta::Policy(policy::Delta::Apply(object)) => {
-                    let state = if matches!(object, PolicyObject::Malformed(_)) { "denies" } else { "" };
+                    let state = match &object {
+                        PolicyObject::Malformed(policy) if matches!(policy.scope.selection, Selection::Services(_)) => {
+                            "denies endpoints"
+                        }
+                        PolicyObject::Malformed(_) => "denies",
+                        PolicyObject::Authorization(policy) if policy.opaque => "closed",
+                        _ => "",
+                    };
                     let name = object.reference().name.name;
                     self.objects.retain(|other| !other.starts_with(&format!("{name}=")));
                     self.objects.insert(format!("{name}={state}"));
@@ -207,6 +214,87 @@ fn a_policy_without_a_last_good_version_denies_and_one_with_it_stays() {
     bench.remove("a.yaml");
     bench.wait(600);
     assert!(bench.objects.is_empty() && bench.problems.is_empty());
+}
+
+#[test]
+fn a_policy_over_a_service_that_is_not_there_fails_closed_until_it_is() {
+    let service = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{clusterIP: None}}\n"
+        )
+    };
+    let policy = "apiVersion: selvedge.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\n  namespace: shop\n\
+                  spec:\n  targetRefs:\n  - {kind: Service, name: cart}\n  - kind: Service\n    name: web\n  rules: [{}]\n";
+    let problem = "p.yaml:10: AuthorizationPolicy shop/p: spec.targetRefs[1].name: there is no Service shop/web";
+    let mut bench = Bench::new();
+    bench.write("p.yaml", policy);
+    bench.write("cart.yaml", service("cart"));
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["cart=", "p=closed"]);
+    assert!(bench.problems.len() == 1 && bench.problems[0].starts_with(problem), "{:?}", bench.problems);
+    bench.write("web.yaml", service("web"));
+    bench.wait(600);
+    assert_eq!((bench.objects(), &bench.problems), (vec!["cart=", "p=", "web="], &vec![]), "it heals");
+    bench.write("p.yaml", "apiVersion: selvedge.dev/v1alpha1\nkind: [\n");
+    bench.remove("web.yaml");
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["cart=", "p=closed"], "the last good version fails closed too");
+    assert_eq!(bench.problems.len(), 2, "{:?}", bench.problems);
+    bench.write("web.yaml", service("web"));
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["cart=", "p=", "web="]);
+    bench.write("p.yaml", policy.replace("rules: [{}]", "rules: 7").replace("name: p\n", "name: q\n"));
+    bench.remove("web.yaml");
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["cart=", "q=denies"], "one that is malformed too denies in all of its namespace");
+}
+
+#[test]
+fn a_policy_without_a_name_denies_in_its_namespace_until_it_has_one() {
+    let policy = |metadata: &str| {
+        format!(
+            "apiVersion: selvedge.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {metadata}\nspec: {{rules: [{{}}]}}\n"
+        )
+    };
+    let mut bench = Bench::new();
+    for (metadata, key, said) in [
+        ("{namespace: shop}", "shop/(unnamed in a.yaml:", "metadata.name: every object needs a name"),
+        ("{namespace: shop, name: [a]}", "shop/(unnamed in a.yaml:", "metadata.name: every object needs a name"),
+        ("{namespace: shop, name: ''}", "shop/(unnamed in a.yaml:", "metadata.name: every object needs a name"),
+        ("{namespace: 7}", "7/(unnamed in a.yaml:", "metadata.name: every object needs a name"),
+        ("a", "default/(unnamed in a.yaml:", "metadata: it is no object"),
+        ("", "default/(unnamed in a.yaml:", "metadata.name: every object needs a name"),
+        ("{namespace: shop, name: 7}", "shop/7", "metadata.name: the number 7 is not text"),
+        ("{namespace: [a], name: p}", "default/p", "metadata.namespace: a list is not text"),
+        ("{namespace: 12, name: p}", "12/p", "metadata.namespace: the number 12 is not text"),
+        ("{namespace: shop, name: p, annotations: 3}", "shop/p", "metadata.annotations: the number 3"),
+    ] {
+        bench.write("a.yaml", policy(metadata));
+        bench.wait(600);
+        let [object] = bench.objects()[..] else { panic!("{metadata}: {:?}", bench.objects) };
+        assert!(object.ends_with("=denies"), "{metadata}: {object}");
+        let [problem] = &bench.problems[..] else { panic!("{metadata}: {:?}", bench.problems) };
+        assert!(
+            problem.starts_with("a.yaml:") && problem.contains(&format!(": AuthorizationPolicy {key}")),
+            "{problem}"
+        );
+        assert!(problem.contains(said) && problem.ends_with("it denies what it might stand over"), "{problem}");
+        bench.remove("a.yaml");
+        bench.wait(600);
+        assert!(bench.objects.is_empty() && bench.problems.is_empty());
+    }
+    bench.write("a.yaml", policy("{namespace: shop, name: p}"));
+    bench.wait(600);
+    bench.write("a.yaml", policy("{namespace: shop}"));
+    bench.wait(600);
+    assert_eq!(bench.objects(), ["p="], "the last good version of it stays");
+    assert!(bench.problems[0].ends_with("what its file held before stays in force"), "{:?}", bench.problems);
+    bench.write("a.yaml", policy("{namespace: shop}") + "---\n" + &policy("{namespace: shop}"));
+    bench.wait(600);
+    assert_eq!(bench.objects().len(), 3, "of two without a name one at least is new: {:?}", bench.objects);
+    bench.write("a.yaml", "# a line more\n".to_owned() + &policy("{namespace: shop, name: q}"));
+    bench.wait(600);
+    assert_eq!((bench.objects(), &bench.problems), (vec!["q="], &vec![]));
 }
 
 #[test]

@@ -67,7 +67,8 @@ pub struct PoolKey {
     pub destination_identity: Identity,
 }
 
-/// Why no stream was opened. Nothing of the application's has been sent in any of these cases.
+/// Why no stream or flow was opened. Nothing of the application's has been delivered, but for [`OpenError::Lost`],
+/// where nobody knows.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("the destination's side refused the connection with status {status}: {}", words(*status))]
@@ -80,6 +81,8 @@ pub enum OpenError {
     Broken(Arc<str>),
     #[error("the destination's side did not answer within {0:?}")]
     Timeout(Duration),
+    #[error("the tunnel broke before an answer came, with the first bytes of the application under way: {0}")]
+    Lost(Arc<str>),
 }
 
 impl OpenError {
@@ -91,7 +94,7 @@ impl OpenError {
     pub fn retry(&self) -> bool {
         match self {
             Self::Refused { status } => *status >= 500,
-            Self::Tls(TlsError::Own(_)) => false,
+            Self::Tls(TlsError::Own(_)) | Self::Lost(_) => false,
             Self::Connect(_) | Self::Tls(_) | Self::Broken(_) | Self::Timeout(_) => true,
         }
     }
@@ -102,7 +105,7 @@ impl OpenError {
         match self {
             Self::Broken(_) => true,
             Self::Connect(cause) | Self::Tls(TlsError::Io(cause)) => cause.kind() != io::ErrorKind::TimedOut,
-            Self::Refused { .. } | Self::Tls(_) | Self::Timeout(_) => false,
+            Self::Refused { .. } | Self::Tls(_) | Self::Timeout(_) | Self::Lost(_) => false,
         }
     }
 }
@@ -116,6 +119,7 @@ impl From<io::Error> for OpenError {
 /// One pooled connection, for people.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct PoolStatus {
+    pub tunnel: &'static str,
     pub source_pod: String,
     pub source: String,
     pub destination_pod: String,
@@ -125,6 +129,23 @@ pub struct PoolStatus {
     pub key_exchange: &'static str,
     pub certificate_serial: String,
     pub trust_generation: u64,
+}
+
+impl PoolStatus {
+    pub(in crate::transport) fn new(tunnel: &'static str, key: &PoolKey, peer: &PeerInfo, streams: usize) -> Self {
+        Self {
+            tunnel,
+            source_pod: key.source_pod.to_string(),
+            source: key.source_identity.to_string(),
+            destination_pod: key.destination_pod.to_string(),
+            destination: key.destination_identity.to_string(),
+            address: key.destination_addr,
+            streams,
+            key_exchange: peer.key_exchange,
+            certificate_serial: peer.generation().0.to_owned(),
+            trust_generation: peer.generation().1,
+        }
+    }
 }
 
 impl Pool {
@@ -216,17 +237,7 @@ impl Pool {
     }
 
     pub fn snapshot(&self) -> Vec<PoolStatus> {
-        let status = |key: &PoolKey, entry: &Entry| PoolStatus {
-            source_pod: key.source_pod.to_string(),
-            source: key.source_identity.to_string(),
-            destination_pod: key.destination_pod.to_string(),
-            destination: key.destination_identity.to_string(),
-            address: key.destination_addr,
-            streams: entry.shared.streams(),
-            key_exchange: entry.peer.key_exchange,
-            certificate_serial: entry.peer.generation().0.to_owned(),
-            trust_generation: entry.peer.generation().1,
-        };
+        let status = |key: &PoolKey, entry: &Entry| PoolStatus::new("hbone", key, &entry.peer, entry.shared.streams());
         let keys = self.inner.keys();
         keys.iter()
             .flat_map(|(key, entries)| entries.connections.iter().map(move |(_, entry)| status(key, entry)))
@@ -390,7 +401,7 @@ impl Drop for Counted {
 
 /// Drives one connection to its end, and takes it out of the pool once it must carry nothing new.
 async fn drive(
-    mut connection: h2::client::Connection<crate::transport::tls::TlsStreamOfTcp, Bytes>,
+    mut connection: h2::client::Connection<crate::transport::tls::TlsStream, Bytes>,
     mut upkeep: Upkeep,
     entry: Arc<Entry>,
     pool: Weak<Inner>,

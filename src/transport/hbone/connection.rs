@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,12 +11,14 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::window::{WindowBudget, Windows};
 use crate::transport::metrics::{CONNECTIONS, STREAMS};
-use crate::transport::tls::TlsStreamOfTcp;
+use crate::transport::tls::TlsStream;
 
 /// What the flows of one connection share with the task that drives it.
 pub(super) struct Shared {
     pub role: &'static str,
     streams: AtomicUsize,
+    /// When its last stream ended, or it began.
+    emptied: Mutex<Instant>,
     /// Delivered since the driver last looked.
     delivered: AtomicU64,
     /// So much delivered makes the driver look at once.
@@ -31,6 +33,7 @@ impl Shared {
         Arc::new(Self {
             role,
             streams: AtomicUsize::new(0),
+            emptied: Mutex::new(Instant::now()),
             delivered: AtomicU64::new(0),
             wake_at: AtomicU64::new(u64::MAX),
             moved: AtomicBool::new(false),
@@ -40,6 +43,12 @@ impl Shared {
 
     pub fn streams(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Since when it carries nothing; `None` while it carries a stream.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let emptied = *self.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.streams() == 0).then_some(emptied)
     }
 
     pub fn enter(self: &Arc<Self>) -> StreamGuard {
@@ -70,6 +79,7 @@ pub(super) struct StreamGuard {
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
+        *self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.shared.streams.fetch_sub(1, Ordering::Relaxed);
         self.shared.moved.store(true, Ordering::Relaxed);
         gauge!(STREAMS, "role" => self.shared.role).decrement(1.0);
@@ -171,7 +181,7 @@ pub(super) trait Driven {
     fn set_windows(&mut self, stream: u32, connection: u32);
 }
 
-impl Driven for h2::client::Connection<TlsStreamOfTcp, Bytes> {
+impl Driven for h2::client::Connection<TlsStream, Bytes> {
     fn ping_pong(&mut self) -> Option<PingPong> {
         self.ping_pong()
     }
@@ -183,7 +193,7 @@ impl Driven for h2::client::Connection<TlsStreamOfTcp, Bytes> {
     }
 }
 
-impl Driven for h2::server::Connection<TlsStreamOfTcp, Bytes> {
+impl Driven for h2::server::Connection<TlsStream, Bytes> {
     fn ping_pong(&mut self) -> Option<PingPong> {
         self.ping_pong()
     }

@@ -1,14 +1,13 @@
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use h2::{Reason, RecvStream, SendStream};
 
 use super::connection::StreamGuard;
 use super::io_error;
+use super::unsent::{SendBudget, Unsent};
 use crate::transport::relay::End;
 
 /// One accepted CONNECT stream: END_STREAM is half-close, RST_STREAM is reset.
@@ -23,7 +22,7 @@ pub struct Flow {
 
 impl Flow {
     pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, guard: StreamGuard, baggage: Option<String>) -> Self {
-        Self { send, recv, guard, reserved: false, baggage, unsent: Arc::default() }
+        Self { send, recv, guard, reserved: false, baggage, unsent: Unsent::new(SendBudget::default()) }
     }
 
     /// What the peer says of itself, for telemetry.
@@ -66,6 +65,10 @@ impl End for Flow {
     }
 
     fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Poll::Ready(room) = self.unsent.poll_room(cx) else {
+            self.release();
+            return Poll::Pending;
+        };
         if self.send.capacity() == 0 {
             self.send.reserve_capacity(CHUNK);
             self.reserved = true;
@@ -73,7 +76,7 @@ impl End for Flow {
         loop {
             let capacity = self.send.capacity();
             if capacity > 0 {
-                return Poll::Ready(Ok(capacity));
+                return Poll::Ready(Ok(capacity.min(room)));
             }
             match self.send.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
@@ -131,47 +134,6 @@ impl End for Flow {
 
     fn reset(&mut self) {
         self.send.send_reset(Reason::CANCEL);
-    }
-}
-
-/// What a stream has taken and its connection has not sent yet.
-///
-/// A reset overtakes it: h2 throws away what is queued. A wire would not, so somebody who resets may wait for it.
-#[derive(Default)]
-struct Unsent {
-    chunks: AtomicUsize,
-    waiting: AtomicWaker,
-}
-
-impl Unsent {
-    fn track(self: &Arc<Self>, data: Bytes) -> Bytes {
-        self.chunks.fetch_add(1, Ordering::AcqRel);
-        Bytes::from_owner(Chunk { data, unsent: self.clone() })
-    }
-
-    fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.waiting.register(cx.waker());
-        if self.chunks.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
-/// One write; dropped once the connection has sent it, or has given it up.
-struct Chunk {
-    data: Bytes,
-    unsent: Arc<Unsent>,
-}
-
-impl AsRef<[u8]> for Chunk {
-    fn as_ref(&self) -> &[u8] {
-        &self.data
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        if self.unsent.chunks.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.unsent.waiting.wake();
-        }
     }
 }
 

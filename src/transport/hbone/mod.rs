@@ -7,6 +7,7 @@ mod head;
 mod server;
 #[cfg(test)]
 mod tests;
+mod unsent;
 mod window;
 
 use std::io;

@@ -12,6 +12,7 @@ use h2::{Reason, RecvStream};
 use http::header::HeaderValue;
 use http::{Response, StatusCode};
 use metrics::counter;
+use tokio::time::Instant;
 
 use super::connection::{Event, MAX_FRAME, MAX_HEADERS, PingSettings, SEND_BUFFER, Shared, StreamGuard, Upkeep};
 use super::head::{BAGGAGE, ConnectHead};
@@ -26,6 +27,9 @@ pub struct ServerSettings {
     pub first_request: Duration,
     /// RFC 9113, section 6.5.2, SETTINGS_MAX_CONCURRENT_STREAMS.
     pub max_streams: u32,
+    /// A connection without streams is asked to end after so long. Longer than clients wait, so that it is they who
+    /// choose the moment: a stream that crosses the GOAWAY must be opened again elsewhere.
+    pub idle: Duration,
     pub ping_every: Duration,
     pub dead_after: Duration,
     /// Streams that the peer may reset unanswered between two PINGs before the connection is ended.
@@ -39,6 +43,7 @@ impl Default for ServerSettings {
         Self {
             first_request: Duration::from_secs(10),
             max_streams: 200,
+            idle: Duration::from_secs(600),
             ping_every: ping.every,
             dead_after: ping.dead_after,
             max_abandoned: 200,
@@ -81,6 +86,7 @@ pub async fn serve(
         connection = builder.handshake(stream) => connection?,
         () = &mut first => return Err(late()),
     };
+    let mut idle = pin!(tokio::time::sleep(settings.idle));
     let abandoned = Arc::new(AtomicUsize::new(0));
     let mut drain = pin!(drain);
     let (mut waiting, mut draining) = (true, false);
@@ -91,6 +97,9 @@ pub async fn serve(
             }
             if !draining && drain.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Next::Drain);
+            }
+            if !draining && idle.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Next::Idle);
             }
             if let Poll::Ready(event) = upkeep.poll(cx, &mut connection) {
                 return Poll::Ready(Next::Upkeep(event));
@@ -105,6 +114,13 @@ pub async fn serve(
                 waiting = false;
                 connection.graceful_shutdown();
             }
+            Next::Idle => match shared.idle_since() {
+                Some(since) if since.elapsed() >= settings.idle => {
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+                since => idle.as_mut().reset(since.unwrap_or_else(Instant::now) + settings.idle),
+            },
             Next::Upkeep(Event::Dead) => return Err(HboneError::Dead),
             Next::Upkeep(Event::Tick) => {
                 abandoned.store(0, Ordering::Relaxed);
@@ -148,6 +164,7 @@ pub async fn serve(
 enum Next {
     Late,
     Drain,
+    Idle,
     Upkeep(Event),
     Accept(Option<Result<Box<Accepted>, h2::Error>>),
 }

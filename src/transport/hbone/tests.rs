@@ -287,6 +287,26 @@ async fn an_idle_connection_is_released_and_one_with_a_stream_is_not() {
 }
 
 #[tokio::test]
+async fn a_server_lets_a_connection_go_that_carries_nothing_for_long() {
+    let settings = ServerSettings { idle: Duration::from_millis(100), ..ServerSettings::default() };
+    let (served, (asked, mut ended)) = served_by(Node::new(), settings);
+    let flows = accept_all(asked);
+    let (mut send, driven) = served.raw_client().await;
+    let (_, stream) = send.send_request(head().request().unwrap(), false).unwrap();
+    until("the stream is accepted", || flows.lock().unwrap().len() == 1).await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), ended.recv()).await.is_err(),
+        "one with a stream was ended"
+    );
+    flows.lock().unwrap().clear();
+    // The client would keep it for ever: it still holds its end, and answers every PING. Who closes first is a race.
+    let ended = tokio::time::timeout(Duration::from_secs(5), ended.recv()).await;
+    assert!(ended.expect("an idle tunnel stayed").is_some());
+    drop((send, stream));
+    driven.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_draining_server_takes_no_new_stream_and_finishes_the_old_ones() {
     let (served, (mut asked, mut ended)) = served();
     let pool = Pool::new(PoolSettings::default());
@@ -593,9 +613,9 @@ async fn a_server_that_does_not_believe_the_client_says_so_before_anything_is_se
     stranger.ca.reload().unwrap();
     let (client, server) = tcp_pair().await;
     let (tls, a, b) = (served.node.tls.clone(), id("a"), id("b"));
-    let accepted = tokio::spawn(async move { tls.accept(server, &id("b")).await.err().unwrap() });
+    let accepted = tokio::spawn(async move { tls.accept_hbone(server, &id("b")).await.err().unwrap() });
     let pool = Pool::new(PoolSettings::default());
-    let dial = async { Ok(stranger.tls.connect(client, &a, &b).await?) };
+    let dial = async { Ok(stranger.tls.connect_hbone(client, &a, &b).await?) };
     let error = pool.open(&key("client"), &head(), dial).await.err().unwrap();
     assert!(error.retry(), "{error}");
     assert_eq!(accepted.await.unwrap().code(), "unknown-issuer");

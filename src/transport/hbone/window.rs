@@ -71,7 +71,7 @@ impl Windows {
     }
 
     pub fn connection(&self) -> u32 {
-        (self.stream() * 8).clamp(0, 16 * MIB as u32)
+        if self.level == 0 { SMALLEST_CONNECTION } else { (self.stream() * 8).min(16 * MIB as u32) }
     }
 
     pub fn grow(&mut self) -> bool {
@@ -112,6 +112,8 @@ impl Drop for Windows {
 const MIB: usize = 1 << 20;
 /// The initial window of HTTP/2 itself: nothing smaller can be had without a round trip.
 const SMALLEST_STREAM: u32 = 64 * 1024;
+/// What a connection has where the budget gives nothing: tunnels are bounded, and so is what all of them hold so.
+const SMALLEST_CONNECTION: u32 = 2 * SMALLEST_STREAM;
 /// 4 MiB a stream, 16 MiB a connection.
 const HIGHEST: u32 = 6;
 

@@ -1,4 +1,5 @@
 use std::cell::RefCell;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -6,33 +7,39 @@ use bytes::Bytes;
 /// copied, so that a trickle of bytes behind a stalled peer never holds whole buffers.
 pub(super) fn read_with<E>(limit: usize, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<Bytes, E> {
     let mut buffer = Buffer::take();
-    let limit = limit.min(buffer.bytes.len());
+    let limit = limit.min(SIZE);
     let read = read(&mut buffer.bytes[..limit])?;
-    if read < SIZE / 4 {
-        return Ok(Bytes::copy_from_slice(&buffer.bytes[..read]));
-    }
-    buffer.filled = read;
-    Ok(Bytes::from_owner(buffer))
+    Ok(buffer.keep(0..read))
 }
 
 /// Bytes that one read takes at most.
 pub(super) const SIZE: usize = 64 * 1024;
 
-struct Buffer {
-    bytes: Box<[u8]>,
-    filled: usize,
+/// A buffer of this thread's store, back there on drop.
+pub(super) struct Buffer {
+    pub bytes: Box<[u8]>,
+    filled: Range<usize>,
 }
 
 impl Buffer {
-    fn take() -> Self {
+    pub fn take() -> Self {
         let kept = STORE.with_borrow_mut(Vec::pop);
-        Self { bytes: kept.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()), filled: 0 }
+        Self { bytes: kept.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()), filled: 0..0 }
+    }
+
+    /// A part of it, to be written later.
+    pub fn keep(mut self, part: Range<usize>) -> Bytes {
+        if part.len() < SIZE / 4 {
+            return Bytes::copy_from_slice(&self.bytes[part]);
+        }
+        self.filled = part;
+        Bytes::from_owner(self)
     }
 }
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.filled]
+        &self.bytes[self.filled.clone()]
     }
 }
 

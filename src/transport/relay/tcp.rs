@@ -20,8 +20,33 @@ use super::buffer::{self, SIZE};
 /// was cut for one that is complete. The option goes once both directions have closed in order.
 pub struct TcpEnd {
     stream: Arc<TcpStream>,
-    /// Waits for an error of the socket; made when first wanted.
-    failure: Option<Pin<Box<dyn Future<Output = io::Error> + Send>>>,
+    /// What was read from it before.
+    ahead: Bytes,
+    /// What the socket said behind that.
+    broken: Option<io::Error>,
+    failure: Watch,
+}
+
+/// Waits for an error of a socket that nobody reads from; made when first polled.
+#[derive(Default)]
+pub struct Watch(Option<Pin<Box<dyn Future<Output = io::Error> + Send>>>);
+
+impl Watch {
+    pub fn poll(&mut self, cx: &mut Context<'_>, stream: &Arc<TcpStream>) -> Poll<io::Error> {
+        let failure = self.0.get_or_insert_with(|| {
+            let stream = stream.clone();
+            Box::pin(async move {
+                match stream.ready(Interest::ERROR).await {
+                    Ok(_) => match stream.take_error() {
+                        Ok(Some(error)) | Err(error) => error,
+                        Ok(None) => io::ErrorKind::ConnectionReset.into(),
+                    },
+                    Err(error) => error,
+                }
+            })
+        });
+        failure.as_mut().poll(cx)
+    }
 }
 
 impl TcpEnd {
@@ -29,34 +54,64 @@ impl TcpEnd {
     /// The kernel refused the option: the socket is broken already.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        Ok(Self { stream: Arc::new(stream), failure: None })
+        Ok(Self { stream: Arc::new(stream), ahead: Bytes::new(), broken: None, failure: Watch::default() })
+    }
+
+    /// Gives back what was read from the socket already, and how it broke then: that comes first.
+    #[must_use]
+    pub fn with_ahead(self, (ahead, broken): (Bytes, Option<io::Error>)) -> Self {
+        Self { ahead, broken, ..self }
+    }
+
+    /// Whether something comes before what is in the socket.
+    pub(super) fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty() || self.broken.is_some()
     }
 
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
+
+    pub(in crate::transport) fn shared(&self) -> Arc<TcpStream> {
+        self.stream.clone()
+    }
+
+    /// Reads what is there; 0 once the other side has closed in order.
+    pub(super) fn try_read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if !self.ahead.is_empty() {
+            let count = into.len().min(self.ahead.len());
+            self.ahead.split_to(count).copy_to_slice(&mut into[..count]);
+            return Ok(count);
+        }
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        let mut count = 0;
+        let outcome = self.stream.try_io(Interest::READABLE, || {
+            count = loop {
+                match nix::unistd::read(&*self.stream, &mut *into) {
+                    Err(Errno::EINTR) => {}
+                    other => break other?,
+                }
+            };
+            // A short read emptied the socket: saying so now saves the read that would find nothing.
+            if count > 0 && count < into.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if count > 0 { Ok(count) } else { outcome.map(|()| 0) }
+    }
 }
 
 impl End for TcpEnd {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_ahead() {
+            return Poll::Ready(Ok(()));
+        }
         self.stream.poll_read_ready(cx)
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Option<Bytes>>> {
-        let limit = limit.min(SIZE);
         let mut data = Bytes::new();
-        let outcome = self.stream.try_io(Interest::READABLE, || {
-            data = buffer::read_with(limit, |into| {
-                loop {
-                    match nix::unistd::read(&*self.stream, into) {
-                        Err(Errno::EINTR) => {}
-                        other => break other.map_err(io::Error::from),
-                    }
-                }
-            })?;
-            // A short read emptied the socket: saying so now saves the read that would find nothing.
-            if !data.is_empty() && data.len() < limit { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
+        let outcome = buffer::read_with(limit, |into| self.try_read(into)).map(|read| data = read);
         match outcome {
             _ if !data.is_empty() => Poll::Ready(Ok(Some(data))),
             Ok(()) => Poll::Ready(Ok(None)),
@@ -110,19 +165,7 @@ impl End for TcpEnd {
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let failure = self.failure.get_or_insert_with(|| {
-            let stream = self.stream.clone();
-            Box::pin(async move {
-                match stream.ready(Interest::ERROR).await {
-                    Ok(_) => match stream.take_error() {
-                        Ok(Some(error)) | Err(error) => error,
-                        Ok(None) => io::ErrorKind::ConnectionReset.into(),
-                    },
-                    Err(error) => error,
-                }
-            })
-        });
-        failure.as_mut().poll(cx)
+        self.failure.poll(cx, &self.stream)
     }
 
     fn finish(&mut self) {
@@ -132,6 +175,6 @@ impl End for TcpEnd {
 
     fn reset(&mut self) {
         // Closing it sends the reset, by the option that it has had from the start.
-        self.failure = None;
+        self.failure = Watch::default();
     }
 }

@@ -8,6 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 use crate::identity::{EmbeddedCa, IdentitySettings};
@@ -32,17 +33,38 @@ impl Node {
         Self { tls: Tls::with_settings(identities.clone(), tls), identities, ca, dir }
     }
 
-    /// Both ends of one session between `a` and `b`.
+    /// Both ends of one session between `a` and `b`, of HBONE.
     pub async fn pair(&self) -> (Session, Session) {
         let (client, server) = tcp_pair().await;
         let (a, b) = (id("a"), id("b"));
-        let (client, server) = tokio::join!(self.tls.connect(client, &a, &b), self.tls.accept(server, &b));
+        let (client, server) = tokio::join!(self.tls.connect_hbone(client, &a, &b), self.tls.accept_hbone(server, &b));
         (client.unwrap(), server.unwrap())
+    }
+
+    /// Both ends of one session between `a` and `b`, of the fast tunnel.
+    pub async fn fast_pair(&self) -> (Session<Link>, Session<Link>) {
+        let (client, server) = tcp_pair().await;
+        let (a, b) = (id("a"), id("b"));
+        let (client, server) =
+            tokio::join!(self.tls.connect(client, &a, &b, Offer::Both), self.tls.accept(server, &b, Offer::Both));
+        match (client.unwrap(), server.unwrap()) {
+            (Spoken::Fast(client), Spoken::Fast(server)) => (client, server),
+            _ => panic!("two of ours did not agree on the fast tunnel"),
+        }
     }
 
     fn issuer(&self) -> Issuer<'static, KeyPair> {
         let key = KeyPair::from_pem(&std::fs::read_to_string(self.dir.path().join("ca.key")).unwrap()).unwrap();
         Issuer::from_ca_cert_pem(&std::fs::read_to_string(self.dir.path().join("ca.crt")).unwrap(), key).unwrap()
+    }
+}
+
+impl Tls {
+    pub(crate) async fn accept_hbone(&self, tcp: TcpStream, own: &Identity) -> Result<Session, TlsError> {
+        match self.accept(tcp, own, Offer::Hbone).await? {
+            Spoken::Hbone(session) => Ok(session),
+            Spoken::Fast(_) => Err(TlsError::Alpn),
+        }
     }
 }
 
@@ -137,7 +159,7 @@ async fn server_says(node: &Node, chain: Option<Chain>, alpn: &[&[u8]]) -> Resul
             let _ = stream.read(&mut [0]).await;
         }
     });
-    let result = node.tls.accept(server, &id("b")).await;
+    let result = node.tls.accept_hbone(server, &id("b")).await;
     client.abort();
     result
 }
@@ -154,7 +176,7 @@ async fn client_says(node: &Node, (chain, key): Chain) -> TlsError {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let (a, b) = (id("a"), id("b"));
     let (client, _) =
-        tokio::join!(node.tls.connect(client, &a, &b), TlsAcceptor::from(Arc::new(config)).accept(server));
+        tokio::join!(node.tls.connect_hbone(client, &a, &b), TlsAcceptor::from(Arc::new(config)).accept(server));
     client.err().unwrap()
 }
 
@@ -208,7 +230,7 @@ async fn plaintext_on_the_tunnels_port_is_told_apart() {
     let node = Node::new();
     let (mut client, server) = tcp_pair().await;
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    assert_eq!(node.tls.accept(server, &id("b")).await.err().unwrap().code(), "not-tls");
+    assert_eq!(node.tls.accept_hbone(server, &id("b")).await.err().unwrap().code(), "not-tls");
 }
 
 #[tokio::test]
@@ -222,11 +244,11 @@ async fn clients_that_stall_their_handshake_are_bounded_in_time_and_number() {
         let (client, server) = tcp_pair().await;
         clients.push(client);
         let tls = node.tls.clone();
-        stalled.push(tokio::spawn(async move { tls.accept(server, &id("b")).await.err().unwrap() }));
+        stalled.push(tokio::spawn(async move { tls.accept_hbone(server, &id("b")).await.err().unwrap() }));
     }
     tokio::task::yield_now().await;
     let (_third, server) = tcp_pair().await;
-    assert_eq!(node.tls.accept(server, &id("b")).await.err().unwrap().code(), "limit");
+    assert_eq!(node.tls.accept_hbone(server, &id("b")).await.err().unwrap().code(), "limit");
     for handshake in stalled {
         assert_eq!(handshake.await.unwrap().code(), "timeout");
     }
@@ -260,4 +282,52 @@ async fn configurations_are_kept_until_a_certificate_or_the_bundle_changes() {
     // Signed by the second anchor, and believed.
     let issuer = another.issuer();
     server_says(&node, Some(signed(&params(&[A]), Some(&issuer))), &[b"h2"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_fast_tunnel_is_chosen_where_both_speak_it_and_hbone_with_anybody_else() {
+    let node = Node::new();
+    let (a, b) = (id("a"), id("b"));
+    for (client_offers, server_offers, fast) in [
+        (Offer::Both, Offer::Both, true),
+        (Offer::Both, Offer::Hbone, false),
+        (Offer::Hbone, Offer::Both, false),
+        (Offer::Hbone, Offer::Hbone, false),
+    ] {
+        let (client, server) = tcp_pair().await;
+        let (client, server) =
+            tokio::join!(node.tls.connect(client, &a, &b, client_offers), node.tls.accept(server, &b, server_offers));
+        for side in [client.unwrap(), server.unwrap()] {
+            assert_eq!(matches!(side, Spoken::Fast(_)), fast, "{client_offers:?} towards {server_offers:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_hbone_stream_carries_megabytes_both_ways_and_its_end_is_told_from_a_cut() {
+    let node = Node::new();
+    let (client, server) = node.pair().await;
+    let data: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
+    let echo = tokio::spawn(async move {
+        let (mut reader, mut writer) = tokio::io::split(server.stream);
+        tokio::io::copy(&mut reader, &mut writer).await.unwrap();
+        writer.shutdown().await.unwrap();
+    });
+    let (mut reader, mut writer) = tokio::io::split(client.stream);
+    let sent = data.clone();
+    let sending = tokio::spawn(async move {
+        writer.write_all(&sent).await.unwrap();
+        writer.shutdown().await.unwrap();
+        writer
+    });
+    let mut got = Vec::new();
+    reader.read_to_end(&mut got).await.unwrap();
+    assert!(got == data, "{} bytes came back", got.len());
+    echo.await.unwrap();
+    drop(sending.await.unwrap());
+
+    let (mut client, server) = node.pair().await;
+    drop(server);
+    let cut = client.stream.read(&mut [0]).await.unwrap_err();
+    assert_eq!(cut.kind(), std::io::ErrorKind::UnexpectedEof);
 }

@@ -47,7 +47,11 @@ impl Agent {
         command.arg("--ca-dir").arg(options.ca.clone().unwrap_or_else(|| lab_directory.join("ca")));
         command.arg("--netns-dir").arg(node.netns_dir()).args(ACCESS_LOG).args(&options.args);
         command.envs(options.env.iter().map(|(key, value)| (key, value)));
-        command.stdin(Stdio::null()).stdout(File::create(&access_log)?).stderr(File::create(&log)?);
+        let told: Stdio = match options.keep_no_access_log {
+            true => Stdio::null(),
+            false => File::create(&access_log)?.into(),
+        };
+        command.stdin(Stdio::null()).stdout(told).stderr(File::create(&log)?);
         let child = node.spawn(&mut command).with_context(|| format!("cannot run {}", binary.display()))?;
         let network = Namespace::clone(node);
         Ok(Self { node: node.name().to_owned(), network, child: Mutex::new(child), log, access_log })
@@ -132,10 +136,11 @@ impl Agent {
         Ok(kill(Pid::from_raw(self.pid()), signal)?)
     }
 
-    /// Kills the worker with SIGKILL, and returns the pid it had.
+    /// Kills the worker with SIGKILL, and returns the pid it had, once it is gone with all its sockets.
     pub fn kill_worker(&self) -> Result<i32> {
         let worker = self.worker().with_context(|| format!("the agent of {} has no worker", self.node))?;
         kill(Pid::from_raw(worker), Signal::SIGKILL)?;
+        eventually("the worker is gone", BOUND, || (self.worker() != Some(worker)).then_some(()))?;
         Ok(worker)
     }
 
@@ -215,6 +220,8 @@ pub struct AgentOptions {
     pub ca: Option<PathBuf>,
     /// A folder of manifests of its own; by default the lab's.
     pub manifests: Option<PathBuf>,
+    /// The access log is written to nowhere.
+    pub keep_no_access_log: bool,
 }
 
 impl AgentOptions {
@@ -223,8 +230,18 @@ impl AgentOptions {
         self
     }
 
+    /// Whatever the environment says: HBONE between the agents, and nothing else.
+    pub fn hbone(self) -> Self {
+        self.arg("--tunnel").arg("hbone")
+    }
+
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.push((key.into(), value.into()));
+        self
+    }
+
+    pub fn without_access_log(mut self) -> Self {
+        self.keep_no_access_log = true;
         self
     }
 }

@@ -472,7 +472,7 @@ impl Node {
         let mut next = lock(&self.next_ip);
         let host = *next;
         *next += 1;
-        self.spec.pod_ranges.iter().map(|range| nth(range.0, host)).collect()
+        self.spec.pod_ranges.iter().map(|range| nth(range.0, range.1, host)).collect()
     }
 
     pub(crate) fn number_pod(&self) -> u32 {
@@ -494,7 +494,7 @@ struct Route(IpAddr, u8, IpAddr);
 
 impl Route {
     fn range(&self) -> String {
-        format!("{}/{}", nth(self.0, 0), self.1)
+        format!("{}/{}", nth(self.0, self.1, 0), self.1)
     }
 
     fn line(&self) -> String {
@@ -534,15 +534,16 @@ fn make_switch(directory: &Path, families: Families) -> Result<Namespace> {
 
 fn read_range(range: &str) -> Result<(IpAddr, u8)> {
     let (ip, bits) = range.split_once('/').context("no prefix length")?;
-    Ok((nth(ip.parse()?, 1), bits.parse()?))
+    let bits = bits.parse()?;
+    Ok((nth(ip.parse()?, bits, 1), bits))
 }
 
-/// The same range's `host`-th address: pod ranges here leave the last 8 (IPv4) or 16 bits to hosts.
-fn nth(ip: IpAddr, host: u16) -> IpAddr {
+/// The same range's `host`-th address: pod ranges here leave at most the last 16 bits to hosts.
+fn nth(ip: IpAddr, bits: u8, host: u16) -> IpAddr {
     match ip {
         IpAddr::V4(ip) => {
-            let [a, b, c, _] = ip.octets();
-            Ipv4Addr::new(a, b, c, host as u8).into()
+            let hosts = u32::MAX.checked_shr(bits.into()).unwrap_or_default();
+            Ipv4Addr::from(u32::from(ip) & !hosts | u32::from(host) & hosts).into()
         }
         IpAddr::V6(ip) => {
             let mut segments = ip.segments();

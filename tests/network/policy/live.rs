@@ -50,6 +50,8 @@ fn a_change_of_the_destination(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab)?;
     let locked = json!({"selector": {"matchLabels": {"tier": "locked"}}, "rules": []});
     let served = json!({"targetRefs": [{"kind": "Service", "name": "late"}], "rules": []});
+    let late = || ServiceSpec::new("shop/late").port("http", 8080, 8080);
+    lab.service(&late())?;
     shop.enforce(&[authorization("shop/locked", locked), authorization("shop/served", served)])?;
     let [mut web, mut teller, mut stranger] = shop.calls()?;
     for call in [&mut web, &mut teller, &mut stranger] {
@@ -65,7 +67,7 @@ fn a_change_of_the_destination(lab: &Lab) -> Result<()> {
     lab.settle(&shop.agents)?;
     let [mut web, ..] = shop.calls()?;
     web.still_talks("web, once the label is gone")?;
-    lab.service(&ServiceSpec::new("shop/late").port("http", 8080, 8080).endpoint(&shop.cart))?;
+    lab.service(&late().endpoint(&shop.cart))?;
     web.is_reset("web, once the pod is an endpoint of the Service")
 }
 

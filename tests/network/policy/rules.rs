@@ -102,10 +102,14 @@ pub fn scopes(_shop: &Shop) -> Vec<Case> {
         ),
         // The Service leads to 8080; its policy stands over that port when the pod itself is dialled, too.
         allow("a Service", target.clone(), "web:9090 teller:9090 stranger:9090"),
-        allow(
-            "a Service that is not there",
-            json!({"targetRefs": [{"kind": "Service", "name": "no"}]}),
-            "web teller stranger",
+        allow("a Service that is not there", json!({"targetRefs": [{"kind": "Service", "name": "no"}]}), ""),
+        one(
+            "a Service that is not there, in DENY",
+            deny(json!({
+                "targetRefs": [{"kind": "Service", "name": "no"}],
+                "rules": [{"from": [{"source": {"namespaces": ["bank"]}}]}],
+            })),
+            "web stranger",
         ),
         one("a Service of that name elsewhere", authorization("bank/none", target), "web teller stranger"),
     ]

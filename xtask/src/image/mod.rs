@@ -16,7 +16,7 @@ use crate::image::layer::Layer;
 pub use crate::image::oci::hex as digest;
 use crate::image::oci::{Start, pack};
 use crate::style::dim;
-use crate::test::Tally;
+use crate::test::{Excerpt, Tally};
 use crate::tools;
 
 /// What `cargo xtask image` takes.
@@ -51,7 +51,7 @@ pub fn check() -> Result<Tally> {
         println!("{name}: {}", if same { "the same bytes twice" } else { "other bytes the second time" });
         match same {
             true => tally.passed += 1,
-            false => tally.fail(format!("the {name} image is not reproducible")),
+            false => tally.fail(format!("the {name} image is not reproducible"), Excerpt::default()),
         }
     }
     Ok(tally)

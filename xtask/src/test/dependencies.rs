@@ -12,7 +12,7 @@ use serde::Deserialize;
 use spdx::{Expression, ParseMode};
 
 use crate::build::{cargo, root};
-use crate::test::runner::Tally;
+use crate::test::runner::{Excerpt, Tally};
 
 pub fn check() -> Result<Tally> {
     let rules = fs::read_to_string(root().join("deny.toml")).context("cannot read deny.toml")?;
@@ -29,7 +29,7 @@ pub fn check() -> Result<Tally> {
         println!("{name}: {} packages, {} problems", packages.len(), problems.len());
         match problems.is_empty() {
             true => tally.passed += 1,
-            false => tally.fail(format!("{name}:\n      {}", problems.join("\n      "))),
+            false => tally.fail(format!("{name}:\n      {}", problems.join("\n      ")), Excerpt::default()),
         }
     }
     println!("advisories: not checked, for that needs the network (cargo deny check advisories)");

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::build::{generate_crds, root};
-use crate::test::runner::Tally;
+use crate::test::runner::{Excerpt, Tally};
 
 pub fn check() -> Result<Tally> {
     let fresh = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -17,10 +17,13 @@ pub fn check() -> Result<Tally> {
     for name in wanted.keys().chain(kept.keys().filter(|name| !wanted.contains_key(*name))) {
         match wanted.get(name) == kept.get(name) {
             true => tally.passed += 1,
-            false => tally.fail(format!("crd/{name} is not what src/api makes of it: cargo xtask crd")),
+            false => {
+                let said = format!("crd/{name} is not what src/api makes of it: cargo xtask crd");
+                println!("{said}");
+                tally.fail(said, Excerpt::default());
+            }
         }
     }
-    tally.failures.iter().for_each(|failure| println!("{failure}"));
     Ok(tally)
 }
 

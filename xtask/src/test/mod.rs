@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that guards the project, section by section.
 
+mod bench;
 mod dependencies;
 mod generated;
 mod runner;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use crate::build::{cargo, release, root};
 use crate::image;
 use crate::style::{bad, bold, dim, mark};
+use crate::test::runner::{Excerpt, check};
 pub use crate::test::runner::{Tally, count_tests};
 use crate::tools;
 
@@ -42,6 +44,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::NETCAT])?;
     let results: Vec<_> = sections.into_iter().map(SectionResult::of).collect();
+    // Once more and last, for whoever sees no more than the end.
+    for failure in results.iter().flat_map(|result| &result.tally.failures).take(SPOKEN) {
+        let mut lines = failure.said.lines().peekable();
+        if lines.peek().is_some() {
+            println!("\n{} {}", bad("failed:"), failure.name);
+            lines.for_each(|line| println!("    {line}"));
+        }
+    }
     println!("\n{}", bold("Summary"));
     for result in &results {
         let passed = result.tally.failed == 0;
@@ -49,8 +59,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     for result in results.iter().filter(|result| result.tally.failed > 0) {
         println!("{} {}: cargo xtask test --filter {:?}", bad("failed:"), result.name, result.name);
-        for name in result.tally.failures.iter().chain(&result.error) {
-            println!("    {name}");
+        for failure in &result.tally.failures {
+            println!("    {}", failure.name);
         }
     }
     let total = results.iter().fold(Tally::default(), |total, result| total + &result.tally);
@@ -64,7 +74,7 @@ struct Section {
     run: fn() -> Result<Tally>,
 }
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 14] = [
     Section { name: "formatting", run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -86,13 +96,38 @@ const SECTIONS: [Section; 12] = [
             Ok(lab + &count_tests(cargo().args(["test", "--test", "network", "--locked"]))?)
         },
     },
+    Section { name: "real network over HBONE", run: over_hbone },
     Section { name: "real network without root", run: unprivileged::network },
     Section { name: "dependencies and licences", run: dependencies::check },
     Section { name: "generated files", run: generated::check },
     Section { name: "images", run: image::check },
     Section { name: "demo", run: demo },
     Section { name: "demo without root", run: unprivileged::demo },
+    Section { name: "bench", run: bench::check },
 ];
+
+/// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
+const OVER_HBONE: [&str; 11] = [
+    "access_log",
+    "drain",
+    "identity",
+    "lifecycle",
+    "load",
+    "observability",
+    "policy",
+    "retry",
+    "reuse",
+    "rotation",
+    "transport",
+];
+
+fn over_hbone() -> Result<Tally> {
+    OVER_HBONE.iter().try_fold(Tally::default(), |tally, beginning| {
+        let mut command = cargo();
+        command.args(["test", "--test", "network", "--locked", "--", beginning]).env("SELVEDGE_TUNNEL", "hbone");
+        Ok(tally + &count_tests(&mut command)?)
+    })
+}
 
 /// The test targets of the main package beside `network`: one a file in `tests/`.
 fn process_tests() -> Result<Tally> {
@@ -111,7 +146,6 @@ fn process_tests() -> Result<Tally> {
 struct SectionResult {
     name: &'static str,
     tally: Tally,
-    error: Option<String>,
     took: Duration,
 }
 
@@ -119,14 +153,13 @@ impl SectionResult {
     fn of(section: &Section) -> Self {
         println!("\n{}", bold(format!("== {}", section.name)));
         let began = Instant::now();
-        let (tally, error) = match (section.run)() {
-            Ok(tally) => (tally, None),
-            Err(error) => (Tally::failed_check(), Some(format!("{error:#}"))),
-        };
-        let result = Self { name: section.name, tally, error, took: began.elapsed() };
-        if let Some(error) = &result.error {
-            println!("{error}");
-        }
+        let tally = (section.run)().unwrap_or_else(|error| {
+            println!("{error:#}");
+            let mut tally = Tally::default();
+            tally.fail(format!("{error:#}"), Excerpt::default());
+            tally
+        });
+        let result = Self { name: section.name, tally, took: began.elapsed() };
         println!("{} {}", mark(result.tally.failed == 0), dim(result.words()));
         result
     }
@@ -134,13 +167,6 @@ impl SectionResult {
     fn words(&self) -> String {
         format!("{} passed, {} failed in {:.1} s", self.tally.passed, self.tally.failed, self.took.as_secs_f64())
     }
-}
-
-/// A command that counts as one test.
-fn check(command: &mut Command) -> Result<Tally> {
-    let status = command.status().with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    ensure!(status.success(), "{} ended with {status}", command.get_program().display());
-    Ok(Tally::passed_check())
 }
 
 fn demo() -> Result<Tally> {
@@ -160,16 +186,19 @@ fn count_expectations(command: &mut Command) -> Result<Tally> {
         let (name, detail) = (&expectation["name"], &expectation["detail"]);
         match expectation["held"] == true {
             true => tally.passed += 1,
-            false => tally.fail(format!("{name}: {detail}")),
+            false => tally.fail(format!("{name}: {detail}"), Excerpt::default()),
         }
     }
     if let Some(error) = report["error"].as_str() {
-        tally.fail(format!("the demo stopped: {error}"));
+        tally.fail(format!("the demo stopped: {error}"), Excerpt::default());
     }
     ensure!(output.status.success() || tally.failed > 0, "the demo ended with {}", output.status);
     println!("{} expectations held, {} did not", tally.passed, tally.failed);
     Ok(tally)
 }
+
+/// How many failures have their words repeated at the end: where more failed, the first tell enough.
+const SPOKEN: usize = 8;
 
 /// Whether there is root to do without.
 fn is_root() -> bool {

@@ -1,8 +1,10 @@
-//! Running a test program, and counting what it says.
+//! Running a test program, counting what it says, and keeping what its failures say.
 
-use std::io::{BufRead, BufReader};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Add;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
 
 use anyhow::{Context, Result};
 
@@ -11,7 +13,23 @@ use anyhow::{Context, Result};
 pub struct Tally {
     pub passed: usize,
     pub failed: usize,
-    pub failures: Vec<String>,
+    pub failures: Vec<Failure>,
+}
+
+/// One test that failed, and what it said.
+#[derive(Clone, Default)]
+pub struct Failure {
+    pub name: String,
+    pub said: Excerpt,
+}
+
+/// The beginning and the end of a text that may be long: the cause stands first, the logs behind it end with what
+/// happened last.
+#[derive(Clone, Default)]
+pub struct Excerpt {
+    first: Vec<String>,
+    last: VecDeque<String>,
+    left_out: usize,
 }
 
 impl Tally {
@@ -19,13 +37,9 @@ impl Tally {
         Self { passed: 1, ..Self::default() }
     }
 
-    pub fn failed_check() -> Self {
-        Self { failed: 1, ..Self::default() }
-    }
-
-    pub fn fail(&mut self, name: String) {
+    pub fn fail(&mut self, name: String, said: Excerpt) {
         self.failed += 1;
-        self.failures.push(name);
+        self.failures.push(Failure { name, said });
     }
 }
 
@@ -40,43 +54,127 @@ impl Add<&Self> for Tally {
     }
 }
 
-/// Runs test programs, shows what they print, and adds up their results. One that ends badly without a failed test (it
-/// did not build, or it crashed) counts as one failure.
-pub fn count_tests(command: &mut Command) -> Result<Tally> {
-    let about = || format!("cannot run {}", command.get_program().display());
-    let about = about();
-    let mut child = command.stdout(Stdio::piped()).spawn().context(about)?;
-    let mut tally = Tally::default();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            println!("{line}");
-            tally.read(&line);
+impl Excerpt {
+    pub fn add(&mut self, line: &str) {
+        let line = line
+            .char_indices()
+            .nth(LONGEST_LINE)
+            .map_or_else(|| line.to_owned(), |(at, _)| format!("{}…", &line[..at]));
+        if self.first.len() < FIRST_LINES {
+            return self.first.push(line);
         }
+        if self.last.len() == LAST_LINES {
+            self.last.pop_front();
+            self.left_out += 1;
+        }
+        self.last.push_back(line);
     }
-    let status = child.wait()?;
-    if !status.success() && tally.failed == 0 {
-        tally.fail(format!("ended with {status} and no failed test: see above"));
+
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let gap = (self.left_out > 0).then(|| format!("… {} lines are left out here …", self.left_out));
+        self.first.iter().cloned().chain(gap).chain(self.last.iter().cloned())
+    }
+}
+
+/// A command that counts as one test. What it prints is shown, and kept for the case that it fails.
+pub fn check(command: &mut Command) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let (status, said) = follow(command, |_| {})?;
+    match status.success() {
+        true => tally.passed = 1,
+        false => tally.fail(format!("{} ended with {status}", words(command)), said),
     }
     Ok(tally)
 }
 
-impl Tally {
-    /// Reads `test result: ok. 3 passed; 1 failed; ...` and `test NAME ... FAILED`.
+/// Runs test programs, shows what they print, and adds up their results. One that ends badly without a failed test (it
+/// did not build, or it crashed) counts as one failure.
+pub fn count_tests(command: &mut Command) -> Result<Tally> {
+    let mut reader = TestOutput::default();
+    let (status, said) = follow(command, |line| reader.read(line))?;
+    let mut tally = reader.tally;
+    if !status.success() && tally.failed == 0 {
+        tally.fail(format!("{} ended with {status} and no failed test", words(command)), said);
+    }
+    Ok(tally)
+}
+
+/// Runs a command to its end; what it prints is shown and, of standard error, an excerpt kept.
+fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<(ExitStatus, Excerpt)> {
+    let about = || format!("cannot run {}", command.get_program().display());
+    let about = about();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context(about)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let said = thread::scope(|scope| {
+        let errors = scope.spawn(|| {
+            let mut said = Excerpt::default();
+            for_each_line(stderr, |line| {
+                eprintln!("{line}");
+                said.add(line);
+            })
+            .map(|()| said)
+        });
+        for_each_line(stdout, |line| {
+            println!("{line}");
+            each(line);
+        })?;
+        errors.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    Ok((child.wait()?, said))
+}
+
+/// Whatever bytes a program prints, its lines are shown.
+fn for_each_line(from: Option<impl Read>, mut each: impl FnMut(&str)) -> io::Result<()> {
+    let Some(from) = from else { return Ok(()) };
+    for line in BufReader::new(from).split(b'\n') {
+        each(String::from_utf8_lossy(&line?).trim_end_matches('\r'));
+    }
+    Ok(())
+}
+
+fn words(command: &Command) -> String {
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Reads what test programs print.
+#[derive(Default)]
+struct TestOutput {
+    tally: Tally,
+    /// The failed test whose words come now.
+    speaking: Option<usize>,
+}
+
+impl TestOutput {
+    /// Reads `test NAME ... FAILED`, then `---- NAME stdout ----` and what the test said, and at last
+    /// `test result: ok. 3 passed; 1 failed; ...`.
     fn read(&mut self, line: &str) {
-        if let Some(result) = line.strip_prefix("test result: ") {
+        let heading = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----"));
+        if let Some(name) = heading.map(|heading| heading.strip_suffix(" stdout").unwrap_or(heading)) {
+            // Of programs that have a test of one name, the last one speaks.
+            self.speaking = self.tally.failures.iter().rposition(|failure| failure.name == name);
+        } else if let Some(result) = line.strip_prefix("test result: ") {
+            self.speaking = None;
             let words: Vec<_> = result.split([' ', ';']).filter(|word| !word.is_empty()).collect();
             let before = |word: &str| {
                 let at = words.iter().position(|have| *have == word)?;
                 words.get(at.checked_sub(1)?)?.parse::<usize>().ok()
             };
-            self.passed += before("passed").unwrap_or_default();
-            self.failed += before("failed").unwrap_or_default();
+            self.tally.passed += before("passed").unwrap_or_default();
+            self.tally.failed += before("failed").unwrap_or_default();
+        } else if line == "failures:" {
+            self.speaking = None;
+        } else if let Some(speaker) = self.speaking {
+            self.tally.failures[speaker].said.add(line);
         } else if let Some((name, "FAILED")) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once("... ")) {
-            self.failures.push(name.trim().to_owned());
+            self.tally.failures.push(Failure { name: name.trim().to_owned(), said: Excerpt::default() });
         }
     }
 }
+
+const FIRST_LINES: usize = 20;
+const LAST_LINES: usize = 40;
+const LONGEST_LINE: usize = 400;
 
 #[cfg(test)]
 mod tests {
@@ -84,16 +182,63 @@ mod tests {
 
     #[test]
     fn results_of_several_programs_are_added_up() {
-        let mut tally = Tally::default();
+        let mut output = TestOutput::default();
         for line in [
             "test one ... ok",
             "test two   ... FAILED",
             "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.48s",
         ] {
-            tally.read(line);
+            output.read(line);
         }
+        let tally = output.tally;
         assert_eq!((tally.passed, tally.failed), (4, 1));
-        assert_eq!(tally.failures, ["two"]);
+        assert_eq!(tally.failures.len(), 1);
+        assert_eq!(tally.failures[0].name, "two");
+    }
+
+    #[test]
+    fn what_each_failed_test_said_is_kept() {
+        let mut output = TestOutput::default();
+        for line in [
+            "test one ... FAILED",
+            "test two ... FAILED",
+            "failures:",
+            "",
+            "---- one stdout ----",
+            "the cause of one",
+            "test in its words ... FAILED",
+            "---- two ----",
+            "the cause of two",
+            "failures:",
+            "    one",
+            "test result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        ] {
+            output.read(line);
+        }
+        let said: Vec<Vec<String>> =
+            output.tally.failures.iter().map(|failure| failure.said.lines().collect()).collect();
+        assert_eq!(said, [vec!["the cause of one", "test in its words ... FAILED"], vec!["the cause of two"]]);
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_beginning_and_its_end() {
+        let mut excerpt = Excerpt::default();
+        (0..100).for_each(|number| excerpt.add(&number.to_string()));
+        let lines: Vec<String> = excerpt.lines().collect();
+        assert_eq!((lines[0].as_str(), lines[20].as_str()), ("0", "… 40 lines are left out here …"));
+        assert_eq!((lines[21].as_str(), lines.len()), ("60", 61));
+        let mut long = Excerpt::default();
+        long.add(&"ä".repeat(500));
+        assert_eq!(long.lines().next().map(|line| line.chars().count()), Some(401));
+    }
+
+    #[test]
+    fn a_command_that_fails_leaves_its_last_words() {
+        let tally = check(Command::new("sh").args(["-c", "echo cause >&2; exit 3"])).unwrap();
+        assert_eq!(tally.failed, 1);
+        assert!(tally.failures[0].said.lines().any(|line| line == "cause"));
+        let tally = count_tests(Command::new("sh").args(["-c", "echo it does not build >&2; exit 3"])).unwrap();
+        assert_eq!(tally.failures[0].said.lines().collect::<Vec<_>>(), ["it does not build"]);
     }
 }

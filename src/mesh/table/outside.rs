@@ -1,0 +1,37 @@
+//! What others say of connections between pods: NetworkPolicies, and waypoints.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use super::super::{NamespacedName, PodSelection, PodUid, Waypoint, Workload};
+use super::{Change, Mesh};
+
+impl Mesh {
+    /// Whether a NetworkPolicy, or a CNI's own kind, selects the pod: what enforces it sees the pod's interface alone.
+    pub fn is_under_network_policy(&self, pod: &PodUid) -> bool {
+        self.network_policies.selects(pod)
+    }
+
+    /// Whether connections to the pod's address go through a waypoint in a process of its own: the pod's, its
+    /// namespace's, or that of a Service that leads there.
+    pub fn has_gateway(&self, workload: &Workload, addr: SocketAddr) -> bool {
+        let own = workload.pod.settings.waypoint.as_ref();
+        let of_namespace = || self.namespaces.get(&workload.name().namespace)?.settings.waypoint.as_ref();
+        let of_service = |name: &NamespacedName| self.services.get(name)?.settings.waypoint.as_ref();
+        let mut all = own.or_else(of_namespace).into_iter().chain(self.services_at(addr).filter_map(of_service));
+        all.any(|waypoint| matches!(waypoint, Waypoint::Gateway(_)))
+    }
+
+    pub(super) fn set_network_policy(&mut self, name: &NamespacedName, selects: Option<PodSelection>) -> Change {
+        if name.namespace.is_empty() {
+            let before = self.network_policies.stands_over_cluster();
+            self.network_policies.set_of_cluster(&name.name, selects.is_some());
+            let changed = self.network_policies.stands_over_cluster() != before;
+            let pods = if changed { self.pods.keys().cloned().collect() } else { BTreeSet::new() };
+            return Change { pods, ..Change::default() };
+        }
+        let of_namespace = self.pods_by_namespace.get(&name.namespace).into_iter().flat_map(|pods| pods.keys());
+        let pods = of_namespace.filter_map(|uid| self.pods.get(uid)).map(|workload| &*workload.pod);
+        Change { pods: self.network_policies.set(name, selects, pods), ..Change::default() }
+    }
+}

@@ -1,0 +1,153 @@
+//! Pods, and what of namespaces and nodes makes them what they are.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::super::{Identity, Membership, Namespace, Node, Pod, PodUid, Workload};
+use super::{Change, Mesh};
+
+impl Mesh {
+    pub(super) fn apply_pod(&mut self, pod: Pod) -> Change {
+        let mut change = Change::default();
+        let replaced = self.pods_by_name.get(&pod.name).filter(|uid| **uid != pod.uid).cloned();
+        if let Some(old) = replaced {
+            change.merge(self.remove_pod(&old));
+        }
+        if self.pods.get(&pod.uid).is_some_and(|old| *old.name() != pod.name) {
+            change.merge(self.remove_pod(&pod.uid));
+        }
+        let previous = self.pods.get(&pod.uid).cloned();
+        let workload = Arc::new(self.build(Arc::new(pod)));
+        if previous.as_ref() == Some(&workload) {
+            return change;
+        }
+        let uid = workload.uid().clone();
+        let pod = &workload.pod;
+        let held = held_addresses(pod);
+        let before = previous.as_ref().map(|previous| held_addresses(&previous.pod)).unwrap_or_default();
+        for ip in before.difference(&held) {
+            self.claims.change(ip, |claims| claims.remove(&uid));
+        }
+        for ip in held.difference(&before) {
+            self.claims.change(ip, |claims| claims.add(uid.clone()));
+        }
+        if let Some(previous) = previous.as_ref().filter(|previous| previous.pod.node != pod.node) {
+            self.leave_node(previous);
+        }
+        if let Some(node) = &pod.node {
+            self.pods_by_node.change(node, |pods| _ = pods.insert(uid.clone(), ()));
+        }
+        self.pods_by_name.insert(pod.name.clone(), uid.clone());
+        self.pods_by_namespace.change(&pod.name.namespace, |pods| _ = pods.insert(uid.clone(), ()));
+        self.network_policies.set_pod(pod);
+        self.pods.insert(uid.clone(), workload);
+        change.pods.insert(uid);
+        change
+    }
+
+    pub(super) fn remove_pod(&mut self, uid: &PodUid) -> Change {
+        let Some(workload) = self.pods.remove(uid) else { return Change::default() };
+        for ip in held_addresses(&workload.pod) {
+            self.claims.change(&ip, |claims| claims.remove(uid));
+        }
+        self.leave_node(&workload);
+        self.network_policies.remove_pod(uid);
+        self.pods_by_name.remove(workload.name());
+        self.pods_by_namespace.change(&workload.name().namespace, |pods| _ = pods.remove(uid));
+        Change { pods: BTreeSet::from([uid.clone()]), ..Change::default() }
+    }
+
+    /// Takes a namespace, or takes it away. Its pods are made anew only if what it says of them changed.
+    pub(super) fn set_namespace(&mut self, name: &Arc<str>, namespace: Option<Namespace>) -> Change {
+        let settings = namespace.as_ref().map(|namespace| namespace.settings.clone());
+        let old = match namespace {
+            Some(namespace) => self.namespaces.insert(name.clone(), Arc::new(namespace)),
+            None => self.namespaces.remove(name),
+        };
+        let (old, settings) = (old.map(|old| old.settings.clone()).unwrap_or_default(), settings.unwrap_or_default());
+        if old == settings {
+            return Change::default();
+        }
+        let uids = self.pods_by_namespace.get(name).map(|pods| pods.keys().cloned().collect());
+        let uids: Vec<PodUid> = uids.unwrap_or_default();
+        // A waypoint is no part of a pod as it is made, yet what stands between it and others.
+        let passed_by =
+            if old.waypoint == settings.waypoint { BTreeSet::new() } else { uids.iter().cloned().collect() };
+        let mut change = self.rebuild(uids);
+        change.pods.extend(passed_by);
+        change
+    }
+
+    /// Takes a node, or takes it away. Its pods are made anew only if its zone changed.
+    pub(super) fn set_node(&mut self, name: &Arc<str>, node: Option<Node>) -> Change {
+        if self.nodes.get(name).map(|old| &**old) == node.as_ref() {
+            return Change::default();
+        }
+        let zone = node.as_ref().and_then(|node| node.zone.clone());
+        let old = self.nodes.remove(name);
+        if let Some(old) = &old {
+            old.pod_cidrs.iter().for_each(|range| self.ranges.remove(*range));
+            for address in &old.addresses {
+                match self.node_addresses.remove(address) {
+                    Some(count) if count > 1 => drop(self.node_addresses.insert(*address, count - 1)),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(node) = node {
+            node.pod_cidrs.iter().for_each(|range| self.ranges.insert(*range));
+            for address in &node.addresses {
+                let count = self.node_addresses.get(address).copied().unwrap_or_default();
+                self.node_addresses.insert(*address, count + 1);
+            }
+            self.nodes.insert(name.clone(), Arc::new(node));
+        }
+        if old.and_then(|old| old.zone.clone()) == zone {
+            return Change::default();
+        }
+        let uids = self.pods_by_node.get(name).map(|pods| pods.keys().cloned().collect());
+        self.rebuild(uids.unwrap_or_default())
+    }
+
+    fn leave_node(&mut self, workload: &Workload) {
+        if let Some(node) = &workload.pod.node {
+            self.pods_by_node.change(node, |pods| _ = pods.remove(workload.uid()));
+        }
+    }
+
+    fn rebuild(&mut self, uids: Vec<PodUid>) -> Change {
+        let mut change = Change::default();
+        for uid in uids {
+            let Some(old) = self.pods.get(&uid) else { continue };
+            let workload = self.build(old.pod.clone());
+            if **old != workload {
+                self.pods.insert(uid.clone(), Arc::new(workload));
+                change.pods.insert(uid);
+            }
+        }
+        change
+    }
+
+    fn build(&self, pod: Arc<Pod>) -> Workload {
+        #[cfg(test)]
+        super::super::work::step();
+        let namespace = self.namespaces.get(&pod.name.namespace).map(|n| &n.settings);
+        let membership = Membership::of(&pod.name, pod.host_network, namespace, &pod.settings);
+        Workload {
+            identity: Identity::new(&self.settings.trust_domain, &pod.name.namespace, &pod.service_account),
+            captured: membership.is_joined(),
+            membership,
+            zone: pod.node.as_ref().and_then(|node| self.nodes.get(node)).and_then(|node| node.zone.clone()),
+            pod,
+        }
+    }
+}
+
+/// The addresses that a pod holds: none of its own on the host's network, none any more once it has finished.
+fn held_addresses(pod: &Pod) -> BTreeSet<IpAddr> {
+    if pod.host_network || !pod.is_live() {
+        return BTreeSet::new();
+    }
+    pod.ips.iter().map(IpAddr::to_canonical).collect()
+}

@@ -1,0 +1,150 @@
+//! The kinds that are read, and the name of one object.
+
+use std::fmt;
+use std::path::Path;
+
+use super::{CniKind, group_of};
+use crate::mesh::{NamespacedName, ObjectKind, ObjectRef};
+
+/// The kinds that are read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    Namespace,
+    Node,
+    ServiceCidr,
+    Service,
+    EndpointSlice,
+    Pod,
+    PeerAuthentication,
+    AuthorizationPolicy,
+    /// Of `networking.k8s.io`.
+    NetworkPolicy,
+    /// A CNI's own.
+    Cni(&'static CniKind),
+}
+
+impl Kind {
+    /// All but those of CNIs.
+    const ALL: [Self; 9] = [
+        Self::Namespace,
+        Self::Node,
+        Self::ServiceCidr,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Pod,
+        Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
+        Self::NetworkPolicy,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Pod => "Pod",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::Cni(kind) => kind.kind,
+        }
+    }
+
+    pub fn is_policy(self) -> bool {
+        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
+    }
+
+    /// `None`: any version, for of this kind nothing is read that versions may differ in.
+    pub(super) fn api_version(self) -> Option<&'static str> {
+        match self {
+            Self::Namespace | Self::Node | Self::Service | Self::Pod => Some("v1"),
+            Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
+            Self::EndpointSlice => Some("discovery.k8s.io/v1"),
+            Self::PeerAuthentication | Self::AuthorizationPolicy => Some("selvedge.dev/v1alpha1"),
+            Self::Cni(_) => None,
+        }
+    }
+
+    fn is_cluster_wide(self) -> bool {
+        match self {
+            Self::Namespace | Self::Node | Self::ServiceCidr => true,
+            Self::Cni(kind) => kind.is_cluster_wide,
+            _ => false,
+        }
+    }
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name);
+        known.or_else(|| CniKind::find(None, name).map(Self::Cni))
+    }
+
+    pub(super) fn of(group: &str, name: &str) -> Option<Self> {
+        let in_group = |kind: &Self| kind.api_version().is_some_and(|version| group_of(version) == group);
+        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name && in_group(kind));
+        known.or_else(|| CniKind::find(Some(group), name).map(Self::Cni))
+    }
+}
+
+/// Names one object of the folder; the namespace is empty for cluster-wide kinds.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Key {
+    pub kind: Kind,
+    pub name: NamespacedName,
+}
+
+impl Key {
+    pub(super) fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
+        let namespace = if kind.is_cluster_wide() { "" } else { namespace.unwrap_or(DEFAULT_NAMESPACE) };
+        Self { kind, name: NamespacedName::new(namespace, name) }
+    }
+
+    /// Stands for a policy that has no name: it may be any, and denies until it has one. No object of the folder can
+    /// have such a name: a parenthesis is not allowed in one.
+    pub(super) fn unnamed(kind: Kind, namespace: Option<&str>, path: &Path, line: usize) -> Option<Self> {
+        let name = || format!("(unnamed in {}:{line})", path.display());
+        kind.is_policy().then(|| Self::new(kind, namespace, &name()))
+    }
+
+    pub fn is_unnamed(&self) -> bool {
+        self.name.name.starts_with('(')
+    }
+
+    /// The model's name of it; `None` for policies, which the mesh does not hold.
+    pub(in crate::source) fn object_ref(&self) -> Option<ObjectRef> {
+        let kind = match self.kind {
+            Kind::Namespace => ObjectKind::Namespace,
+            Kind::Node => ObjectKind::Node,
+            Kind::ServiceCidr => ObjectKind::ServiceCidr,
+            Kind::Service => ObjectKind::Service,
+            Kind::EndpointSlice => ObjectKind::EndpointSlice,
+            Kind::Pod => ObjectKind::Pod,
+            Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
+        };
+        Some(ObjectRef { kind, name: self.model_name() })
+    }
+
+    /// Of a CNI's kind no object of another kind has the same: a slash is not allowed in a name.
+    pub(super) fn model_name(&self) -> NamespacedName {
+        match self.kind {
+            Kind::Cni(CniKind { group, kind, .. }) => {
+                let name = format!("{kind}.{group}/{}", self.name.name);
+                NamespacedName { namespace: self.name.namespace.clone(), name: name.into() }
+            }
+            _ => self.name.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.name.namespace {
+            "" => write!(f, "{} {}", self.kind.as_str(), self.name.name),
+            _ => write!(f, "{} {}", self.kind.as_str(), self.name),
+        }
+    }
+}
+
+const DEFAULT_NAMESPACE: &str = "default";
