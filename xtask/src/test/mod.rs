@@ -19,8 +19,8 @@ use serde_json::Value;
 use crate::build::{cargo, release, root};
 use crate::image;
 use crate::style::{bad, bold, dim, mark};
-use crate::test::runner::{Excerpt, check};
-pub use crate::test::runner::{Tally, count_tests};
+use crate::test::runner::check;
+pub use crate::test::runner::{Excerpt, Tally, count_tests};
 use crate::tools;
 
 /// What `cargo xtask test` takes.
