@@ -8,13 +8,18 @@ use anyhow::{Context, Result, bail};
 
 /// Builds the release binary: one static file for this machine's Linux, glibc and all.
 pub fn release() -> Result<PathBuf> {
+    static_release("selvedge", "selvedge")
+}
+
+/// Builds one program of the workspace as [`release`] does.
+pub fn static_release(package: &str, program: &str) -> Result<PathBuf> {
     let target = host()?;
     // Named by --target, so that the flags do not reach build scripts and procedural macros, which cannot be static.
     let flags = format!("{} -C target-feature=+crt-static", env::var("RUSTFLAGS").unwrap_or_default());
     let mut command = cargo();
-    command.args(["build", "--release", "--locked", "--package", "selvedge", "--bin", "selvedge", "--target", &target]);
+    command.args(["build", "--release", "--locked", "--package", package, "--bin", program, "--target", &target]);
     run(command.env("RUSTFLAGS", flags.trim()))?;
-    Ok(target_directory().join(target).join("release/selvedge"))
+    Ok(target_directory().join(target).join("release").join(program))
 }
 
 /// Where [`release`] leaves the binary.
@@ -66,7 +71,8 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn target_directory() -> PathBuf {
+/// Where cargo builds.
+pub fn target_directory() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 

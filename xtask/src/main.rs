@@ -2,7 +2,10 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod demo;
+mod e2e;
+mod image;
 mod style;
 mod test;
 mod tools;
@@ -20,6 +23,9 @@ fn main() -> ExitCode {
             println!("{}", binary.display());
             ExitCode::SUCCESS
         }),
+        Command::Cluster(options) => cluster::run(&options),
+        Command::Image(options) => image::run(&options),
+        Command::E2e(options) => e2e::run(&options),
         Command::Crd => build::write_crds().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
@@ -40,6 +46,12 @@ enum Command {
     Test(test::Options),
     /// Builds the static release binary and prints where it is.
     Build,
+    /// A real Kubernetes on this machine: up, down, kubectl, load, shell.
+    Cluster(cluster::Options),
+    /// Builds the container images, without a container engine, and prints where they are.
+    Image(image::Options),
+    /// Runs the tests on a real cluster, which is brought up once for all of them.
+    E2e(e2e::Options),
     /// Writes crd/ anew from the Rust types.
     Crd,
 }

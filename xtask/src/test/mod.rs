@@ -17,8 +17,10 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{cargo, release, root};
+use crate::image;
 use crate::style::{bad, bold, dim, mark};
-use crate::test::runner::{Excerpt, Tally, check, count_tests};
+use crate::test::runner::check;
+pub use crate::test::runner::{Excerpt, Tally, count_tests};
 use crate::tools;
 
 /// What `cargo xtask test` takes.
@@ -72,7 +74,7 @@ struct Section {
     run: fn() -> Result<Tally>,
 }
 
-const SECTIONS: [Section; 13] = [
+const SECTIONS: [Section; 14] = [
     Section { name: "formatting", run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -98,6 +100,7 @@ const SECTIONS: [Section; 13] = [
     Section { name: "real network without root", run: unprivileged::network },
     Section { name: "dependencies and licences", run: dependencies::check },
     Section { name: "generated files", run: generated::check },
+    Section { name: "images", run: image::check },
     Section { name: "demo", run: demo },
     Section { name: "demo without root", run: unprivileged::demo },
     Section { name: "bench", run: bench::check },

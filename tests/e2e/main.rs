@@ -1,0 +1,21 @@
+//! The tests on a real cluster, which `cargo xtask e2e` brings up once for all of them.
+//!
+//! Each module is one subject. Each trial has a Kubernetes namespace of its own ([`scene::Scene`]), so that trials run
+//! side by side; what it tells of a failure are the events, the pods and the logs.
+
+mod cluster;
+mod images;
+mod nodes;
+mod scene;
+mod services;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(2);
+    let subjects = [nodes::trials(), services::trials(), images::trials()];
+    libtest_mimic::run(&arguments, subjects.into_iter().flatten().collect()).exit_code()
+}
