@@ -90,7 +90,9 @@ async fn established(stream: &TcpStream) -> io::Result<()> {
         match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
             Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => return Err(cause),
             // An ICMP error came that the kernel does not count yet: it wakes the socket, which goes on connecting.
-            Err(_) if stream.peer_addr().is_err() => drop(stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()))),
+            Err(_) if stream.peer_addr().is_err() => {
+                drop(stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())))
+            }
             _ => return Ok(()),
         }
     }
