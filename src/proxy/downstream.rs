@@ -67,8 +67,14 @@ impl Client {
         match self {
             Self::Connected(application) => Ok(application),
             Self::Waiting(syn) => {
-                let connected = syn.connect().await.and_then(|stream| prepare(pod, stream));
-                connected.map_err(|cause| Failure::new(Reason::Reset, format!("the client's side: {cause}")))
+                let connected = async {
+                    let application = prepare(pod, syn.connect().await?)?;
+                    // The reactor is to know it before anything is relayed: of a server that has spoken and reset
+                    // meanwhile, the words are lost to a client that cannot take them at once.
+                    application.stream().writable().await?;
+                    Ok::<_, io::Error>(application)
+                };
+                connected.await.map_err(|cause| Failure::new(Reason::Reset, format!("the client's side: {cause}")))
             }
         }
     }
