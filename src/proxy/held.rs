@@ -236,7 +236,7 @@ impl Default for Bounds {
 }
 
 /// How long a client that was let through may take to complete its handshake: some SYN-ACKs may be lost.
-const COMPLETION: Duration = Duration::from_secs(5);
+const COMPLETION: Duration = Duration::from_secs(10);
 /// How often a client that waits long is looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
