@@ -38,7 +38,7 @@ fn every_outcome_is_that_of_the_bare_network(lab: &Lab, arguments: &[&str]) -> R
     let scene = Scene::new(lab)?;
     let calls = scene.calls(lab);
     let bare: Vec<Told> = calls.iter().map(|call| call.told()).collect();
-    let options = arguments.iter().fold(AgentOptions::default(), |options, argument| options.arg(argument));
+    let options = arguments.iter().fold(truthful(), |options, argument| options.arg(argument));
     let agents = lab.start_agents(&options)?;
     for (call, bare) in calls.iter().zip(bare) {
         let told = call.told();
@@ -61,7 +61,7 @@ fn every_outcome_is_that_of_the_bare_network(lab: &Lab, arguments: &[&str]) -> R
 
 fn what_the_mesh_forbids_is_prohibited(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&truthful())?;
     lab.put(&json!({
         "apiVersion": "selvedge.dev/v1alpha1",
         "kind": "AuthorizationPolicy",
@@ -212,3 +212,7 @@ const NOWHERE: &str = "203.0.113.7";
 const NOWHERE_V6: &str = "2001:db8:dead::7";
 /// How long a silent server is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+fn truthful() -> AgentOptions {
+    AgentOptions::default().arg("--connect=truthful")
+}

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use selvedge_lab::{AgentOptions, BOUND, Lab, Namespace, Server, eventually, trial_with};
+use selvedge_lab::{BOUND, Lab, Namespace, Server, eventually, trial_with};
 use socket2::{Domain, Socket, Type};
 
 use super::{DEAD, HOLE, LIVE, Scene, Told, answers, held, told};
@@ -29,7 +29,7 @@ fn a_crowd(lab: &Lab) -> Result<()> {
     // For the agents too, which inherit it.
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&super::truthful())?;
     let _servers = [keep(&scene.cart)?, keep(&scene.near)?];
     // A live connection takes two descriptors and a passing third here, where client and server are one process, and two
     // in each agent.
@@ -52,7 +52,7 @@ fn a_crowd(lab: &Lab) -> Result<()> {
 
 fn a_silent_server_holds_up_nobody_else(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&super::truthful())?;
     let sockets = begin(&scene.web, 200, |_| (scene.cart.ip(), HOLE).into())?;
     eventually("they wait", BOUND, || (held(&agents[0]).ok()? >= 200.0).then_some(()))?;
     for _ in 0..20 {

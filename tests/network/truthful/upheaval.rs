@@ -29,7 +29,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn the_agent_starts_anew(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&super::truthful())?;
     let calls: Vec<(SocketAddr, Told)> = [(LIVE, Told::Connected), (DEAD, Told::Error(ErrorKind::ConnectionRefused))]
         .into_iter()
         .flat_map(|(port, told)| scene.cart.ips().iter().map(move |ip| (SocketAddr::new(*ip, port), told)))
@@ -60,7 +60,7 @@ fn the_agent_starts_anew(lab: &Lab) -> Result<()> {
 
 fn the_server_comes_up(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&super::truthful())?;
     for ip in scene.cart.ips() {
         let tool = if ip.is_ipv4() { "iptables" } else { "ip6tables" };
         let _server = scene.cart.serve_echo(SocketAddr::new(*ip, HOLE))?;
@@ -78,7 +78,7 @@ fn the_server_comes_up(lab: &Lab) -> Result<()> {
 
 fn a_client_never_completes(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&super::truthful())?;
     let server = scene.cart.serve_echo(UNHEARD)?;
     // The server's answer to the SYN does not reach the client.
     for tool in ["iptables", "ip6tables"] {
@@ -105,7 +105,7 @@ fn data_in_the_syn_arrives(lab: &Lab) -> Result<()> {
     for pod in [&scene.web, &scene.stranger] {
         pod.sysctl("ipv4.tcp_fastopen", "5")?;
     }
-    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let _agents = lab.start_agents(&super::truthful())?;
     for client in [&scene.web, &scene.stranger] {
         for ip in scene.cart.ips() {
             let heard = client.run(|| fast_open((*ip, LIVE).into())).with_context(|| format!("to {ip}"))?;
@@ -140,7 +140,7 @@ fn eager_on_demand(lab: &Lab) -> Result<()> {
         }))
     };
     namespace(serde_json::json!({"selvedge.dev/mesh": "enabled", "selvedge.dev/connect": "eager"}))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let agents = lab.start_agents(&super::truthful())?;
     ensure!(told(&by_pod, dead, BOUND) == deceived && told(&by_namespace, dead, BOUND) == deceived);
     ensure!(told(&scene.web, dead, BOUND) == refused);
     let shown = lab.selvedge("node-a", &["capture", "show", "shop/eager"])?;
@@ -165,7 +165,7 @@ fn eager_on_demand(lab: &Lab) -> Result<()> {
 
 fn eager_without_nfqueue(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&iptables_without(lab, "NFQUEUE")?)?;
+    let agents = lab.start_agents(&iptables_without(lab, "NFQUEUE")?.arg("--connect=truthful"))?;
     ensure!(told(&scene.web, (scene.cart.ip(), LIVE).into(), BOUND) == Told::Connected);
     let dead = told(&scene.web, (scene.cart.ip(), DEAD).into(), BOUND);
     ensure!(dead == Told::Error(ErrorKind::ConnectionReset), "{dead:?}");
