@@ -144,7 +144,7 @@ fn what_was_delivered_is_never_sent_again(lab: &Lab) -> Result<()> {
 fn nobody_listens(lab: &Lab) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a").service_account("web"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
-    let agent = lab.node("node-a").start_agent(&AgentOptions::default())?;
+    let agent = lab.node("node-a").start_agent(&AgentOptions::default().arg("--connect=truthful"))?;
     // Nothing listens at all: the connection ends with the reason, within bounds.
     let started = std::time::Instant::now();
     let refused = web.connect((cart.ip(), 8080));
