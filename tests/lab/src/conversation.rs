@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 /// A connection whose far end sends back what it hears.
 ///
 /// One that `connect()` was refused counts as reset before its first byte: where the mesh connects first and finds out
-/// later, it is.
+/// later, it is, and a reset that comes at once may be what `connect()` itself tells.
 #[derive(Debug)]
 pub struct Conversation(io::Result<TcpStream>);
 
@@ -35,6 +35,7 @@ impl Conversation {
     pub fn refused(error: io::Error) -> Result<Self> {
         match error.kind() {
             ErrorKind::ConnectionRefused
+            | ErrorKind::ConnectionReset
             | ErrorKind::HostUnreachable
             | ErrorKind::NetworkUnreachable
             | ErrorKind::PermissionDenied => Ok(Self(Err(error))),
