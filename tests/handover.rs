@@ -54,6 +54,7 @@ fn kept_listener_survives_sigkill() {
 
     // Nobody answers while the worker is stopped, and it dies so: the connection waits in the backlog.
     signal(first.pid, Signal::SIGSTOP);
+    stopped(first.pid);
     let mut waiting = TcpStream::connect(address).unwrap();
     signal(first.pid, Signal::SIGKILL);
     let second = agent.next_worker();
@@ -268,6 +269,20 @@ fn ask(address: std::net::SocketAddr) -> i32 {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer.trim().parse().unwrap()
+}
+
+/// Waits until every thread of a process has stopped: `kill` returns before, and one that wakes from `accept` to stop
+/// takes a connection along.
+fn stopped(pid: i32) {
+    let deadline = Instant::now() + PATIENCE;
+    let state = |task: std::path::PathBuf| {
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.chars().next()
+    };
+    while !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| state(task.unwrap().path()) == Some('T')) {
+        assert!(Instant::now() < deadline, "the worker did not stop in time");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn signal(pid: i32, signal: Signal) {
