@@ -109,6 +109,7 @@ async fn worker(
         netns_dir: args.netns_dir.clone(),
         node_netns: args.node_netns.clone(),
         ports: Ports::default(),
+        connect: args.connect.connect(),
         interval: RECONCILE,
         drain: args.drain,
         on_exit: if args.keep_capture { OnExit::Keep } else { OnExit::Remove },
@@ -125,7 +126,7 @@ async fn worker(
         stopping: stopping.clone(),
         connections: connections.clone(),
     });
-    let admin = Admin::bind(&admin_settings(&args)).map_err(Failure::configuration)?;
+    let admin = Admin::bind(&admin_settings(&args)).await.map_err(Failure::configuration)?;
     let dump = AgentDump::new(&args.node, proxy.clone(), reconciler.status(), report.clone());
     let admin = tokio::spawn(admin.run(Sources {
         metrics: metrics.clone(),

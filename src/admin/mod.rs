@@ -126,8 +126,8 @@ pub enum AdminError {
 }
 
 impl Admin {
-    /// Binds every server. To be called inside a runtime.
-    pub fn bind(settings: &AdminSettings) -> Result<Self, AdminError> {
+    /// Binds every server. An address that is taken is waited for a moment: a predecessor may just be ending.
+    pub async fn bind(settings: &AdminSettings) -> Result<Self, AdminError> {
         if let Some(open) = settings.admin.iter().find(|address| !address.ip().is_loopback()) {
             return Err(AdminError::NotLoopback(*open));
         }
@@ -139,7 +139,7 @@ impl Admin {
         ] {
             let mut serves = false;
             for address in addresses {
-                match listen(*address) {
+                match listen_soon(*address).await {
                     Ok(listener) => {
                         serves = true;
                         listeners.push((server, listener));
@@ -208,6 +208,18 @@ async fn attend(server: Server, stream: TcpStream, sources: Sources) {
     let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
 }
 
+async fn listen_soon(address: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = tokio::time::Instant::now() + PREDECESSOR_ENDS;
+    loop {
+        match listen(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(AFTER_TAKEN).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     if address.is_ipv6() {
@@ -231,3 +243,5 @@ const HEADER_LIMIT: Duration = Duration::from_secs(5);
 /// Long enough for a scraper that keeps its connection; it opens another.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(120);
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
+const PREDECESSOR_ENDS: Duration = Duration::from_secs(3);
+const AFTER_TAKEN: Duration = Duration::from_millis(50);

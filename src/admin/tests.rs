@@ -46,7 +46,7 @@ fn with_servers<F: Future<Output = ()>>(test: impl FnOnce([SocketAddr; 3], Arc<A
     runtime.block_on(async {
         let any = vec!["127.0.0.1:0".parse().unwrap()];
         let settings = AdminSettings { admin: any.clone(), metrics: any.clone(), readiness: any };
-        let admin = Admin::bind(&settings).unwrap();
+        let admin = Admin::bind(&settings).await.unwrap();
         let addresses =
             [Server::Admin, Server::Metrics, Server::Readiness].map(|one| admin.addresses(one).next().unwrap());
         let (agent, sources) = sources();
@@ -187,20 +187,18 @@ fn silent_clients_hold_no_more_than_their_share_and_are_sent_away() {
     });
 }
 
-#[test]
-fn an_admin_address_that_others_can_reach_is_refused() {
+#[tokio::test]
+async fn an_admin_address_that_others_can_reach_is_refused() {
     let settings = AdminSettings { admin: vec!["0.0.0.0:0".parse().unwrap()], ..AdminSettings::default() };
-    assert!(matches!(Admin::bind(&settings), Err(AdminError::NotLoopback(_))));
+    assert!(matches!(Admin::bind(&settings).await, Err(AdminError::NotLoopback(_))));
 }
 
-#[test]
-fn a_port_that_is_taken_is_named() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let _guard = runtime.enter();
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let settings = AdminSettings { admin: vec![address], metrics: Vec::new(), readiness: Vec::new() };
-    let error = Admin::bind(&settings).unwrap_err().to_string();
+    let error = Admin::bind(&settings).await.unwrap_err().to_string();
     assert!(error.contains(&address.to_string()), "{error}");
 }
 

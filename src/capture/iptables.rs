@@ -32,6 +32,8 @@ pub struct Chosen {
     pub back_end: BackEnd,
     /// Whether probes can wait in a queue (`NFQUEUE`).
     pub queue: bool,
+    /// Whether SYNs can wait for the agent's answer (`NFQUEUE`, `REJECT`, the `filter` table).
+    pub hold: bool,
     /// Why anything better was not chosen, for the log.
     pub refused: Vec<String>,
     tools: Tools,
@@ -63,22 +65,26 @@ impl BackEnd {
 }
 
 impl Chosen {
-    /// Tries a whole set of rules in a scratch namespace: TPROXY before REDIRECT, nft before legacy, with a queue for
-    /// probes before without. `mode` and `back_end` narrow the choice.
+    /// Tries a whole set of rules in a scratch namespace: TPROXY before REDIRECT, nft before legacy, with SYNs
+    /// and probes that wait in a queue before without. `mode` and `back_end` narrow the choice.
     pub fn detect(mode: Option<Mode>, back_end: Option<BackEnd>) -> Result<Self, CaptureUnavailable> {
         let tools = Tools::find();
         let mut refused = Vec::new();
         let modes = mode.map_or(vec![Mode::Tproxy, Mode::Redirect], |mode| vec![mode]);
         let back_ends = back_end.map_or(vec![BackEnd::Nft, BackEnd::Legacy], |back_end| vec![back_end]);
         for mode in modes {
-            for queue in [true, false] {
+            for (queue, hold) in [(true, true), (true, false), (false, false)] {
                 for &back_end in &back_ends {
-                    let chosen = Self { mode, back_end, queue, refused: Vec::new(), tools: tools.clone() };
+                    let chosen = Self { mode, back_end, queue, hold, refused: Vec::new(), tools: tools.clone() };
                     match netns::in_scratch(|| chosen.try_out()) {
                         Ok(()) => return Ok(Self { refused, ..chosen }),
                         Err(cause) => {
-                            let queue = if queue { " with NFQUEUE" } else { "" };
-                            refused.push(format!("{} by {}{queue}: {cause}", mode.name(), back_end.name()));
+                            let with = match (queue, hold) {
+                                (_, true) => " with NFQUEUE and REJECT",
+                                (true, false) => " with NFQUEUE",
+                                (false, false) => "",
+                            };
+                            refused.push(format!("{} by {}{with}: {cause}", mode.name(), back_end.name()));
                         }
                     }
                 }
@@ -104,6 +110,7 @@ impl Chosen {
                 outbound_cidrs: Default::default(),
             },
             probes,
+            hold: self.hold,
         };
         for version in self.versions() {
             self.restore(version, &rules.program(version, &InPlace::default()))?;

@@ -6,12 +6,15 @@
 //! | `proof` | which namespace is a pod's |
 //! | `pod` | one pod's capture: made, checked, taken away |
 //! | `rules`, `iptables`, `fingerprint` | the rules: their text, putting them in, seeing them changed |
+//! | `hold`, `icmp` | SYNs that wait until the agent knows what to tell their senders |
 //! | `routes`, [`socket`] | what else capture needs of the kernel |
 //! | `probe`, `nfqueue`, [`sock_diag`] | telling the node's probes from everything else |
 //! | [`show`] | all of it, for people |
 
 mod address;
 mod fingerprint;
+mod hold;
+mod icmp;
 mod iptables;
 mod keeper;
 mod netlink;
@@ -31,6 +34,8 @@ pub mod socket;
 mod tests;
 
 pub use address::{addresses_in, ipv6_usable};
+pub use hold::{Answer, HoldDirection, HoldQueue, WaitingSyn};
+pub use icmp::Unreachable;
 pub use iptables::{BackEnd, CaptureUnavailable, Found};
 pub use keeper::ListenerKeeper;
 pub use netns::{NetNs, NetNsId};
@@ -48,7 +53,7 @@ pub fn describe_metrics() {
         "selvedge_capture_info",
         Unit::Count,
         "Always 1; its labels say how this node captures: mode (tproxy, redirect), back_end (nft, legacy), probes \
-         (queued where the kernel has NFQUEUE, else plaintext)."
+         (queued where the kernel has NFQUEUE, else plaintext), connect (truthful, eager)."
     );
     describe_gauge!(
         "selvedge_capture_impostors",

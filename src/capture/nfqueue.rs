@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use nix::sys::socket::sockopt;
+use socket2::SockRef;
 
 /// One queue of one network namespace.
 #[derive(Debug)]
@@ -21,8 +23,21 @@ pub struct Waiting {
     pub id: u32,
     /// The packet's mark, which a verdict replaces.
     pub mark: u32,
+    /// Where it waits.
+    pub hook: Hook,
     /// The two ends, if the packet is TCP.
     pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// How the packet begins: the IP header and eight bytes behind it, where there are no IP options.
+    pub head: [u8; HEAD],
+}
+
+/// Where in its way through the kernel a packet waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// It came in, and has not been routed.
+    Prerouting,
+    /// A socket of this namespace sent it.
+    Output,
 }
 
 /// What becomes of it.
@@ -32,11 +47,14 @@ pub enum Verdict {
     Accept { mark: u32 },
     /// It goes through the chain again, with this mark.
     Repeat { mark: u32 },
+    /// It never was.
+    Drop,
 }
 
 impl Queue {
     /// Opens a queue in the thread's present namespace.
-    pub fn open(number: u16) -> io::Result<Self> {
+    /// `most_waiting` packets may wait; one more is dropped.
+    pub fn open(number: u16, most_waiting: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&NetlinkAddr::new(0, 0))?;
@@ -47,30 +65,48 @@ impl Queue {
         let mut params = SNAP_LENGTH.to_be_bytes().to_vec();
         params.push(NFQNL_COPY_PACKET);
         queue.configure(NFQA_CFG_PARAMS, &params)?;
-        queue.configure(NFQA_CFG_QUEUE_MAXLEN, &MAX_WAITING.to_be_bytes())?;
+        queue.configure(NFQA_CFG_QUEUE_MAXLEN, &most_waiting.to_be_bytes())?;
+        queue.make_room();
         queue.socket.set_non_blocking(true)?;
         Ok(queue)
     }
 
-    /// The packets that wait now; `WouldBlock` when none does.
-    pub fn receive(&self) -> io::Result<Vec<Waiting>> {
-        let mut buffer = Vec::with_capacity(16 * 1024);
-        self.socket.recv(&mut buffer, 0)?;
-        Ok(messages(&buffer)
-            .filter(|(kind, _)| *kind == QUEUE | NFQNL_MSG_PACKET)
-            .filter_map(|m| waiting(m.1))
-            .collect())
+    /// The next packets that wait unseen; `WouldBlock` when none does. `buffer` is only room.
+    pub fn receive(&self, buffer: &mut Vec<u8>, mut each: impl FnMut(Waiting)) -> io::Result<()> {
+        buffer.clear();
+        buffer.reserve(RECEIVE_ROOM);
+        self.socket.recv(buffer, 0)?;
+        let packets = messages(buffer).filter(|(kind, _)| *kind == QUEUE | NFQNL_MSG_PACKET);
+        packets.filter_map(|(_, body)| waiting(body)).for_each(&mut each);
+        Ok(())
     }
 
     pub fn verdict(&self, packet: &Waiting, verdict: Verdict) -> io::Result<()> {
         let (code, mark) = match verdict {
             Verdict::Accept { mark } => (NF_ACCEPT, mark),
             Verdict::Repeat { mark } => (NF_REPEAT, mark),
+            Verdict::Drop => (NF_DROP, packet.mark),
         };
         let mut attributes = Vec::new();
         put(&mut attributes, NFQA_VERDICT_HDR, &[code.to_be_bytes(), packet.id.to_be_bytes()].concat());
         put(&mut attributes, NFQA_MARK, &mark.to_be_bytes());
         self.send(NFQNL_MSG_VERDICT, 0, &attributes)
+    }
+
+    /// Lets another take the queue; packets that wait are dropped.
+    pub fn unbind(&self) -> io::Result<()> {
+        let mut attributes = Vec::new();
+        put(&mut attributes, NFQA_CFG_CMD, &[NFQNL_CFG_CMD_UNBIND, 0, 0, 0]);
+        self.send(NFQNL_MSG_CONFIG, 0, &attributes)
+    }
+
+    /// Room for a burst of packets that nobody has read yet: beyond the system's bound where we may, else up to it.
+    fn make_room(&self) {
+        let socket = SockRef::from(self);
+        let forced = nix::sys::socket::setsockopt(self, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+        if forced.is_err() && socket.set_recv_buffer_size(RECEIVE_BUFFER).is_err() {
+            tracing::debug!("The receive buffer of a queue keeps its size; packets of a burst may have to come again.");
+        }
     }
 
     fn configure(&self, attribute: u16, value: &[u8]) -> io::Result<()> {
@@ -103,6 +139,17 @@ impl Queue {
     }
 }
 
+impl Waiting {
+    /// The IP header and eight bytes behind it, as ICMP repeats them; none where the header has options.
+    pub fn beginning(&self) -> Option<&[u8]> {
+        match self.head[0] {
+            0x45 => self.head.get(..28),
+            first if first >> 4 == 6 => Some(&self.head),
+            _ => None,
+        }
+    }
+}
+
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -128,20 +175,28 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 
 fn waiting(body: &[u8]) -> Option<Waiting> {
     let mut rest = body.get(NFGENMSG..)?;
-    let (mut id, mut mark, mut ends) = (None, 0, None);
+    let (mut id, mut hook, mut mark, mut ends, mut head) = (None, Hook::Prerouting, 0, None, [0; HEAD]);
     while let Some(length) = rest.first_chunk().map(|length| usize::from(u16::from_ne_bytes(*length))) {
         let attribute = rest.get(..length).filter(|attribute| attribute.len() >= 4)?;
         let kind = u16::from_ne_bytes([attribute[2], attribute[3]]) & NLA_TYPE_MASK;
         let value = &attribute[4..];
         match kind {
-            NFQA_PACKET_HDR => id = value.first_chunk().map(|id| u32::from_be_bytes(*id)),
+            NFQA_PACKET_HDR => {
+                id = value.first_chunk().map(|id| u32::from_be_bytes(*id));
+                if value.get(HOOK_AT) == Some(&NF_INET_LOCAL_OUT) {
+                    hook = Hook::Output;
+                }
+            }
             NFQA_MARK => mark = u32::from_be_bytes(*value.first_chunk()?),
-            NFQA_PAYLOAD => ends = tcp_ends(value),
+            NFQA_PAYLOAD => {
+                ends = tcp_ends(value);
+                head.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
+            }
             _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Waiting { id: id?, mark, ends })
+    Some(Waiting { id: id?, hook, mark, ends, head })
 }
 
 /// Source and destination of a TCP packet that begins with its IP header (RFC 791, RFC 8200, RFC 9293). IPv6 extension
@@ -170,6 +225,8 @@ fn put(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
     into.resize(into.len().next_multiple_of(4), 0);
 }
 
+/// An IPv6 header and eight bytes.
+const HEAD: usize = 48;
 const HEADER: usize = 16;
 const NFGENMSG: usize = 4;
 const NLMSG_ERROR: u16 = 2;
@@ -185,17 +242,25 @@ const NFQA_CFG_CMD: u16 = 1;
 const NFQA_CFG_PARAMS: u16 = 2;
 const NFQA_CFG_QUEUE_MAXLEN: u16 = 3;
 const NFQNL_CFG_CMD_BIND: u8 = 1;
+const NFQNL_CFG_CMD_UNBIND: u8 = 2;
 const NFQNL_COPY_PACKET: u8 = 2;
 const NFQA_PACKET_HDR: u16 = 1;
 const NFQA_VERDICT_HDR: u16 = 2;
 const NFQA_MARK: u16 = 3;
 const NFQA_PAYLOAD: u16 = 10;
+const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NF_REPEAT: u32 = 4;
+/// In `struct nfqnl_msg_packet_hdr`, after the id and the protocol.
+const HOOK_AT: usize = 6;
+const NF_INET_LOCAL_OUT: u8 = 3;
 const TCP: u8 = 6;
 /// Enough for an IP header with options and the ports.
 const SNAP_LENGTH: u32 = 128;
-const MAX_WAITING: u32 = 1024;
+/// More than any one datagram of the kernel's.
+const RECEIVE_ROOM: usize = 16 * 1024;
+/// Some thousand packets.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::address;
 use super::fingerprint::Fingerprint;
+use super::hold::HoldQueue;
 use super::iptables::{Chosen, Found};
 use super::keeper::ListenerKeeper;
 use super::netns::NetNs;
@@ -18,7 +19,7 @@ use super::routes::{Routing, Timeouts, raise_timeouts};
 use super::rules::{IpVersion, Marks, Mode, OtherMesh, Phase, Ports, Probes, RuleSet};
 use super::socket::{self, ListenAddr};
 use crate::handover::{Family, ListenerKey, Role};
-use crate::mesh::{Exclusions, Membership, PodUid, Workload};
+use crate::mesh::{Connect, Exclusions, Membership, PodUid, Workload};
 
 /// A pod whose connections are taken: what the proxy needs to serve it.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct CapturedPod {
     pub mode: Mode,
     pub ports: Ports,
     pub listeners: Listeners,
+    /// The SYNs that wait for an answer; none where `connect()` is answered at once.
+    pub hold: Option<Arc<HoldQueue>>,
 }
 
 /// Nonblocking listeners in the pod's namespace, one of each family that lives there.
@@ -44,6 +47,8 @@ pub(super) struct Kernel {
     pub chosen: Chosen,
     pub node: NetNs,
     pub ports: Ports,
+    /// Where neither the pod nor its namespace says it.
+    pub connect: Connect,
     pub keeper: Arc<dyn ListenerKeeper>,
     pub inherited: Mutex<HashMap<ListenerKey, OwnedFd>>,
     pub runtime: tokio::runtime::Handle,
@@ -131,8 +136,10 @@ impl PodCapture {
         let marks = *self.marks.get_or_insert_with(|| Marks::draw(rand::random));
 
         let lost = self.captured.as_ref().is_some_and(|captured| !captured.listeners.all_listen());
-        if lost || self.captured.is_none() {
-            let listeners = self.listen(kernel, marks, self.captured.as_ref().map(|before| &before.listeners))?;
+        let hold = self.hold_queue(kernel, &mut drift)?;
+        let before = self.captured.as_ref();
+        if lost || !before.is_some_and(|before| same(before.hold.as_ref(), hold.as_ref())) {
+            let listeners = self.listen(kernel, marks, before.map(|before| &before.listeners))?;
             self.captured = Some(Arc::new(CapturedPod {
                 workload: self.workload.clone(),
                 netns: self.netns.clone(),
@@ -140,6 +147,7 @@ impl PodCapture {
                 mode: kernel.chosen.mode,
                 ports: kernel.ports,
                 listeners,
+                hold,
             }));
         }
         if lost {
@@ -208,7 +216,29 @@ impl PodCapture {
             ports: kernel.ports,
             exclusions,
             probes: wanted.then_some(probes),
+            hold: self.holds(kernel),
         }
+    }
+
+    /// Whether SYNs of the pod wait for an answer.
+    pub fn holds(&self, kernel: &Kernel) -> bool {
+        kernel.chosen.hold && self.workload.connect.unwrap_or(kernel.connect) == Connect::Truthful
+    }
+
+    /// The queue of SYNs that wait: the one there is, or a new one where there is none that works.
+    fn hold_queue(&self, kernel: &Kernel, drift: &mut Vec<Drift>) -> io::Result<Option<Arc<HoldQueue>>> {
+        if !self.holds(kernel) {
+            return Ok(None);
+        }
+        let before = self.captured.as_ref().and_then(|captured| captured.hold.clone());
+        if let Some(queue) = before {
+            if !queue.has_failed() {
+                return Ok(Some(queue));
+            }
+            drift.push(Drift::Queue);
+            queue.close()?;
+        }
+        HoldQueue::open(&self.netns).map(Arc::new).map(Some)
     }
 
     fn keep_queue(&mut self, kernel: &Kernel, rules: &RuleSet, drift: &mut Vec<Drift>) -> io::Result<()> {
@@ -326,6 +356,14 @@ impl Listeners {
         let outbound = self.outbound.iter().map(|listener| ("outbound", listener));
         let plaintext = self.plaintext.iter().map(|listener| ("plaintext", listener));
         outbound.chain(plaintext).chain(self.tunnel.iter().map(|listener| ("tunnel", listener)))
+    }
+}
+
+fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
     }
 }
 

@@ -27,7 +27,7 @@ pub struct ProbeQueue(JoinHandle<()>);
 impl ProbeQueue {
     /// Takes the pod's queue over. Call within a runtime; the queue itself is opened by a thread of its own.
     pub fn serve(pod: &NetNs, node: &NetNs, number: u16, runtime: &tokio::runtime::Handle) -> io::Result<Self> {
-        let queue = pod.enter(|| Queue::open(number))?;
+        let queue = pod.enter(|| Queue::open(number, MOST_WAITING))?;
         let diag = SockDiag::open(node)?;
         let _runtime = runtime.enter();
         // SAFETY: the queue owns its one descriptor and keeps it open and the same until it is dropped.
@@ -48,18 +48,20 @@ impl Drop for ProbeQueue {
 }
 
 async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
+    let mut buffer = Vec::new();
+    let mut waiting = Vec::new();
     loop {
         let Ok(mut ready) = queue.readable().await else { return };
-        let waiting = match ready.try_io(|queue| queue.get_ref().receive()) {
-            Ok(Ok(waiting)) => waiting,
+        match ready.try_io(|queue| queue.get_ref().receive(&mut buffer, |packet| waiting.push(packet))) {
+            Ok(Ok(())) => {}
             Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "The queue for probes failed; it is opened again.");
                 return;
             }
             Err(_would_block) => continue,
-        };
-        for packet in waiting {
+        }
+        for packet in waiting.drain(..) {
             let proven = packet.ends.is_some_and(|(client, server)| {
                 diag.has(client, server).unwrap_or_else(|error| {
                     static WARNINGS: Seldom = Seldom::new();
@@ -88,3 +90,5 @@ async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
         }
     }
 }
+
+const MOST_WAITING: u32 = 1024;

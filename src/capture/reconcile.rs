@@ -23,7 +23,7 @@ use super::proof::{Evidence, Impostor, Wanted};
 use super::rules::{Mode, Phase, Ports};
 use super::show::{CaptureStatus, PodStatus, WITHOUT_QUEUE};
 use crate::handover::ListenerKey;
-use crate::mesh::{PodUid, Workload};
+use crate::mesh::{Connect, PodUid, Workload};
 use crate::model::Model;
 
 mod leaving;
@@ -67,6 +67,8 @@ pub struct CaptureSettings {
     /// The node's network namespace; the agent's own unless given.
     pub node_netns: Option<PathBuf>,
     pub ports: Ports,
+    /// Where neither a pod nor its namespace says it.
+    pub connect: Connect,
     /// How often everything is looked at, at least.
     pub interval: Duration,
     /// How long flows of a pod that leaves may go on.
@@ -116,10 +118,17 @@ impl Reconciler {
         for refused in &chosen.refused {
             tracing::warn!(cause = %refused, "A way to capture does not work here.");
         }
+        let connect = if chosen.hold { settings.connect } else { Connect::Eager };
+        if connect != settings.connect {
+            tracing::warn!(
+                "SYNs cannot wait here, so connect() is answered before it is known whether the server is there."
+            );
+        }
         tracing::info!(
             mode = chosen.mode.name(),
             back_end = chosen.back_end.name(),
             queue = chosen.queue,
+            connect = connect.name(),
             "Capture works."
         );
         if !chosen.queue {
@@ -130,11 +139,12 @@ impl Reconciler {
             None => NetNs::current().map_err(|error| ReconcilerError::NodeNetns("its own".into(), error))?,
         };
         let inherited = std::mem::take(&mut settings.inherited).into_iter().collect();
-        let status = CaptureStatus::new(&chosen);
+        let status = CaptureStatus::new(&chosen, connect);
         let kernel = Kernel {
             chosen,
             node,
             ports: settings.ports,
+            connect: settings.connect,
             keeper,
             inherited: Mutex::new(inherited),
             runtime: tokio::runtime::Handle::current(),

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::hold;
 use crate::mesh::Exclusions;
 
 mod in_place;
@@ -84,6 +85,8 @@ pub struct RuleSet {
     pub ports: Ports,
     pub exclusions: Exclusions,
     pub probes: Option<Probes>,
+    /// Whether SYNs wait for the agent's answer.
+    pub hold: bool,
 }
 
 /// SYNs from these addresses to these ports wait in a queue for [`super::probe`] to say whether they are probes.
@@ -135,6 +138,10 @@ impl RuleSet {
     /// The text that makes the rules so, given what is in place.
     pub fn program(&self, version: IpVersion, in_place: &InPlace) -> String {
         let mut text = String::new();
+        // First, so that no SYN is sent to be rejected where nothing rejects it; and last, when it goes.
+        if self.holds() {
+            hold::filter(in_place, &mut text);
+        }
         self.mangle(version, in_place, &mut text);
         let nat_in_place = in_place.table("nat").is_some_and(|table| !table.is_empty());
         if self.mode == Mode::Redirect {
@@ -142,7 +149,14 @@ impl RuleSet {
         } else if nat_in_place {
             remove_table("nat", in_place, &mut text);
         }
+        if !self.holds() && in_place.table("filter").is_some_and(|table| !table.is_empty()) {
+            remove_table("filter", in_place, &mut text);
+        }
         text
+    }
+
+    fn holds(&self) -> bool {
+        self.hold && self.phase == Phase::Capturing
     }
 
     fn mangle(&self, version: IpVersion, in_place: &InPlace, text: &mut String) {
@@ -157,8 +171,13 @@ impl RuleSet {
         if tproxy {
             table.rule(OUT, &format!("-m connmark --mark {outbound} -j MARK --set-xmark {outbound}"));
             table.rule(OUT, &format!("-m connmark --mark {outbound} -j RETURN"));
-            if capturing {
-                self.outbound_exceptions(version, &mut table);
+        }
+        if capturing && (tproxy || self.hold) {
+            self.outbound_exceptions(version, &mut table);
+            if self.hold {
+                hold::outbound(&mut table);
+            }
+            if tproxy {
                 // Without `--syn`, joining would reset live connections: conntrack calls mid-stream packets NEW.
                 table.rule(OUT, &format!("-p tcp --syn -m conntrack --ctstate NEW -j CONNMARK --set-xmark {outbound}"));
                 table.rule(OUT, &format!("-m connmark --mark {outbound} -j MARK --set-xmark {outbound}"));
@@ -193,6 +212,9 @@ impl RuleSet {
                 table.rule(IN, &format!("-p tcp -m multiport --dports {ports} -j RETURN"));
             }
             self.probes(version, &mut table);
+            if self.hold {
+                hold::inbound(&mut table);
+            }
             if tproxy {
                 let port = self.ports.plaintext;
                 table.rule(IN, &format!("-p tcp -j TPROXY --on-port {port} --on-ip {on_ip}"));
@@ -206,6 +228,10 @@ impl RuleSet {
         let mut table = Table::begin("nat", in_place, text);
         if self.phase == Phase::Capturing {
             table.rule(OUT, &format!("-m mark --mark {own} -j RETURN"));
+            if self.hold {
+                hold::not_redirected(&mut table, OUT);
+                hold::not_redirected(&mut table, IN);
+            }
             self.outbound_exceptions(version, &mut table);
             table.rule(OUT, &format!("-p tcp --syn -j REDIRECT --to-ports {}", self.ports.outbound));
             table.rule(IN, "-i lo -j RETURN");
@@ -280,22 +306,27 @@ impl IpVersion {
 }
 
 /// One table of the text, from its header to its COMMIT.
-struct Table<'a>(&'a mut String);
+pub(super) struct Table<'a>(&'a mut String);
 
 impl<'a> Table<'a> {
     /// Declares our chains, which empties them, and puts the jumps to them first, once.
     fn begin(name: &str, in_place: &InPlace, text: &'a mut String) -> Self {
+        Self::begin_at(name, "PREROUTING", in_place, text)
+    }
+
+    /// The same, for what comes in at another place.
+    pub(super) fn begin_at(name: &str, arriving: &str, in_place: &InPlace, text: &'a mut String) -> Self {
         let _ = writeln!(text, "*{name}\n:{OUT} - [0:0]\n:{IN} - [0:0]");
         delete_jumps(in_place.table(name), text);
-        let _ = writeln!(text, "-I OUTPUT 1 -p tcp -j {OUT}\n-I PREROUTING 1 -p tcp -j {IN}");
+        let _ = writeln!(text, "-I OUTPUT 1 -p tcp -j {OUT}\n-I {arriving} 1 -p tcp -j {IN}");
         Self(text)
     }
 
-    fn rule(&mut self, chain: &str, rule: &str) {
+    pub(super) fn rule(&mut self, chain: &str, rule: &str) {
         let _ = writeln!(self.0, "-A {chain} {rule}");
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         self.0.push_str("COMMIT\n");
     }
 }

@@ -14,7 +14,7 @@ use super::pod::PodCapture;
 use super::proof::Impostor;
 use super::routes::{Routing, Timeouts};
 use super::rules::{IpVersion, Mode, Phase};
-use crate::mesh::Workload;
+use crate::mesh::{Connect, Workload};
 
 /// The state of every pod that is joined or leaving, shared.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub back_end: BackEnd,
     /// Whether probes wait in a queue for proof; without it they are ordinary plaintext under policy.
     pub honest_probes: bool,
+    /// When connect() is answered, where neither a pod nor its namespace says it.
+    pub connect: Connect,
     /// Ways to capture that are preferred and do not work here, and why.
     pub refused: Vec<String>,
     pub pods: Vec<PodStatus>,
@@ -51,6 +53,8 @@ pub struct PodStatus {
     pub reason: Option<String>,
     pub netns: Option<String>,
     pub listeners: Vec<String>,
+    /// When the pod's connect() is answered; none before it is captured.
+    pub connect: Option<Connect>,
     /// Ports on which probes of the node are recognised.
     pub probe_ports: Vec<u16>,
     /// The rules that should be, as the kernel showed them when they were put in.
@@ -80,14 +84,19 @@ pub struct Actual {
 }
 
 impl CaptureStatus {
-    pub(super) fn new(chosen: &Chosen) -> Self {
+    pub(super) fn new(chosen: &Chosen, connect: Connect) -> Self {
         let (mode, back_end) = (chosen.mode.name(), chosen.back_end.name());
         let probes = if chosen.queue { "queued" } else { "plaintext" };
-        metrics::gauge!("selvedge_capture_info", "mode" => mode, "back_end" => back_end, "probes" => probes).set(1.0);
+        metrics::gauge!(
+            "selvedge_capture_info",
+            "mode" => mode, "back_end" => back_end, "probes" => probes, "connect" => connect.name()
+        )
+        .set(1.0);
         Self(Arc::new(RwLock::new(Snapshot {
             mode: chosen.mode,
             back_end: chosen.back_end,
             honest_probes: chosen.queue,
+            connect,
             refused: chosen.refused.clone(),
             pods: Vec::new(),
         })))
@@ -144,6 +153,7 @@ impl PodStatus {
         Self {
             netns: Some(capture.netns.id().to_string()),
             listeners: listeners.collect(),
+            connect: rules.map(|programmed| if programmed.rules.hold { Connect::Truthful } else { Connect::Eager }),
             probe_ports: probes.map(|probes| probes.ports.iter().copied().collect()).unwrap_or_default(),
             rules: rules.map(|programmed| programmed.found.clone()),
             routing: capture.marks.filter(|_| rules.is_some()).map(|marks| Routing::wanted(&marks)),
@@ -184,6 +194,7 @@ impl PodStatus {
             reason,
             netns: None,
             listeners: Vec::new(),
+            connect: None,
             probe_ports: Vec::new(),
             rules: None,
             routing: None,
@@ -199,7 +210,8 @@ impl PodStatus {
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let probes = if self.honest_probes { "recognised" } else { WITHOUT_QUEUE };
-        writeln!(f, "mode {}, back end {}, probes {probes}", self.mode.name(), self.back_end.name())?;
+        let (mode, back_end, connect) = (self.mode.name(), self.back_end.name(), self.connect.name());
+        writeln!(f, "mode {mode}, back end {back_end}, connect() {connect}, probes {probes}")?;
         self.refused.iter().try_for_each(|refused| writeln!(f, "not used: {refused}"))?;
         self.pods.iter().try_for_each(|pod| write!(f, "\n{pod}"))
     }
@@ -215,6 +227,7 @@ impl fmt::Display for PodStatus {
         row(f, "addresses", &list(&self.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>()))?;
         row(f, "namespace", self.netns.as_deref().unwrap_or("not proven"))?;
         row(f, "listeners", &list(&self.listeners))?;
+        row(f, "connect()", self.connect.map_or("not captured yet", Connect::name))?;
         row(f, "probe ports", &list(&self.probe_ports.iter().map(u16::to_string).collect::<Vec<_>>()))?;
         for impostor in &self.impostors {
             row(f, "impostor", &format!("{} ({}) holds {}", impostor.place.display(), impostor.netns, impostor.ip))?;

@@ -18,7 +18,7 @@ use super::rules::{IpVersion, Marks, Mode, Phase, Ports, Probes, RuleSet};
 use super::show::{Actual, CaptureStatus, PodState};
 use super::{CaptureSettings, CapturedPod, Event, Flows, OnExit, Reconciler, sock_diag, socket};
 use crate::handover::Keeper;
-use crate::mesh::{self, Exclusions, NamespacedName, Object, Pod, PodUid};
+use crate::mesh::{self, Connect, Exclusions, NamespacedName, Object, Pod, PodUid};
 use crate::model::{Delta, Model};
 
 mod kernel;

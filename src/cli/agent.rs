@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::Failure;
 use crate::capture::{BackEnd, Mode};
-use crate::mesh::TrustDomain;
+use crate::mesh::{Connect, TrustDomain};
 use crate::proxy::{PortRanges, SameNode};
 use crate::telemetry::{AccessLogFormat, LogFormat};
 use crate::transport::tls::Offer;
@@ -53,6 +53,12 @@ pub struct AgentArgs {
     /// How pods' connections are captured. `auto` takes TPROXY, and REDIRECT where the kernel lacks TPROXY.
     #[arg(long, env = "SELVEDGE_CAPTURE", value_enum, value_name = "HOW", default_value_t = CaptureChoice::Auto)]
     pub capture: CaptureChoice,
+
+    /// When `connect()` is answered, in pods that do not say it by `selvedge.dev/connect`: `truthful`, once it is known
+    /// whether the server is there and policy lets the client in; `eager`, at once. Where the kernel cannot hold a SYN
+    /// it is eager.
+    #[arg(long, env = "SELVEDGE_CONNECT", value_enum, value_name = "WHEN", default_value_t = ConnectChoice::Truthful)]
+    pub connect: ConnectChoice,
 
     /// Which iptables back end programs the rules. `auto` takes the first that works here.
     #[arg(long, env = "SELVEDGE_IPTABLES", value_enum, value_name = "BACK_END", default_value_t = IptablesChoice::Auto)]
@@ -149,6 +155,21 @@ pub enum CaptureChoice {
     Auto,
     Tproxy,
     Redirect,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnectChoice {
+    Truthful,
+    Eager,
+}
+
+impl ConnectChoice {
+    pub fn connect(self) -> Connect {
+        match self {
+            Self::Truthful => Connect::Truthful,
+            Self::Eager => Connect::Eager,
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::NamespacedName;
 
@@ -14,6 +15,7 @@ pub struct Settings {
     pub exclude_inbound_ports: BTreeSet<u16>,
     pub exclude_outbound_ports: BTreeSet<u16>,
     pub exclude_outbound_cidrs: Vec<IpNet>,
+    pub connect: Option<Connect>,
 }
 
 impl Settings {
@@ -66,6 +68,14 @@ impl Settings {
                 self.exclude_outbound_cidrs.extend(nets);
                 result
             }
+            "connect" => {
+                self.connect = match value {
+                    "truthful" => Some(Connect::Truthful),
+                    "eager" => Some(Connect::Eager),
+                    _ => return Err(format!("{value:?} is neither truthful nor eager; it has no effect")),
+                };
+                Ok(())
+            }
             // A misspelt `mesh` would leave its pods in plaintext without a word.
             _ => Err(format!("there is no such key, it has no effect; known are {}", KEYS.join(", "))),
         }
@@ -87,6 +97,26 @@ pub enum Waypoint {
     None,
     Node,
     Gateway(Arc<str>),
+}
+
+/// When a client's `connect()` is answered: what `selvedge.dev/connect` says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Connect {
+    /// Once it is known whether the server is there and whether policy lets the client in.
+    Truthful,
+    /// At once; what is found out later is told by a reset.
+    Eager,
+}
+
+impl Connect {
+    /// As a person writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Truthful => "truthful",
+            Self::Eager => "eager",
+        }
+    }
 }
 
 /// One of our keys that could not be read.
@@ -171,8 +201,8 @@ fn read_list<T: std::str::FromStr + Ord>(value: &str, into: &mut BTreeSet<T>, wa
 }
 
 const PREFIX: &str = "selvedge.dev/";
-const KEYS: [&str; 5] =
-    ["mesh", "waypoint", "exclude-inbound-ports", "exclude-outbound-ports", "exclude-outbound-cidrs"];
+const KEYS: [&str; 6] =
+    ["mesh", "waypoint", "exclude-inbound-ports", "exclude-outbound-ports", "exclude-outbound-cidrs", "connect"];
 /// Going on without one opens no door: a policy that needs it fails closed by itself.
 const NO_WAYPOINTS: &str = "this version has no waypoints; connections go straight to the pod and are decided at layer \
                             4, where policies that speak of requests fail closed; remove it, or write none";

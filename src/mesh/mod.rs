@@ -26,7 +26,7 @@ pub(crate) mod work;
 pub use destination::{Candidate, Candidates, Destination, ServiceDestination};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use labels::Labels;
-pub use membership::{Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};
+pub use membership::{Connect, Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};
 pub use name::{NamespacedName, PodUid};
 pub use network_policy::{LabelExpression, LabelOperator, LabelSelector, NetworkPolicy, PodSelection};
 pub use path::{Path, PlainBecause, RESERVED_PORTS, TUNNEL_PORT, believable_source, is_reserved_port};

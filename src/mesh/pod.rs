@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Identity, Labels, Membership, NamespacedName, PodUid, Settings};
+use super::{Connect, Identity, Labels, Membership, NamespacedName, PodUid, Settings};
 
 /// One pod, as its object says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,6 +79,8 @@ pub struct Workload {
     /// Whether peers may tunnel to it: joined, and its node says it is captured.
     pub captured: bool,
     pub zone: Option<Arc<str>>,
+    /// Where the pod or its namespace says it: when `connect()` is answered.
+    pub connect: Option<Connect>,
 }
 
 impl Workload {

@@ -42,6 +42,7 @@ fn workload_of(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Workload
         membership: Membership::Outside("test"),
         captured: false,
         zone: None,
+        connect: None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::pods::ServedPod;
@@ -76,14 +77,24 @@ async fn connect(pod: &ServedPod, to: SocketAddr, options: &ConnectOptions) -> i
         _ => {}
     }
     let stream = TcpStream::from_std(socket.into())?;
-    match tokio::time::timeout(CONNECT_TIMEOUT, stream.writable()).await {
-        Ok(outcome) => outcome?,
-        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s")),
+    match tokio::time::timeout(CONNECT_TIMEOUT, established(&stream)).await {
+        Ok(outcome) => outcome.map(|()| stream),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s")),
     }
-    // Asking for SO_ERROR would take a server that spoke and reset at once for one that refused, and lose its words.
-    match SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]) {
-        Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => Err(cause),
-        _ => Ok(stream),
+}
+
+async fn established(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        stream.writable().await?;
+        // Asking for SO_ERROR would take a server that spoke and reset at once for one that refused, and lose its words.
+        match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
+            Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => return Err(cause),
+            // An ICMP error came that the kernel does not count yet: it wakes the socket, which goes on connecting.
+            Err(_) if stream.peer_addr().is_err() => {
+                drop(stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())))
+            }
+            _ => return Ok(()),
+        }
     }
 }
 

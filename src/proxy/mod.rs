@@ -16,7 +16,10 @@ mod baggage;
 mod carry;
 mod connections;
 mod dial;
+mod downstream;
 mod failure;
+mod held;
+mod hold_loop;
 mod inbound;
 mod limits;
 mod outbound;
@@ -48,6 +51,7 @@ use crate::mesh::balance::Balancer;
 use crate::model::Model;
 use crate::telemetry::Telemetry;
 use crate::transport::tls::{Offer, Tls};
+use held::{Bounds, HeldSyns};
 use pods::Pods;
 use source_ports::SourcePorts;
 
@@ -64,6 +68,7 @@ pub struct Proxy {
     balancer: Balancer,
     source_ports: Arc<SourcePorts>,
     pods: Pods,
+    held: Arc<HeldSyns>,
     draining: watch::Sender<bool>,
     /// Counts the pods whose listeners were dealt to threads.
     accepting: AtomicUsize,
@@ -107,6 +112,7 @@ impl Proxy {
             settings,
             balancer: Balancer::default(),
             pods: Pods::default(),
+            held: HeldSyns::new(Bounds::default()),
             draining: watch::Sender::new(false),
             accepting: AtomicUsize::new(0),
         })
@@ -129,11 +135,22 @@ impl Proxy {
 }
 
 pub fn describe_metrics() {
-    use metrics::{Unit, describe_counter};
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_counter!(
         "selvedge_accept_errors_total",
         Unit::Count,
         "Times that accepting a connection failed and was tried again."
+    );
+    describe_gauge!("selvedge_connect_held", Unit::Count, "Clients whose connect() waits for an answer now.");
+    describe_histogram!(
+        "selvedge_connect_held_duration_seconds",
+        Unit::Seconds,
+        "How long connect() waited for its answer, by direction."
+    );
+    describe_counter!(
+        "selvedge_connect_answers_total",
+        Unit::Count,
+        "What connect() was told, by direction and answer; eager where too many waited, so that it was told at once."
     );
     describe_counter!(
         "selvedge_peer_uncaptured_total",

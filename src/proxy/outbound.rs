@@ -8,13 +8,13 @@ use tokio::net::TcpStream;
 
 use super::baggage::baggage;
 use super::connections::{Connection, Opening};
+use super::downstream::Downstream;
 use super::failure::Failure;
 use super::pods::ServedPod;
 use super::resolve::resolve;
 use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
 use super::{Proxy, carry, dial};
-use crate::capture::socket;
 use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
@@ -23,19 +23,12 @@ use crate::policy::{PeerMode, Query, Verdict};
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
-use crate::transport::relay::TcpEnd;
 use crate::transport::tls::{Offer, PeerInfo};
 
 /// The life of one connection that a joined pod dialled.
-pub async fn serve(
-    proxy: Arc<Proxy>,
-    thread: Rc<Thread>,
-    pod: Arc<ServedPod>,
-    stream: std::net::TcpStream,
-    client: SocketAddr,
-) {
-    let prepared = prepare(&pod, stream).and_then(|(stream, dialled)| Ok((TcpEnd::new(stream)?, dialled)));
-    let Ok((application, dialled)) = prepared else {
+pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, downstream: Downstream) {
+    let (client, dialled) = downstream.ends();
+    let Ok(application) = downstream.take_up(&pod) else {
         return; // The client has gone already.
     };
     let info = ConnectionInfo {
@@ -56,41 +49,38 @@ pub async fn serve(
         client: client.ip(),
         dialled,
         connection: &connection,
-        early: Cell::new(Some(Early::of(&application))),
+        early: Cell::new(Some(application.early())),
     };
     let upstream = tokio::select! {
         upstream = attempt.run() => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+        () = application.gone(&pod) => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
     };
-    match upstream {
-        Ok(Upstream { way, endpoint: _counted }) => {
-            let early = attempt.early.take().map(Early::into_kept).unwrap_or_default();
-            match way {
-                // What was said early is there already.
-                Way::Fast(flow) => {
-                    carry::into_fast_tunnel(&connection, application, flow, || attempt.denied_now()).await;
-                }
-                Way::Hbone(flow) => {
-                    let application = application.with_ahead(early);
-                    carry::into_tunnel(&connection, application, flow, || attempt.denied_now()).await;
-                }
-                Way::Plain(upstream) => carry::plain(&connection, application.with_ahead(early), upstream).await,
-                Way::SameNode(reached) => {
-                    let application = application.with_ahead(early);
-                    carry::same_node(&connection, &reached.inbound, application, reached.stream).await;
-                }
-            }
+    let Upstream { way, endpoint: _counted } = match upstream {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            application.refuse(&failure);
+            return connection.failed(&failure);
         }
-        // `application` is dropped with SO_LINGER {1,0}: the client sees a reset.
-        Err(failure) => connection.failed(&failure),
+    };
+    let application = match application.connected(&pod).await {
+        Ok(application) => application,
+        Err(failure) => return connection.failed(&failure),
+    };
+    let early = attempt.early.take().map(Early::into_kept).unwrap_or_default();
+    match way {
+        // What was said early is there already.
+        Way::Fast(flow) => carry::into_fast_tunnel(&connection, application, flow, || attempt.denied_now()).await,
+        Way::Hbone(flow) => {
+            let application = application.with_ahead(early);
+            carry::into_tunnel(&connection, application, flow, || attempt.denied_now()).await;
+        }
+        Way::Plain(upstream) => carry::plain(&connection, application.with_ahead(early), upstream).await,
+        Way::SameNode(reached) => {
+            let application = application.with_ahead(early);
+            carry::same_node(&connection, &reached.inbound, application, reached.stream).await;
+        }
     }
-}
-
-/// Makes a captured socket ready, and asks the kernel where the client meant to go.
-pub(super) fn prepare(pod: &ServedPod, stream: std::net::TcpStream) -> std::io::Result<(TcpStream, SocketAddr)> {
-    socket::prepare_accepted(&stream, &dial::application_options(pod))?;
-    let dialled = socket::original_destination(&stream, pod.captured.mode)?;
-    Ok((TcpStream::from_std(stream)?, dialled))
 }
 
 /// A connection made, and the Service endpoint that it counts for.

@@ -4,19 +4,19 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::connections::{Connection, Opening};
+use super::downstream::Downstream;
 use super::failure::Failure;
 use super::inbound::{Arrival, allowed};
-use super::outbound::prepare;
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::{Proxy, carry, dial};
 use crate::capture::sock_diag;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
-use crate::transport::relay::TcpEnd;
 
 /// The life of one plaintext connection to a joined pod.
-pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
-    let Ok((stream, to)) = prepare(&pod, stream) else { return };
+pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) {
+    let (client, to) = downstream.ends();
+    let Ok(application) = downstream.take_up(&pod) else { return };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
     let accepted = proxy.source_ports.note(client, to);
@@ -50,11 +50,14 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
     match upstream {
-        Ok((upstream, _held)) => match TcpEnd::new(stream) {
-            Ok(stream) => carry::plain(&connection, stream, upstream).await,
-            Err(cause) => connection.failed(&carry::broken(&cause)),
+        Ok((upstream, _held)) => match application.connected(&pod).await {
+            Ok(application) => carry::plain(&connection, application, upstream).await,
+            Err(failure) => connection.failed(&failure),
         },
-        Err(failure) => connection.failed(&failure),
+        Err(failure) => {
+            application.refuse(&failure);
+            connection.failed(&failure);
+        }
     }
     // Before it goes off the list of connections: what is not listed holds no port.
     drop(accepted);

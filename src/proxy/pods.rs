@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,9 +9,12 @@ use tokio::sync::watch;
 use tracing::error;
 
 use super::accept::accept_loop;
+use super::downstream::Downstream;
+use super::hold_loop::hold_loop;
+use super::workers::Thread;
 use super::{Proxy, outbound, plaintext, tunnel};
 use crate::capture::sock_diag::SockDiag;
-use crate::capture::{CapturedPod, Flows};
+use crate::capture::{CapturedPod, Flows, HoldDirection};
 use crate::mesh::{PodUid, Reason};
 
 /// The captured pods that the agent serves.
@@ -50,20 +54,58 @@ impl Proxy {
             };
             self.workers.spawn_on(first.wrapping_add(index), move |thread| async move {
                 let stop = pod.stop.subscribe();
-                accept_loop(listener, stop, |stream, peer| {
-                    let (proxy, pod) = (proxy.clone(), pod.clone());
-                    let workers = proxy.clone();
-                    workers.workers.spawn_connection(&thread, move |thread| async move {
-                        match port {
-                            Port::Outbound => outbound::serve(proxy, thread, pod, stream, peer).await,
-                            Port::Plaintext => plaintext::serve(proxy, pod, stream, peer).await,
-                            Port::Tunnel => tunnel::serve(proxy, pod, stream, peer).await,
-                        }
-                    });
+                accept_loop(listener, stop, |stream, peer| match port {
+                    Port::Outbound => proxy.accepted(&thread, &pod, HoldDirection::Outbound, stream, peer),
+                    Port::Plaintext => proxy.accepted(&thread, &pod, HoldDirection::Inbound, stream, peer),
+                    Port::Tunnel => {
+                        let (proxy, pod) = (proxy.clone(), pod.clone());
+                        let workers = proxy.clone();
+                        workers.workers.spawn_connection(&thread, move |_| tunnel::serve(proxy, pod, stream, peer));
+                    }
                 })
                 .await;
             });
         }
+        if let Some(queue) = &pod.captured.hold {
+            let (proxy, pod, queue) = (self.clone(), pod.clone(), queue.clone());
+            // Where the pod's own connections are accepted, for most of those are of its SYNs.
+            self.workers.spawn_on(first, move |thread| hold_loop(proxy, thread, pod, queue));
+        }
+    }
+
+    /// A socket that came out of capture: of a client that waits for it, or of one that nothing is known of yet.
+    fn accepted(
+        self: &Arc<Self>,
+        here: &Rc<Thread>,
+        pod: &Arc<ServedPod>,
+        direction: HoldDirection,
+        stream: std::net::TcpStream,
+        client: SocketAddr,
+    ) {
+        // The client may have gone already.
+        let Ok(Downstream::Accepted { stream, client, dialled }) = Downstream::accepted(pod, stream, client) else {
+            return;
+        };
+        if let Some(stream) = self.held.join(pod.uid(), direction, (client, dialled), stream) {
+            self.begin(here, pod, direction, Downstream::Accepted { stream, client, dialled });
+        }
+    }
+
+    /// Begins the life of one captured connection.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        here: &Rc<Thread>,
+        pod: &Arc<ServedPod>,
+        direction: HoldDirection,
+        downstream: Downstream,
+    ) {
+        let (proxy, pod) = (self.clone(), pod.clone());
+        self.workers.spawn_connection(here, move |thread| async move {
+            match direction {
+                HoldDirection::Outbound => outbound::serve(proxy, thread, pod, downstream).await,
+                HoldDirection::Inbound => plaintext::serve(proxy, pod, downstream).await,
+            }
+        });
     }
 
     /// The pod is gone from this node: nothing more is accepted, its connections reset, its tunnels close.
@@ -114,17 +156,26 @@ impl ServedPod {
 
     /// Whether a live connection in the pod's namespace has these two ends.
     pub fn tuple_in_use(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        self.ask(|sockets| Ok(sockets.has(local, remote)? || sockets.has(remote, local)?))
+    }
+
+    fn ask(&self, question: impl FnOnce(&mut SockDiag) -> io::Result<bool>) -> io::Result<bool> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         let diag = match sockets.take() {
             Some(diag) => sockets.insert(diag),
             None => sockets.insert(SockDiag::open(&self.captured.netns)?),
         };
         // A socket whose answers got out of step is made anew next time.
-        let found = diag.has(local, remote).and_then(|found| Ok(found || diag.has(remote, local)?));
+        let found = question(diag);
         if found.is_err() {
             *sockets = None;
         }
         found
+    }
+
+    /// Whether a socket of the pod's namespace has these two ends, connected or about to be.
+    pub fn has_socket(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        self.ask(|sockets| sockets.has(local, remote))
     }
 
     /// Completes when the pod is no longer served.

@@ -163,7 +163,8 @@ fn seen_by_client(failure: &Failure, to: SocketAddr) -> Failure {
         Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied | Reason::Protocol => {
             Failure::new(failure.reason.clone(), detail)
         }
-        _ => Failure { retry: true, ..Failure::new(Reason::Connect, detail) },
+        Reason::Timeout => Failure { retry: true, ..Failure::new(Reason::Timeout, detail) },
+        _ => Failure { retry: true, kernel: failure.kernel, ..Failure::new(Reason::Connect, detail) },
     }
 }
 

@@ -230,11 +230,13 @@ impl Arriving {
     }
 }
 
-// facts of the field's protocol: 400 malformed, 401 denied by policy, 503 next hop unreachable.
+// facts of the field's protocol: 400 malformed, 401 denied by policy, 503 next hop unreachable. 504 is ours: to a peer of
+// the field it is a 503.
 fn refusal(reason: &Reason) -> Refusal {
     match reason {
         Reason::Protocol => Refusal::Malformed,
         Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied => Refusal::Denied,
+        Reason::Timeout => Refusal::Silent,
         _ => Refusal::Unreachable,
     }
 }

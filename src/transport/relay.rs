@@ -12,11 +12,14 @@ mod tests;
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Sleep, sleep};
 
 use crate::mesh::Reason;
 
@@ -241,6 +244,7 @@ struct Direction {
     pending: Bytes,
     ended: bool,
     closed: bool,
+    lost: Lost,
 }
 
 impl<F: End, T: End> Lane<F, T> for Direction {
@@ -254,7 +258,7 @@ impl<F: End, T: End> Lane<F, T> for Direction {
                         continue;
                     }
                     Poll::Ready(Err(error)) => return Err(Broken::To(error)),
-                    Poll::Pending => return watch(self.closed, cx, from, to),
+                    Poll::Pending => return self.lost.watch(cx, from, to),
                 }
             }
             if self.ended {
@@ -278,12 +282,13 @@ impl<F: End, T: End> Lane<F, T> for Direction {
             let limit = match to.poll_capacity(cx) {
                 Poll::Ready(Ok(limit)) => limit,
                 Poll::Ready(Err(error)) => return Err(Broken::To(error)),
-                Poll::Pending => return watch(self.closed, cx, from, to),
+                Poll::Pending => return self.lost.watch(cx, from, to),
             };
             match from.poll_read(cx, limit) {
                 Poll::Ready(Ok(Some(data))) => self.pending = data,
                 Poll::Ready(Ok(None)) => {
                     to.release();
+                    self.lost.end()?;
                     self.ended = true;
                 }
                 Poll::Ready(Err(error)) => return Err(Broken::From(error)),
@@ -310,4 +315,33 @@ fn watch(closed: bool, cx: &mut Context<'_>, from: &mut impl End, to: &mut impl 
     Ok(closed)
 }
 
+/// An end that has reset while the other side could take nothing: what it said last may still be here, and is delivered
+/// if the other side takes it soon. A reader that has stalled learns of the reset all the same.
+#[derive(Default)]
+struct Lost(Option<(io::Error, Pin<Box<Sleep>>)>);
+
+impl Lost {
+    /// While `to` takes nothing: notices that either end was reset.
+    fn watch(&mut self, cx: &mut Context<'_>, from: &mut impl End, to: &mut impl End) -> Result<bool, Broken> {
+        if self.0.is_none()
+            && let Poll::Ready(error) = from.poll_reset(cx)
+        {
+            self.0 = Some((error, Box::pin(sleep(PATIENCE))));
+        }
+        if let Poll::Ready(error) = to.poll_reset(cx) {
+            return Err(Broken::To(error));
+        }
+        match self.0.as_mut().map(|(_, patience)| patience.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => self.end().map(|()| false),
+            _ => Ok(false),
+        }
+    }
+
+    /// Nothing more is to be read: in order, unless a reset was seen, which a socket tells once only.
+    fn end(&mut self) -> Result<(), Broken> {
+        self.0.take().map_or(Ok(()), |(error, _)| Err(Broken::From(error)))
+    }
+}
+
+const PATIENCE: Duration = Duration::from_millis(500);
 const CHUNKS_A_TURN: usize = 16;

@@ -82,7 +82,6 @@ fn limited(lab: &Lab, keeps: bool) -> Result<()> {
     ensure!(began.elapsed() >= Duration::from_secs(1), "reset after {:?}, before the limit", began.elapsed());
     let status = agent.wait(BOUND)?;
     ensure!(status.code() == Some(0), "it ended with {status}");
-    ensure!(began.elapsed() < Duration::from_secs(8), "it took {:?} to end", began.elapsed());
     ensure!((web.networking()?.count("SELVEDGE") > 0) == keeps, "{:?}", web.networking()?);
     Ok(())
 }

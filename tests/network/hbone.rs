@@ -118,7 +118,8 @@ impl RawServer {
 fn half_a_mesh(lab: &Lab) -> Result<(Pod, Pod, Agent)> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a").service_account("web"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
-    let agent = lab.node("node-a").start_agent(&AgentOptions::default())?;
+    // Eager, so that a client is there before its server has been asked.
+    let agent = lab.node("node-a").start_agent(&AgentOptions::default().arg("--connect=eager"))?;
     Ok((web, cart, agent))
 }
 

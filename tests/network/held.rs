@@ -49,7 +49,9 @@ fn unknown_is_refused(lab: &Lab) -> Result<()> {
 fn appears_meanwhile(lab: &Lab) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b"))?;
-    let _agents = lab.start_agents(&AgentOptions::default().arg("--cluster-cidr").arg(SERVICES))?;
+    // Eager, so that a client is there before its server is known.
+    let options = AgentOptions::default().arg("--cluster-cidr").arg(SERVICES).arg("--connect=eager");
+    let _agents = lab.start_agents(&options)?;
     let _server = cart.serve_echo(PORT)?;
     // A machine that is busy enough may take more than the second; but not each time.
     for number in 1..6 {
@@ -68,7 +70,8 @@ fn appears_meanwhile(lab: &Lab) -> Result<()> {
 fn not_before_synced(lab: &Lab) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a").service_account("web"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    // Eager, so that a client is there before it is decided.
+    let agents = lab.start_agents(&AgentOptions::default().arg("--connect=eager"))?;
     let server = cart.serve_echo(PORT)?;
     let link = lab.link()?;
     web.converse((cart.ip(), PORT))?.exchange("allowed as yet")?;

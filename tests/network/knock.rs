@@ -12,8 +12,8 @@ use socket2::{Domain, Socket, Type};
 pub enum Ended {
     /// With what a greeting server said.
     Greeted(String),
-    /// By a reset, before any byte.
-    Reset,
+    /// Before any byte: `connect()` was told no, or a reset followed it.
+    Refused,
     /// In any other way.
     Otherwise(String),
 }
@@ -48,9 +48,20 @@ fn listen(socket: Socket, to: SocketAddr) -> Ended {
     match heard {
         Ok(0) => Ended::Otherwise("closed in order without a word".into()),
         Ok(count) => Ended::Greeted(String::from_utf8_lossy(&answer[..count]).into_owned()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ended::Reset,
+        Err(error) if is_refusal(error.kind()) => Ended::Refused,
         Err(error) => Ended::Otherwise(error.to_string()),
     }
+}
+
+/// Whether an application hears by this that its call is not wanted.
+pub fn is_refusal(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::PermissionDenied
+    )
 }
 
 const BOUND: Duration = Duration::from_secs(20);

@@ -40,6 +40,7 @@ mod same_node;
 mod services;
 mod source_address;
 mod transport;
+mod truthful;
 mod tunnel;
 
 fn main() -> ExitCode {
@@ -82,6 +83,7 @@ fn trials() -> Vec<Trial> {
         services::trials(),
         source_address::trials(),
         transport::trials(),
+        truthful::trials(),
         tunnel::trials(),
     ];
     modules.into_iter().flatten().collect()

@@ -110,7 +110,7 @@ impl<'a> Shop<'a> {
             ensure!(call.ended == Ended::Greeted("hello".into()), "it is to be allowed: {:?}", call.ended);
             return Ok(());
         }
-        ensure!(call.ended == Ended::Reset, "it is to be denied: {:?}", call.ended);
+        ensure!(call.ended == Ended::Refused, "it is to be denied: {:?}", call.ended);
         ensure!(accepted() == accepted_before, "the application accepted a connection that was denied");
         self.denied += 1;
         // The lines of calls before may come late.

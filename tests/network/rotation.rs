@@ -87,20 +87,19 @@ fn agents_of_two_cas_trust_each_other(lab: &Lab) -> Result<()> {
     let north = start("node-a", 0)?;
     let south = start("node-b", 1)?;
     // The south does not know the north yet.
-    ensure!(echo(&mut web.connect((cart.ip(), 8080))?).is_err(), "a stranger was believed");
+    let call = || -> Result<()> { echo(&mut web.connect((cart.ip(), 8080))?) };
+    ensure!(call().is_err(), "a stranger was believed");
     south.access_line("unknown issuer", |line| detail(line).contains("no trust anchor of ours"))?;
     // From the moment that the folder says so it does, without a restart.
     roots[1].place(&folders[1], &[&roots[0].certificate_pem])?;
-    eventually("both trust each other", BOUND, || echo(&mut web.connect((cart.ip(), 8080)).ok()?).ok())?;
+    eventually("both trust each other", BOUND, || call().ok())?;
     for agent in [&north, &south] {
         let dump = agent.dump()?;
         ensure!(dump["trustAnchors"] == 2, "{}", dump["trustAnchors"]);
     }
     // An anchor that is withdrawn ends that trust for whatever is new.
     roots[1].place(&folders[1], &[])?;
-    eventually("the north is trusted no more", BOUND, || {
-        echo(&mut web.connect((cart.ip(), 8080)).ok()?).is_err().then_some(())
-    })
+    eventually("the north is trusted no more", BOUND, || call().is_err().then_some(()))
 }
 
 fn an_intermediate_signs_for_the_agents(lab: &Lab) -> Result<()> {
@@ -121,7 +120,8 @@ fn an_intermediate_signs_for_the_agents(lab: &Lab) -> Result<()> {
 fn without_a_ca_what_is_valid_stays_in_use_and_new_identities_fail(lab: &Lab) -> Result<()> {
     let (web, cart) = pair(lab)?;
     let _server = cart.serve_echo(8080)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    // Eager, so that a client is there before its certificate.
+    let agents = lab.start_agents(&AgentOptions::default().arg("--connect=eager"))?;
     let mut open = web.connect((cart.ip(), 8080))?;
     echo(&mut open)?;
 

@@ -103,7 +103,7 @@ fn what_nobody_serves(lab: &Lab) -> Result<()> {
     let agents = lab.start_agents(&AgentOptions::default())?;
     for (vip, port) in [(vips(1)[0], 82), (vips(2)[0], 80)] {
         let knock = knock(&web, (vip, port))?;
-        ensure!(knock.ended == Ended::Reset, "{vip}:{port}: {knock:?}");
+        ensure!(knock.ended == Ended::Refused, "{vip}:{port}: {knock:?}");
         let line = agents[0].access_line("a refusal", |line| line["source_addr"] == knock.from.to_string())?;
         ensure!(line["reason"] == "no-endpoint", "{line}");
     }
@@ -155,7 +155,7 @@ fn conditions(lab: &Lab) -> Result<()> {
         lab.settle(&agents)?;
         if wanted.is_empty() {
             let knock = knock(&web, (vips(1)[0], 80))?;
-            ensure!(knock.ended == Ended::Reset, "{what}: {knock:?}");
+            ensure!(knock.ended == Ended::Refused, "{what}: {knock:?}");
             continue;
         }
         let seen = tally(&web, vips(1)[0], 20).context(what)?;
@@ -229,7 +229,7 @@ fn near_endpoints(lab: &Lab) -> Result<()> {
         ensure!(seen.keys().eq([wanted]), "cart-{number}: {seen:?}");
     }
     let knock = knock(&web, (vips(2)[0], 80))?;
-    ensure!(knock.ended == Ended::Reset, "Local led to another node: {knock:?}");
+    ensure!(knock.ended == Ended::Refused, "Local led to another node: {knock:?}");
     let line = agents[0].access_line("a refusal", |line| line["source_addr"] == knock.from.to_string())?;
     ensure!(line["reason"] == "no-endpoint", "{line}");
     Ok(())
@@ -282,7 +282,7 @@ fn somebody_else(lab: &Lab) -> Result<()> {
     let seen = tally(&web, vips(1)[0], 20)?;
     ensure!(seen.keys().eq(["good"]), "{seen:?}");
     let knock = knock(&web, (vips(2)[0], 80))?;
-    ensure!(knock.ended == Ended::Reset, "{knock:?}");
+    ensure!(knock.ended == Ended::Refused, "{knock:?}");
     let line = here.access_line("a refusal", |line| line["source_addr"] == knock.from.to_string())?;
     ensure!(line["reason"] == "tls", "{line}");
     ensure!(wrong.server.peers().is_empty(), "somebody else was talked to");

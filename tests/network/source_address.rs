@@ -11,6 +11,7 @@ use libtest_mimic::Trial;
 use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, PodSpec, Request, eventually, trial_with};
 use socket2::SockRef;
 
+use crate::knock::is_refusal;
 use crate::lab;
 
 pub fn trials() -> Vec<Trial> {
@@ -242,7 +243,7 @@ fn echoes(stream: &mut TcpStream) -> Result<()> {
 /// The other side ends it without a word.
 fn ended(stream: std::io::Result<TcpStream>) -> Result<()> {
     let mut stream = match stream {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(()),
+        Err(error) if is_refusal(error.kind()) => return Ok(()),
         other => other?,
     };
     stream.set_read_timeout(Some(BOUND))?;

@@ -17,6 +17,7 @@ pub const IPTABLES: Tool = Tool { program: "iptables-restore", package: "iptable
 pub const IPROUTE2: Tool = Tool { program: "ip", package: "iproute2" };
 pub const CURL: Tool = Tool { program: "curl", package: "curl" };
 pub const NETCAT: Tool = Tool { program: "nc", package: "netcat-openbsd" };
+pub const PSQL: Tool = Tool { program: "psql", package: "postgresql-client" };
 pub const RUNC: Tool = Tool { program: "runc", package: "runc" };
 pub const CNI_PLUGINS: Tool = Tool { program: "/usr/lib/cni/ptp", package: "containernetworking-plugins" };
 pub const NSENTER: Tool = Tool { program: "nsenter", package: "util-linux" };

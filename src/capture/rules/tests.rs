@@ -8,6 +8,7 @@ fn rules(mode: Mode) -> RuleSet {
         ports: Ports::default(),
         exclusions: Exclusions::default(),
         probes: None,
+        hold: false,
     }
 }
 
@@ -52,6 +53,46 @@ fn tproxy_rules_are_in_the_order_that_was_tried() {
         ]
     );
     assert!(!text.contains("*nat"), "{text}");
+}
+
+#[test]
+fn a_syn_is_held_after_every_exception_and_before_it_is_captured() {
+    for mode in [Mode::Tproxy, Mode::Redirect] {
+        let text = RuleSet { hold: true, ..rules(mode) }.program(IpVersion::V4, &InPlace::default());
+        let out = chain(&text, "mangle", OUT);
+        let held = out.iter().position(|rule| rule.contains("NFQUEUE")).expect("outbound SYNs are held");
+        assert_eq!(
+            out[held - 2..=held],
+            [
+                "-d 255.255.255.255/32 -j RETURN",
+                "-p tcp --syn -m mark --mark 0x80000/0x80000 -j RETURN",
+                "-p tcp --syn -m conntrack --ctstate NEW -m mark --mark 0x0/0xc0000 -j NFQUEUE --queue-num 15001",
+            ]
+        );
+        assert_eq!(out[held + 1..].is_empty(), mode == Mode::Redirect, "{text}");
+        let arriving = chain(&text, "mangle", IN);
+        let held = arriving.iter().position(|rule| rule.contains("NFQUEUE")).expect("inbound SYNs are held");
+        assert_eq!(
+            arriving[held - 2..=held],
+            [
+                "-p tcp --dport 15008 -j RETURN",
+                "-p tcp --syn -m mark --mark 0x80000/0x80000 -j RETURN",
+                "-p tcp --syn -m mark --mark 0x0/0xc0000 -j NFQUEUE --queue-num 15001",
+            ]
+        );
+        assert!(!text.contains("queue-bypass"), "a SYN would pass undecided: {text}");
+        for rejected in [chain(&text, "filter", OUT), chain(&text, "filter", IN)] {
+            assert_eq!(rejected, ["-p tcp --syn -m mark --mark 0x80000/0x80000 -j REJECT --reject-with tcp-reset"]);
+        }
+        let before = |one: &str, other: &str| text.find(one) < text.find(other);
+        assert!(before("*filter", "*mangle"), "a SYN would be sent to be rejected where nothing rejects it");
+        let (in_place, _) = InPlace::parse(&text);
+        for gone in [rules(mode), RuleSet { hold: true, phase: Phase::Leaving, ..rules(mode) }] {
+            let text = gone.program(IpVersion::V4, &in_place);
+            assert!(text.contains("-X SELVEDGE_IN") && text.find("*mangle") < text.rfind("*filter"), "{text}");
+            assert!(!text.contains("NFQUEUE") && !text.contains("REJECT"), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ fn rules(mode: Mode) -> RuleSet {
         marks: MARKS,
         ports: Ports::default(),
         exclusions: Exclusions::default(),
+        hold: true,
         probes: Some(Probes {
             queue: 7,
             ports: [8080].into(),

@@ -28,7 +28,8 @@ impl PodNamespace {
         move_link("eth0", &netns);
         netns
             .run(|| {
-                sh(&format!("ip addr add {ip}/24 dev eth0; ip link set eth0 up"));
+                // No link-local address, which the kernel would add in its own time.
+                sh(&format!("ip link set eth0 addrgenmode none; ip addr add {ip}/24 dev eth0; ip link set eth0 up"));
                 Ok(())
             })
             .unwrap();
@@ -109,6 +110,8 @@ impl Agent {
             netns_dir: directory.to_owned(),
             node_netns: None,
             ports: Ports::default(),
+            // Nobody answers what is held here.
+            connect: Connect::Eager,
             interval: Duration::from_millis(100),
             drain: Duration::from_secs(60),
             on_exit,

@@ -137,6 +137,7 @@ impl Mesh {
         Workload {
             identity: Identity::new(&self.settings.trust_domain, &pod.name.namespace, &pod.service_account),
             captured: membership.is_joined(),
+            connect: pod.settings.connect.or(namespace.and_then(|namespace| namespace.connect)),
             membership,
             zone: pod.node.as_ref().and_then(|node| self.nodes.get(node)).and_then(|node| node.zone.clone()),
             pod,

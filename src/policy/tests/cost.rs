@@ -37,8 +37,9 @@ fn a_decision_looks_at_what_stands_over_the_destination_and_at_nothing_else() {
         (first, later)
     };
     let ((first, later), (first_of_many, later_of_many)) = (cost(&few), cost(&many));
-    assert!(first_of_many <= first * 3, "the first costs {first_of_many} instead of {first}");
-    assert!(later_of_many <= later * 3, "a later one costs {later_of_many} instead of {later}");
+    // Four hundred times the policies: a node or two more in each map that is looked into.
+    assert!(first_of_many <= first + 64, "the first costs {first_of_many} instead of {first}");
+    assert!(later_of_many <= later + 16, "a later one costs {later_of_many} instead of {later}");
     assert_eq!(few.decide(&case.query(&workload)), many.decide(&case.query(&workload)));
 }
 
@@ -51,7 +52,8 @@ fn a_changed_policy_costs_what_it_stands_over() {
         let mut next = policies.clone();
         work::of(|| next.apply(Delta::Apply(read(&changed))))
     };
-    assert!(cost(&many) <= cost(&few) * 3, "{} instead of {}", cost(&many), cost(&few));
+    let (few, many) = (cost(&few), cost(&many));
+    assert!(many <= few * 3 + 256, "{many} instead of {few}");
 }
 
 #[test]
@@ -62,9 +64,10 @@ fn a_changed_policy_leaves_what_stands_over_other_namespaces_known() {
     decide(&policies);
     let known = decide(&policies);
     policies.apply(Delta::Apply(read(&authorization("elsewhere", "p", json!({})))));
-    assert_eq!(decide(&policies), known);
+    // Less than the fewest steps that working it out anew takes; where hashes meet, a look-up is a step longer.
+    assert!(decide(&policies) <= known + 3);
     policies.apply(Delta::Apply(read(&authorization("shop", "p", json!({})))));
-    assert!(decide(&policies) > known);
+    assert!(decide(&policies) > known + 3);
     assert!(!case.allowed(&[authorization("shop", "p", json!({}))]));
 }
 

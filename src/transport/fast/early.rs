@@ -13,7 +13,8 @@ use crate::transport::relay::TcpEnd;
 /// What an application has sent before anybody accepted it: kept, for a refusal means that nothing of it was
 /// delivered, and the next one who is asked gets it all.
 pub struct Early {
-    application: Arc<TcpStream>,
+    /// None: it cannot say anything yet.
+    application: Option<Arc<TcpStream>>,
     kept: Vec<u8>,
     /// The application has closed its direction behind that.
     ended: bool,
@@ -23,7 +24,12 @@ pub struct Early {
 
 impl Early {
     pub fn of(application: &TcpEnd) -> Self {
-        Self { application: application.shared(), kept: Vec::new(), ended: false, broken: None }
+        Self { application: Some(application.shared()), ..Self::none() }
+    }
+
+    /// Of an application that waits until somebody accepts it.
+    pub fn none() -> Self {
+        Self { application: None, kept: Vec::new(), ended: false, broken: None }
     }
 
     pub fn kept(&self) -> &[u8] {
@@ -59,8 +65,9 @@ impl Early {
         if self.ended || self.broken.is_some() || self.kept.len() >= MOST_KEPT {
             return Poll::Pending;
         }
+        let Some(application) = self.application.clone() else { return Poll::Pending };
         loop {
-            if let Err(error) = ready!(self.application.poll_read_ready(cx)) {
+            if let Err(error) = ready!(application.poll_read_ready(cx)) {
                 self.broken = Some(error);
                 return Poll::Ready(());
             }
@@ -75,10 +82,11 @@ impl Early {
 
     /// Whether there was anything.
     fn read(&mut self, read: impl Fn(&TcpStream, &mut [u8]) -> io::Result<usize>) -> bool {
+        let Some(application) = &self.application else { return false };
         let mut room = Buffer::small();
         let most = room.len().min(MOST_KEPT - self.kept.len());
         let outcome = loop {
-            match read(&self.application, &mut room[..most]) {
+            match read(application, &mut room[..most]) {
                 Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => {}
                 other => break other,
             }

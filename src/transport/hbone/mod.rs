@@ -28,6 +28,8 @@ pub enum Refusal {
     Denied,
     /// 503: the application, or the next hop, could not be reached.
     Unreachable,
+    /// 504: the application, or the next hop, did not answer in time.
+    Silent,
 }
 
 impl Refusal {
@@ -36,11 +38,13 @@ impl Refusal {
             Self::Malformed => 400,
             Self::Denied => 401,
             Self::Unreachable => 503,
+            Self::Silent => 504,
         }
     }
 
     pub fn from_status(status: u16) -> Option<Self> {
-        [Self::Malformed, Self::Denied, Self::Unreachable].into_iter().find(|refusal| refusal.status() == status)
+        let all = [Self::Malformed, Self::Denied, Self::Unreachable, Self::Silent];
+        all.into_iter().find(|refusal| refusal.status() == status)
     }
 }
 

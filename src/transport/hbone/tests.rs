@@ -166,9 +166,12 @@ async fn a_request_carries_only_method_and_authority_and_the_200_carries_baggage
 async fn each_refusal_has_its_status_and_only_the_unreachable_may_be_tried_elsewhere() {
     let (served, (mut asked, _)) = served();
     let pool = Pool::new(PoolSettings::default());
-    for (refusal, status, retry) in
-        [(Refusal::Malformed, 400, false), (Refusal::Denied, 401, false), (Refusal::Unreachable, 503, true)]
-    {
+    for (refusal, status, retry) in [
+        (Refusal::Malformed, 400, false),
+        (Refusal::Denied, 401, false),
+        (Refusal::Unreachable, 503, true),
+        (Refusal::Silent, 504, true),
+    ] {
         let (key, head) = (key("client"), head());
         let open = pool.open(&key, &head, served.clone().dial());
         let (opened, ()) = tokio::join!(open, async { asked.recv().await.unwrap().refuse(refusal) });

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::buffer::{Buffer, SIZE};
 use super::pipe::Pipe;
-use super::{Broken, CHUNKS_A_TURN, Count, End, Ended, Lane, RelayControl, TcpEnd, carry, watch};
+use super::{Broken, CHUNKS_A_TURN, Count, End, Ended, Lane, Lost, RelayControl, TcpEnd, carry, watch};
 
 /// Joins two applications' sockets: as [`super::relay`], but bytes in bulk stay in the kernel.
 ///
@@ -27,6 +27,7 @@ struct Joined {
     bulk: bool,
     ended: bool,
     closed: bool,
+    lost: Lost,
 }
 
 impl Lane<TcpEnd, TcpEnd> for Joined {
@@ -42,7 +43,7 @@ impl Lane<TcpEnd, TcpEnd> for Joined {
                 match self.write(cx, to) {
                     Poll::Ready(Ok(written)) => count.add(written),
                     Poll::Ready(Err(error)) => return Err(Broken::To(error)),
-                    Poll::Pending => return watch(self.closed, cx, from, to),
+                    Poll::Pending => return self.lost.watch(cx, from, to),
                 }
                 continue;
             }
@@ -64,7 +65,7 @@ impl Lane<TcpEnd, TcpEnd> for Joined {
             match to.poll_capacity(cx) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Err(Broken::To(error)),
-                Poll::Pending => return watch(self.closed, cx, from, to),
+                Poll::Pending => return self.lost.watch(cx, from, to),
             }
             let pipe = if self.bulk && !from.has_ahead() { Pipe::take() } else { None };
             let moved = match pipe {
@@ -72,7 +73,10 @@ impl Lane<TcpEnd, TcpEnd> for Joined {
                 None => self.copy(from, to, count)?,
             };
             match moved {
-                Ok(0) => self.ended = true,
+                Ok(0) => {
+                    self.lost.end()?;
+                    self.ended = true;
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(Broken::From(error)),

@@ -2,7 +2,7 @@ use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -45,7 +45,9 @@ impl Watch {
                 }
             })
         });
-        failure.as_mut().poll(cx)
+        let failure = ready!(failure.as_mut().poll(cx));
+        self.0 = None;
+        Poll::Ready(failure)
     }
 }
 

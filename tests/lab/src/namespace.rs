@@ -130,7 +130,10 @@ impl Namespace {
     /// Connects, to talk with an echo server for a while.
     pub fn converse(&self, to: impl Into<SocketAddr>) -> Result<Conversation> {
         let to = to.into();
-        Conversation::over(self.connect(to).with_context(|| format!("cannot connect to {to}"))?)
+        match self.connect(to) {
+            Ok(stream) => Conversation::over(stream),
+            Err(error) => Conversation::refused(error).with_context(|| format!("cannot connect to {to}")),
+        }
     }
 
     /// Packet filter, routing and settings of the namespace as they are now.

@@ -184,7 +184,7 @@ impl<'a> World<'a> {
         };
         match (verdict, &knock.ended) {
             (Verdict::Allow, Ended::Greeted(_)) => Ok(()),
-            (Verdict::Deny, Ended::Reset) => {
+            (Verdict::Deny, Ended::Refused) => {
                 let logger =
                     if call.captured { self.pods[call.caller].node_name() } else { self.node_of(call.to.ip())? };
                 let line = self.line(logger, call, knock, before)?;

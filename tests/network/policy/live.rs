@@ -79,14 +79,14 @@ fn the_last_good_version(lab: &Lab) -> Result<()> {
     lab.settle(&shop.agents)?;
     let outcome = |at: usize| Ok::<_, anyhow::Error>(knock(&shop.callers[at], (shop.cart.ip(), 8080))?.ended);
     let greeted = Ended::Greeted("hello".into());
-    ensure!(outcome(0)? == Ended::Reset && outcome(1)? == greeted, "the good version is not in force");
+    ensure!(outcome(0)? == Ended::Refused && outcome(1)? == greeted, "the good version is not in force");
     let mut teller = Call::open(&shop, 1)?;
     policy["spec"]["rules"][0]["from"][0]["source"]["namespaces"] = json!([7]);
     lab.put(&policy)?;
     lab.settle(&shop.agents)?;
     let problems = shop.agents[1].dump()?["manifestProblems"].to_string();
     ensure!(problems.contains("shop/bank") || problems.contains("bank"), "nothing is said of it: {problems}");
-    ensure!(outcome(0)? == Ended::Reset && outcome(1)? == greeted, "the last good version is not in force");
+    ensure!(outcome(0)? == Ended::Refused && outcome(1)? == greeted, "the last good version is not in force");
     teller.still_talks("teller")
 }
 

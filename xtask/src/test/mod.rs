@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         sections.iter().for_each(|section| println!("{}", section.name));
         return Ok(ExitCode::SUCCESS);
     }
-    tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::NETCAT])?;
+    tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::NETCAT, &tools::PSQL])?;
     let results: Vec<_> = sections.into_iter().map(SectionResult::of).collect();
     // Once more and last, for whoever sees no more than the end.
     for failure in results.iter().flat_map(|result| &result.tally.failures).take(SPOKEN) {
