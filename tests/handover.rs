@@ -279,7 +279,8 @@ fn stopped(pid: i32) {
         let stat = std::fs::read_to_string(task.join("stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.chars().next()
     };
-    while !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| state(task.unwrap().path()) == Some('T')) {
+    while !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| state(task.unwrap().path()) == Some('T'))
+    {
         assert!(Instant::now() < deadline, "the worker did not stop in time");
         thread::sleep(Duration::from_millis(1));
     }

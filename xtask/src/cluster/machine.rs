@@ -129,6 +129,8 @@ pub fn start_inside(spec: &Path) -> Result<()> {
     let program = std::env::current_exe()?;
     // Signals of the terminal are for whoever asked for the cluster.
     setsid().context("cannot leave the terminal")?;
+    // Opened now, for the first process changes the root of everyone in its mount namespace.
+    let mut number = File::create(machine.folder.join("pid")).context("cannot note the process number")?;
     Group::of_machine(&machine.cluster, &machine.name)?.enter()?;
     let namespaces = CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWNS
@@ -139,7 +141,7 @@ pub fn start_inside(spec: &Path) -> Result<()> {
     unshare(namespaces).context("cannot make namespaces; the cluster needs root with CAP_SYS_ADMIN")?;
     let first = Command::new(program).args(["cluster", "init"]).arg(spec).spawn();
     let first = first.context("cannot start the first process of the machine")?;
-    fs::write(machine.folder.join("pid"), first.id().to_string()).context("cannot note the process number")
+    write!(number, "{}", first.id()).context("cannot note the process number")
 }
 
 pub fn read(spec: &Path) -> Result<Machine> {
