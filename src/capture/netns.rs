@@ -33,17 +33,18 @@ impl NetNs {
 
     /// Opens a namespace by its file. Anything that is not a network namespace is refused.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        Self::of(File::open(path)?).ok_or_else(|| not_a_namespace(path.display()))?
+    }
+
+    /// Takes a namespace by its descriptor. Anything that is not a network namespace is refused.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        Self::of(File::from(fd)).ok_or_else(|| not_a_namespace("what was handed over"))?
+    }
+
+    fn of(file: File) -> Option<io::Result<Self>> {
         // SAFETY: the descriptor is open, and NS_GET_NSTYPE takes no argument.
         let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
-        if kind != libc::CLONE_NEWNET {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{} is not a network namespace", path.display()),
-            ));
-        }
-        let id = NetNsId::of(&file)?;
-        Ok(Self { fd: Arc::new(file.into()), id })
+        (kind == libc::CLONE_NEWNET).then(|| NetNsId::of(&file).map(|id| Self { fd: Arc::new(file.into()), id }))
     }
 
     pub fn id(&self) -> NetNsId {
@@ -160,6 +161,10 @@ thread_local! {
     /// Where this thread is, once it has entered a namespace: only [`NetNs::enter`] moves a thread that goes on to other
     /// work. It spares opening and closing the thread's own namespace for each socket.
     static HERE: RefCell<Option<NetNs>> = const { RefCell::new(None) };
+}
+
+fn not_a_namespace(what: impl fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{what} is not a network namespace"))
 }
 
 fn set_ns(fd: RawFd) -> io::Result<()> {
