@@ -18,6 +18,7 @@
 //! | [`admin`] | health, metrics, state dump, drain | everything, read-only |
 //! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
 //! | [`cli`] | one file a verb | everything |
+//! | [`controller`] | the CA in the cluster, and status on users' objects | the API server, `identity`, the core |
 //! | [`agent`] | wires the rooms together, nothing else | everything |
 
 pub mod admin;
@@ -26,6 +27,7 @@ pub mod api;
 pub mod capture;
 pub mod cli;
 pub mod cni;
+pub mod controller;
 pub mod handover;
 pub mod identity;
 pub mod mesh;

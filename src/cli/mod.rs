@@ -4,9 +4,12 @@
 
 mod agent;
 mod capture;
+mod certificate;
 mod cni;
+mod controller;
 mod crd;
 mod explain;
+mod rotate_root;
 mod terminal;
 mod validate;
 
@@ -15,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use agent::AgentArgs;
+pub use controller::ControllerArgs;
 
 /// Selvedge, a node-level ambient service mesh: encryption, identity and policy between pods, without sidecars and
 /// without touching applications, for the price of one small process a node.
@@ -28,12 +32,15 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Agent(Box<agent::AgentArgs>),
+    Controller(Box<controller::ControllerArgs>),
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
     #[command(subcommand)]
     Capture(capture::CaptureVerb),
     Cni(cni::CniArgs),
     CniInstall(cni::CniInstallArgs),
+    Certificate(certificate::CertificateArgs),
+    RotateRoot(rotate_root::RotateRootArgs),
     Crd(crd::CrdArgs),
 }
 
@@ -46,11 +53,14 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.verb {
         Verb::Agent(args) => agent::run(*args),
+        Verb::Controller(args) => controller::run(*args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Capture(verb) => capture::run(&verb),
         Verb::Cni(args) => Ok(cni::plugin(&args)),
         Verb::CniInstall(args) => cni::install(&args),
+        Verb::Certificate(args) => certificate::run(&args),
+        Verb::RotateRoot(args) => rotate_root::run(&args),
         Verb::Crd(args) => crd::run(&args),
     };
     result.unwrap_or_else(|failure| {
