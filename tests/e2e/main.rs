@@ -4,10 +4,14 @@
 //! side by side; what it tells of a failure are the events, the pods and the logs.
 
 mod cluster;
+mod controller;
+mod identity;
 mod images;
 mod nodes;
+mod rotation;
 mod scene;
 mod services;
+mod status;
 
 use std::process::ExitCode;
 
@@ -16,6 +20,13 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let subjects = [nodes::trials(), services::trials(), images::trials()];
+    let subjects = [
+        nodes::trials(),
+        services::trials(),
+        images::trials(),
+        identity::trials(),
+        status::trials(),
+        rotation::trials(),
+    ];
     libtest_mimic::run(&arguments, subjects.into_iter().flatten().collect()).exit_code()
 }
