@@ -3,10 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod authorization;
-pub mod client;
 mod leader;
 mod lease;
-mod mesh_node;
 mod metrics;
 mod pods;
 pub mod root;
@@ -28,6 +26,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminSettings, Control, Dump, Readiness, Sources};
 use crate::cli::{ControllerArgs, Failure};
+use crate::source::kube::{self, Access};
 use crate::telemetry::{LogControl, Metrics, MetricsSettings};
 use authorization::AgentRules;
 use leader::Leader;
@@ -53,7 +52,8 @@ pub fn run(args: ControllerArgs) -> Result<ExitCode, Failure> {
 async fn serve(args: ControllerArgs, log: LogControl) -> Result<ExitCode, Failure> {
     let metrics = Metrics::install(&MetricsSettings::default()).map_err(Failure::configuration)?;
     describe_metrics();
-    let client = client::connect(args.kubeconfig.as_deref()).await.map_err(Failure::configuration)?;
+    let access = args.kubeconfig.clone().map_or(Access::InCluster, Access::File);
+    let client = kube::client(&access).await.map_err(Failure::configuration)?;
     let namespace = args.namespace.as_str();
 
     let (elector, leadership) = Elector::new(client.clone(), namespace, &args.name);

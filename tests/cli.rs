@@ -66,7 +66,7 @@ fn foreign(line: &str) -> bool {
 #[test]
 fn what_makes_no_sense_exits_2_and_says_what_would() {
     for (arguments, words) in [
-        (&["agent"][..], &["--node <NAME>", "--manifests <DIR>"][..]),
+        (&["agent"][..], &["--node <NAME>"][..]),
         (&["agent", "--nod", "a"], &["--nod", "--node"]),
         (&["agent", "--node", "", "--manifests", "."], &["--node is empty", "spec.nodeName"]),
         (&["agent", "--node", "a", "--manifests", ".", "--log", "loud"], &["\"loud\"", "debug"]),

@@ -1,14 +1,15 @@
 //! Who signs for this agent, and whom it trusts.
 
 use std::future::pending;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
 use crate::cli::{AgentArgs, Failure};
-use crate::controller::client;
 use crate::identity::anchors::{CaRoot, ConfigMapAnchors, FileAnchors};
 use crate::identity::{CertificateAuthority, EmbeddedCa, RemoteCa, TrustSource};
+use crate::source::kube::{self, Access};
 
 /// A CA with its trust bundle.
 pub struct Ca {
@@ -20,12 +21,13 @@ pub struct Ca {
 
 impl Ca {
     /// The CA that the flags name; without a cluster, the one of the folder.
-    pub async fn open(args: &AgentArgs, cluster: Option<&kube::Client>) -> Result<Self, Failure> {
-        let address = match (&args.ca_address, cluster) {
-            (Some(address), _) => address.clone(),
-            (None, Some(_)) => args.default_ca_address()?,
-            (None, None) => {
-                let ca = EmbeddedCa::open(&args.ca_dir, &args.trust_domain).map_err(Failure::configuration)?;
+    pub async fn open(args: &AgentArgs, cluster: Option<&::kube::Client>) -> Result<Self, Failure> {
+        let address = match (&args.ca_address, &args.ca_dir, cluster) {
+            (Some(address), _, _) => address.clone(),
+            (None, None, Some(_)) => args.default_ca_address()?,
+            (None, dir, _) => {
+                let dir = dir.as_deref().unwrap_or(Path::new(DEFAULT_FOLDER));
+                let ca = EmbeddedCa::open(dir, &args.trust_domain).map_err(Failure::configuration)?;
                 let (authority, trust) = (ca.clone(), ca.trust());
                 return Ok(Self { authority, trust, upkeep: Box::pin(async move { ca.watch().await }) });
             }
@@ -39,7 +41,7 @@ impl Ca {
                 let client = match cluster {
                     Some(client) => client.clone(),
                     // The objects come from a folder, and yet the agent runs in a pod.
-                    None => client::connect(None).await.map_err(|why| {
+                    None => kube::client(&Access::InCluster).await.map_err(|why| {
                         let cure = "outside of a cluster give --ca-root FILE, with the CA's root certificates in PEM";
                         Failure::configuration(format!("ConfigMap selvedge-trust-bundle: {why}; {cure}"))
                     })?,
@@ -57,3 +59,5 @@ impl Ca {
         Ok(Self { authority, trust, upkeep })
     }
 }
+
+const DEFAULT_FOLDER: &str = "/var/lib/selvedge/ca";

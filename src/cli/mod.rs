@@ -5,6 +5,7 @@
 mod agent;
 mod capture;
 mod certificate;
+mod cluster;
 mod cni;
 mod controller;
 mod crd;

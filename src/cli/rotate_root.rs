@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::{Failure, terminal};
-use crate::controller::client;
 use crate::controller::root::progress::{Progress, Rotation};
+use crate::source::kube::{self, Access};
 
 /// Replace the mesh's root, without a failed request.
 ///
@@ -42,7 +42,8 @@ pub fn run(args: &RotateRootArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn rotate(args: &RotateRootArgs) -> Result<ExitCode, Failure> {
-    let client = client::as_kubectl(args.kubeconfig.as_deref()).await.map_err(Failure::new)?;
+    let access = args.kubeconfig.clone().map_or(Access::Person, Access::File);
+    let client = kube::client(&access).await.map_err(Failure::new)?;
     let rotation = Rotation::new(client, &args.namespace);
     if args.look {
         terminal::say(format_args!("{}\n", rotation.look().await.map_err(Failure::new)?))?;

@@ -21,10 +21,9 @@ use serde::de::DeserializeOwned;
 use tracing::{debug, warn};
 
 use super::lease::Leadership;
-use super::mesh_node::MeshNodeView;
 use super::metrics::WRITES;
 use super::pods::Pods;
-use crate::api::{GROUP, VERSION};
+use crate::api::{GROUP, MeshNode, VERSION};
 use crate::policy::PolicyKind;
 use conditions::Conditions;
 use events::Events;
@@ -62,7 +61,7 @@ impl Leader {
         let peer = kind(PolicyKind::PeerAuthentication, "peerauthentications");
         let (authorizations, authorization_watch) = watch_policies(&self.client, &authorization);
         let (peers, peer_watch) = watch_policies(&self.client, &peer);
-        let (reports, report_watch) = watch::<MeshNodeView>(&self.client);
+        let (reports, report_watch) = watch::<MeshNode>(&self.client);
         let (nodes, node_watch) = watch::<TaintedNode>(&self.client);
 
         let mut conditions = Conditions::new(self.client.clone());

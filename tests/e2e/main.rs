@@ -8,7 +8,9 @@ mod controller;
 mod identity;
 mod images;
 mod nodes;
+mod policies;
 mod rotation;
+mod scale;
 mod scene;
 mod services;
 mod status;
@@ -20,13 +22,18 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let subjects = [
+    let everyday = [
         nodes::trials(),
+        policies::trials(),
         services::trials(),
         images::trials(),
         identity::trials(),
         status::trials(),
         rotation::trials(),
     ];
+    let subjects = match std::env::var_os("SELVEDGE_KWOK") {
+        Some(_) => vec![scale::trials()],
+        None => everyday.into(),
+    };
     libtest_mimic::run(&arguments, subjects.into_iter().flatten().collect()).exit_code()
 }

@@ -5,17 +5,17 @@ use libtest_mimic::Trial;
 use selvedge::identity::{certificates_from_pem, hash_of};
 use selvedge_lab::eventually;
 
-use crate::cluster::{agent_image, get, kubectl};
+use crate::cluster::{agent_image, apply, get, kubectl};
 use crate::controller::{Ca, account_and_pod, two_nodes};
+use crate::policies::install;
 use crate::scene::{BOUND, Scene, trial_alone};
-use crate::status::install_definitions;
 
 pub fn trials() -> Vec<Trial> {
     vec![trial_alone("ca: the root is rotated through all phases, with the controller killed in each", rotated)]
 }
 
 fn rotated(scene: &Scene) -> Result<()> {
-    install_definitions()?;
+    install()?;
     // The old root goes a minute after the last certificate under it.
     let ca = Ca::open_with(scene, 2, "1s")?;
     let [first, _] = two_nodes()?;
@@ -68,25 +68,51 @@ struct MeshNode {
 }
 
 impl MeshNode {
+    /// Written as the agent of that node, for nobody else may.
     fn tell(&self, bundle: &str) -> Result<()> {
         let certificates = certificates_from_pem(bundle.as_bytes()).map_err(|error| anyhow::anyhow!("{error}"))?;
-        crate::cluster::apply(
+        let Self { name } = self;
+        apply(
             "default",
             &format!(
-                "apiVersion: selvedge.dev/v1alpha1\n\
-                 kind: MeshNode\n\
-                 metadata: {{name: {}}}\n\
-                 status: {{trustBundleHash: {}}}\n",
-                self.name,
-                hash_of(&certificates)
+                "apiVersion: rbac.authorization.k8s.io/v1\n\
+                 kind: ClusterRole\n\
+                 metadata: {{name: {name}-node}}\n\
+                 rules: [{{apiGroups: [selvedge.dev], resources: [meshnodes], verbs: [get, create, patch]}}]\n---\n\
+                 apiVersion: rbac.authorization.k8s.io/v1\n\
+                 kind: ClusterRoleBinding\n\
+                 metadata: {{name: {name}-node}}\n\
+                 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {name}-node}}\n\
+                 subjects: [{{kind: ServiceAccount, name: selvedge-agent, namespace: selvedge-system}}]\n"
             ),
-        )
+        )?;
+        let object = format!(
+            "apiVersion: selvedge.dev/v1alpha1\nkind: MeshNode\nmetadata: {{name: {name}}}\n\
+             status: {{trustBundleHash: {}}}\n",
+            hash_of(&certificates)
+        );
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("node.yaml");
+        std::fs::write(&file, object)?;
+        let extra = format!("--as-user-extra=authentication.kubernetes.io/node-name={name}");
+        kubectl(&[
+            "apply",
+            "--server-side",
+            "--field-manager=selvedge-agent",
+            "--as=system:serviceaccount:selvedge-system:selvedge-agent",
+            &extra,
+            "--filename",
+            &file.to_string_lossy(),
+        ])
+        .map(drop)
     }
 }
 
 impl Drop for MeshNode {
     fn drop(&mut self) {
+        let role = format!("{}-node", self.name);
         let _ = kubectl(&["delete", "meshnode", &self.name, "--ignore-not-found"]);
+        let _ = kubectl(&["delete", "clusterrolebinding,clusterrole", &role, "--ignore-not-found"]);
     }
 }
 

@@ -1,7 +1,5 @@
 //! What the leading controller writes for people: conditions on policies, Events on pods, and taints that it takes off.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use selvedge_lab::eventually;
@@ -9,6 +7,7 @@ use serde_json::Value;
 
 use crate::cluster::{get, kubectl};
 use crate::controller::{Ca, account_and_pod, two_nodes};
+use crate::policies::install;
 use crate::scene::{BOUND, Scene, trial, trial_alone};
 
 pub fn trials() -> Vec<Trial> {
@@ -20,7 +19,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn policy_status(scene: &Scene) -> Result<()> {
-    install_definitions()?;
+    install()?;
     let _ca = Ca::open(scene, 1)?;
     scene.apply(
         "apiVersion: selvedge.dev/v1alpha1\n\
@@ -103,17 +102,4 @@ fn taint_goes(scene: &Scene) -> Result<()> {
     // A node that is usable takes pods.
     scene.apply(&account_and_pod("after", &node))?;
     scene.wait_for("condition=Ready", "after")
-}
-
-/// The custom resources, as users install them.
-pub fn install_definitions() -> Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crd");
-    let mut files: Vec<_> =
-        std::fs::read_dir(&folder)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    files.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("selvedge.dev_")));
-    for file in files {
-        let path = file.to_string_lossy();
-        kubectl(&["apply", "--server-side", "--force-conflicts", "--filename", &path])?;
-    }
-    kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]).map(drop)
 }

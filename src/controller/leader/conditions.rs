@@ -10,8 +10,7 @@ use kube::core::ApiResource;
 use serde_json::{Value, json};
 
 use super::record;
-use crate::api::{PolicyStatus, StatusCondition};
-use crate::controller::mesh_node::MeshNodeView;
+use crate::api::{MeshNode, PolicyStatus, StatusCondition};
 use crate::policy::{PolicyKind, decode};
 
 /// Writes conditions where they say something else than what is so.
@@ -43,7 +42,7 @@ impl Conditions {
         kind: PolicyKind,
         resource: &ApiResource,
         policies: Vec<Arc<DynamicObject>>,
-        nodes: &[Arc<MeshNodeView>],
+        nodes: &[Arc<MeshNode>],
     ) {
         let problems = problems_of(nodes);
         let mut seen = BTreeSet::new();
@@ -110,7 +109,7 @@ fn value_of_user(mut value: Value) -> Value {
 }
 
 /// What agents say that they cannot enforce, with the generation that they speak of.
-fn problems_of(nodes: &[Arc<MeshNodeView>]) -> BTreeMap<PolicyName, BTreeSet<(Option<i64>, String)>> {
+fn problems_of(nodes: &[Arc<MeshNode>]) -> BTreeMap<PolicyName, BTreeSet<(Option<i64>, String)>> {
     let mut problems: BTreeMap<PolicyName, BTreeSet<_>> = BTreeMap::new();
     for one in nodes.iter().flat_map(|node| &node.status.policies_not_enforced) {
         let name = (one.kind.clone(), one.namespace.clone(), one.name.clone());

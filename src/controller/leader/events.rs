@@ -1,6 +1,6 @@
 //! Events on pods whose capture failed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,27 +9,27 @@ use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
 use super::record;
-use crate::controller::mesh_node::{FailedPod, MeshNodeView};
+use crate::api::{CaptureFailure, MeshNode};
 
 /// Tells each failure once, and again before the API server forgets it.
 pub struct Events {
     recorder: Recorder,
-    told: HashMap<FailedPod, Instant>,
+    told: BTreeMap<CaptureFailure, Instant>,
 }
 
 impl Events {
     pub fn new(client: Client, instance: &str) -> Self {
         let reporter = Reporter { controller: "selvedge-controller".to_owned(), instance: Some(instance.to_owned()) };
-        Self { recorder: Recorder::new(client, reporter), told: HashMap::new() }
+        Self { recorder: Recorder::new(client, reporter), told: BTreeMap::new() }
     }
 
-    pub async fn tell(&mut self, nodes: &[Arc<MeshNodeView>]) {
+    pub async fn tell(&mut self, nodes: &[Arc<MeshNode>]) {
         let mut failed = Vec::new();
         for node in nodes {
             failed
                 .extend(node.status.failed.iter().map(|pod| (node.metadata.name.as_deref().unwrap_or_default(), pod)));
         }
-        let known: HashSet<_> = failed.iter().map(|(_, pod)| *pod).collect();
+        let known: BTreeSet<_> = failed.iter().map(|(_, pod)| *pod).collect();
         self.told.retain(|pod, _| known.contains(pod));
         for (node, pod) in failed {
             if self.told.get(pod).is_some_and(|told| told.elapsed() < AGAIN) {
@@ -59,7 +59,7 @@ impl Events {
 }
 
 /// At most a kilobyte, as the API server wants it.
-fn note(node: &str, pod: &FailedPod) -> String {
+fn note(node: &str, pod: &CaptureFailure) -> String {
     let why = if pod.message.is_empty() { &pod.reason } else { &pod.message };
     let told = format!("The agent of {node} cannot capture this pod: {why}");
     let mut end = told.len().min(1000);

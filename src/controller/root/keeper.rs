@@ -16,8 +16,8 @@ use tracing::{debug, error, info, warn};
 use super::material::{Bundle, CaSecret, SECRET, TRUST_BUNDLE};
 use super::rotation::{NodeTrust, Phase, Step, next, signing_pair};
 use super::{Alarm, Root};
+use crate::api::MeshNode;
 use crate::controller::lease::Leadership;
-use crate::controller::mesh_node::MeshNodeView;
 use crate::controller::metrics;
 use crate::identity::CaError;
 use crate::mesh::TrustDomain;
@@ -26,7 +26,7 @@ use crate::mesh::TrustDomain;
 pub struct Keeper {
     secrets: Api<Secret>,
     bundles: Api<ConfigMap>,
-    nodes: Api<MeshNodeView>,
+    nodes: Api<MeshNode>,
     namespace: String,
     trust_domain: TrustDomain,
     longest: Duration,
@@ -252,7 +252,7 @@ impl Keeper {
             Err(error) => return Err(error),
         };
         let trust = listed.items.into_iter().map(|node| NodeTrust {
-            hash: node.status.trust_bundle_hash,
+            hash: Some(node.status.trust_bundle_hash).filter(|hash| !hash.is_empty()),
             node: node.metadata.name.unwrap_or_default(),
         });
         Ok(trust.collect())

@@ -9,13 +9,13 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use super::material::{Bundle, CaSecret, ROTATE, SECRET, TRUST_BUNDLE};
-use crate::controller::mesh_node::MeshNodeView;
+use crate::api::MeshNode;
 
 /// One cluster's root, seen from outside.
 pub struct Rotation {
     secrets: Api<Secret>,
     bundles: Api<ConfigMap>,
-    nodes: Api<MeshNodeView>,
+    nodes: Api<MeshNode>,
 }
 
 /// How far a rotation is.
@@ -70,7 +70,7 @@ impl Rotation {
             let listed =
                 self.nodes.list(&ListParams::default()).await.map_err(|error| format!("MeshNodes: {error}"))?;
             let hash = bundle.hash();
-            let behind = listed.iter().filter(|node| node.status.trust_bundle_hash.as_ref() != Some(&hash));
+            let behind = listed.iter().filter(|node| node.status.trust_bundle_hash != hash);
             let behind = behind.filter_map(|node| node.metadata.name.clone()).collect();
             return Ok(Progress::Introducing { behind, nodes: listed.items.len() });
         }
