@@ -73,6 +73,8 @@ pub struct CaptureSettings {
     pub interval: Duration,
     /// How long flows of a pod that leaves may go on.
     pub drain: Duration,
+    /// How long a pod that leaves is still served, though no flow is left.
+    pub linger: Duration,
     pub on_exit: OnExit,
     /// Listeners that a worker before this one left.
     pub inherited: Vec<(ListenerKey, OwnedFd)>,
@@ -182,21 +184,37 @@ impl Reconciler {
         }
         loop {
             moved.mark_unchanged();
+            let seen = self.desired();
             self.pass().await;
             if self.closing && self.pods.is_empty() {
                 return;
             }
             let busy = self.pods.values().any(|pod| pod.leaving.is_some());
             let pause = if busy { self.settings.interval.min(LEAVING_INTERVAL) } else { self.settings.interval };
-            tokio::select! {
-                () = &mut shutdown, if !self.closing => match self.settings.on_exit {
-                    OnExit::Keep => return,
-                    OnExit::Remove => self.closing = true,
-                },
-                _ = moved.changed() => {}
-                () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.1))) => {}
+            let mut pause = std::pin::pin!(tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.1))));
+            loop {
+                tokio::select! {
+                    () = &mut shutdown, if !self.closing => match self.settings.on_exit {
+                        OnExit::Keep => return,
+                        OnExit::Remove => self.closing = true,
+                    },
+                    // Most of what moves in a cluster is none of this node's.
+                    _ = moved.changed() => if self.is_concerned(&seen) { break },
+                    () = &mut pause => break,
+                }
+                if self.closing {
+                    break;
+                }
             }
         }
+    }
+
+    fn is_concerned(&self, (desired, present): &(HashMap<PodUid, Arc<Workload>>, HashSet<PodUid>)) -> bool {
+        let (desired_now, present_now) = self.desired();
+        let same = |(uid, workload): (&PodUid, &Arc<Workload>)| {
+            desired.get(uid).is_some_and(|before| Arc::ptr_eq(before, workload))
+        };
+        *present != present_now || desired.len() != desired_now.len() || !desired_now.iter().all(same)
     }
 
     async fn pass(&mut self) {

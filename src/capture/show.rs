@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::iptables::{BackEnd, Chosen, Found};
 use super::netns::NetNs;
@@ -18,7 +19,10 @@ use crate::mesh::{Connect, Workload};
 
 /// The state of every pod that is joined or leaving, shared.
 #[derive(Clone, Debug)]
-pub struct CaptureStatus(Arc<RwLock<Snapshot>>);
+pub struct CaptureStatus {
+    snapshot: Arc<RwLock<Snapshot>>,
+    looked: watch::Sender<()>,
+}
 
 /// One moment of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,18 +96,29 @@ impl CaptureStatus {
             "mode" => mode, "back_end" => back_end, "probes" => probes, "connect" => connect.name()
         )
         .set(1.0);
-        Self(Arc::new(RwLock::new(Snapshot {
+        let snapshot = Arc::new(RwLock::new(Snapshot {
             mode: chosen.mode,
             back_end: chosen.back_end,
             honest_probes: chosen.queue,
             connect,
             refused: chosen.refused.clone(),
             pods: Vec::new(),
-        })))
+        }));
+        Self { snapshot, looked: watch::Sender::new(()) }
+    }
+
+    /// Reads it without a copy.
+    pub fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
+        read(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Moves whenever all pods have been looked at.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.looked.subscribe()
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.read(Snapshot::clone)
     }
 
     pub(super) fn publish(&self, mut pods: Vec<PodStatus>) {
@@ -114,7 +129,8 @@ impl CaptureStatus {
             let count = pods.iter().filter(|pod| pod.state == state).count();
             metrics::gauge!("selvedge_pods", "state" => label).set(count as f64);
         }
-        self.0.write().unwrap_or_else(PoisonError::into_inner).pods = pods;
+        self.snapshot.write().unwrap_or_else(PoisonError::into_inner).pods = pods;
+        self.looked.send_replace(());
     }
 }
 

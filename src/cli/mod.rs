@@ -4,6 +4,7 @@
 
 mod agent;
 mod capture;
+mod cluster;
 mod crd;
 mod explain;
 mod terminal;
