@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod dump;
+mod mesh_node;
 mod metrics;
 mod turns;
 mod uninstall;
@@ -28,12 +29,13 @@ use crate::identity::{EmbeddedCa, Identities, IdentitySettings};
 use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
-use crate::source::{Report, directory};
+use crate::source::{Report, directory, kube};
 use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
 use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
 use dump::AgentDump;
+use mesh_node::{Captured, Publisher};
 use turns::{Standing, Turns};
 use uninstall::Uninstall;
 
@@ -45,7 +47,9 @@ pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     let log = LogControl::install(args.log_format, &args.log).map_err(Failure::usage)?;
     if !handover::is_worker() {
         // Before anything is made: a folder of that name is most likely a slip of the hand.
-        directory::check_readable(&args.manifests).map_err(Failure::configuration)?;
+        if let Some(manifests) = &args.manifests {
+            directory::check_readable(manifests).map_err(Failure::configuration)?;
+        }
         return Ok(handover::supervise(std::env::args_os().skip(1)));
     }
     let (keeper, inherited) =
@@ -75,6 +79,13 @@ async fn worker(
     let settings = MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
     let model = Arc::new(Model::new(settings));
     let report = Report::new();
+    let cluster = match args.access() {
+        Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
+        None => None,
+    };
+    if cluster.is_some() {
+        model.update(|state| state.mesh.believe_mesh_nodes());
+    }
 
     let node_netns = match &args.node_netns {
         Some(path) => {
@@ -112,7 +123,10 @@ async fn worker(
     }
     let uninstall = match &args.daemonset {
         Some(daemonset) => {
-            let client = kube::Client::try_default().await.map_err(Failure::new)?;
+            let client = match &cluster {
+                Some(client) => client.clone(),
+                None => ::kube::Client::try_default().await.map_err(Failure::new)?,
+            };
             Some(Uninstall::new(client, daemonset).map_err(Failure::usage)?)
         }
         None => None,
@@ -131,6 +145,7 @@ async fn worker(
         connect: args.connect.connect(),
         interval: RECONCILE,
         drain: args.drain,
+        linger: if cluster.is_some() { LINGER } else { Duration::ZERO },
         on_exit: OnExit::Remove,
         orders: args.shared_dir.is_some().then_some(obeyed),
         handed: handed.clone(),
@@ -148,11 +163,23 @@ async fn worker(
         node: args.node.clone(),
         model: model.clone(),
         capture: reconciler.status(),
+        report: report.clone(),
         stopping: stopping.clone(),
         connections: connections.clone(),
         standing: standing.subscribe(),
     });
     let admin = Admin::bind(&admin_settings(&args)).await.map_err(Failure::configuration)?;
+    let own = cluster.as_ref().map(|_| Arc::new(Captured::new(&args.node, model.clone())));
+    let publisher = cluster.clone().zip(own.clone()).map(|(client, captured)| Publisher {
+        client,
+        node: args.node.clone(),
+        captured,
+        capture: reconciler.status(),
+        model: model.clone(),
+        identities: identities.clone(),
+        report: report.clone(),
+        standing: standing.subscribe(),
+    });
     let dump = AgentDump::new(&args.node, proxy.clone(), reconciler.status(), report.clone());
     let admin = tokio::spawn(admin.run(Sources {
         metrics: metrics.clone(),
@@ -168,10 +195,13 @@ async fn worker(
     essential.spawn(async move { ca.watch().await });
     essential.spawn(follow(proxy.clone()));
     let (left, gone) = mpsc::unbounded_channel();
-    essential.spawn(serve_captured(proxy.clone(), captured, left));
+    essential.spawn(serve_captured(proxy.clone(), captured, own, left));
     essential.spawn(retain_identities(args.node.clone(), model.clone(), identities.clone()));
     essential.spawn(housekeeping(proxy.clone(), report.clone()));
-    let source = tokio::spawn(directory::run(args.manifests.clone(), model.clone(), report.clone()));
+    if let Some(publisher) = publisher {
+        essential.spawn(publisher.run());
+    }
+    let source = tokio::spawn(follow_source(args.clone(), cluster, model.clone(), report.clone()));
     if let Some(shared) = &args.shared_dir {
         let cni = ServerSettings { shared: shared.clone(), model: model.clone(), handed, status: reconciler.status() };
         let seen = state.clone();
@@ -206,8 +236,8 @@ async fn worker(
         () = stopping.wait(&connections, args.keep_capture, uninstall.as_deref()) => {}
         result = source => {
             return Err(match result {
-                Ok(Err(cause)) => Failure::configuration(cause),
-                Err(cause) => Failure::new(format!("what follows the manifests failed: {cause}")),
+                Ok(failure) => failure,
+                Err(cause) => Failure::new(format!("what follows the objects failed: {cause}")),
             });
         }
         _ = &mut reconciler => return Err(Failure::new("what keeps the capture true has ended")),
@@ -251,20 +281,48 @@ async fn worker(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Hands captured pods to the proxy, and takes back those that are gone.
+/// Feeds the model until that cannot go on; says why.
+async fn follow_source(
+    args: AgentArgs,
+    cluster: Option<::kube::Client>,
+    model: Arc<Model>,
+    report: Arc<Report>,
+) -> Failure {
+    match (cluster, args.manifests) {
+        (Some(client), _) => match kube::run(client, Some(args.node.as_str().into()), model, report).await {
+            Ok(never) => match never {},
+            Err(cause) => Failure::configuration(cause),
+        },
+        (None, Some(manifests)) => match directory::run(manifests, model, report).await {
+            Ok(never) => match never {},
+            Err(cause) => Failure::configuration(cause),
+        },
+        (None, None) => Failure::usage("there is neither a cluster nor a folder of manifests"),
+    }
+}
+
+/// Hands captured pods to the proxy, and takes back those that are gone. Peers hear first of those that leave.
 async fn serve_captured(
     proxy: Arc<Proxy>,
     mut events: mpsc::UnboundedReceiver<Event>,
+    own: Option<Arc<Captured>>,
     gone: mpsc::UnboundedSender<PodUid>,
 ) {
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Captured(pod) => proxy.serve(pod),
-            Event::Leaving(pod) => proxy.evict(&pod),
-            Event::Gone(pod) => {
-                proxy.forget(&pod);
-                // Nobody listens where there is no other agent.
-                let _ = gone.send(pod);
+    let mut batch = Vec::new();
+    while events.recv_many(&mut batch, EVENTS).await > 0 {
+        // Of pods that are captured together each knows the others when the first of them is served.
+        if let Some(own) = &own {
+            own.take(&batch);
+        }
+        for event in batch.drain(..) {
+            match event {
+                Event::Captured(pod) => proxy.serve(pod),
+                Event::Leaving(pod) => proxy.evict(&pod),
+                Event::Gone(pod) => {
+                    proxy.forget(&pod);
+                    // Nobody listens where there is no other agent.
+                    let _ = gone.send(pod);
+                }
             }
         }
     }
@@ -390,6 +448,7 @@ struct AgentState {
     node: String,
     model: Arc<Model>,
     capture: CaptureStatus,
+    report: Arc<Report>,
     stopping: Arc<Stopping>,
     connections: Arc<Connections>,
     standing: watch::Receiver<Standing>,
@@ -419,7 +478,10 @@ impl Control for AgentState {
     fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
         if !self.model.is_synced() {
-            reasons.push("the manifests have not all been read yet".to_owned());
+            match &*self.report.waiting() {
+                [] => reasons.push("the objects have not all been read yet".to_owned()),
+                waiting => reasons.extend_from_slice(waiting),
+            }
         }
         if *self.stopping.0.borrow() != Stop::No {
             reasons.push(format!("the agent drains; {} connections are left", self.connections.total()));
@@ -438,6 +500,9 @@ impl Control for AgentState {
     }
 }
 
+/// How long a pod that leaves is still served through tunnels, for peers that have not heard of it.
+const LINGER: Duration = Duration::from_secs(3);
+const EVENTS: usize = 1024;
 const RECONCILE: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 const TEARDOWN: Duration = Duration::from_secs(10);

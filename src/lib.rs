@@ -8,7 +8,7 @@
 //! | [`policy`] | compile, decide, explain | `mesh` |
 //! | [`model`] | `mesh` and `policy` together, fed by deltas, read by every shell | the core |
 //! | [`api`] | the custom resources users write; `crd/*.yaml` is generated from them | nothing |
-//! | [`source`] | watch a folder of manifests, decode objects, hand deltas to `model` | files, `api`, the core |
+//! | [`source`] | watch a cluster or a folder of manifests, decode objects, hand deltas to `model` | the API server, files, `api`, the core |
 //! | [`identity`] | keys, certificate requests, the CA, rotation, the verifiers of certificates | files, the core |
 //! | [`capture`] | find a pod's namespace, program its rules, keep both true | the kernel, the core |
 //! | [`cni`] | the start of a pod: the CNI plugin, its installer, and the agent's end of it | `capture`, files |

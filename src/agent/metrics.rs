@@ -6,6 +6,7 @@ pub fn describe() {
     cni::describe_metrics();
     handover::describe_metrics();
     identity::describe_metrics();
+    super::mesh_node::describe_metrics();
     policy::describe_metrics();
     proxy::describe_metrics();
     source::describe_metrics();

@@ -49,7 +49,7 @@ use super::{PolicyStatus, TargetRef, WorkloadSelector};
         },
         {
             "rule": "!has(self.action) || self.action != 'CUSTOM' || has(self.provider)",
-            "message": "action CUSTOM needs a provider",
+            "message": "action CUSTOM needs a provider: name it, or take ALLOW, DENY or AUDIT",
         },
     ],
 ))]
@@ -116,8 +116,13 @@ pub struct Rule {
 
 /// One source.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
-#[schemars(extend("minProperties" = 1))]
+#[schemars(extend(
+    "x-kubernetes-preserve-unknown-fields" = true,
+    "x-kubernetes-validations" = [{
+        "rule": "has(self.source)",
+        "message": "an entry of from without a source says nothing: give it one, as in from: [{source: {namespaces: [shop]}}], or leave from out to mean everybody",
+    }],
+))]
 pub struct From {
     /// Who connects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,8 +135,13 @@ pub struct From {
 /// has proven no identity matches no principals, namespaces or serviceAccounts, and every not-field of these.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
-#[schemars(extend("minProperties" = 1))]
+#[schemars(extend(
+    "x-kubernetes-preserve-unknown-fields" = true,
+    "x-kubernetes-validations" = [{
+        "rule": "has(self.principals) || has(self.notPrincipals) || has(self.namespaces) || has(self.notNamespaces) || has(self.serviceAccounts) || has(self.notServiceAccounts) || has(self.ipBlocks) || has(self.notIpBlocks) || has(self.requestPrincipals) || has(self.notRequestPrincipals) || has(self.remoteIpBlocks) || has(self.notRemoteIpBlocks)",
+        "message": "a source without a field that is known says nothing: give it at least one, such as namespaces, principals, serviceAccounts or ipBlocks, or leave from out to mean everybody",
+    }],
+))]
 pub struct Source {
     /// Identities: `<trust domain>/ns/<namespace>/sa/<service account>`, without `spiffe://`. `cluster.local` stands
     /// for the mesh's own trust domain.
@@ -186,8 +196,13 @@ pub struct Source {
 
 /// One operation.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
-#[schemars(extend("minProperties" = 1))]
+#[schemars(extend(
+    "x-kubernetes-preserve-unknown-fields" = true,
+    "x-kubernetes-validations" = [{
+        "rule": "has(self.operation)",
+        "message": "an entry of to without an operation says nothing: give it one, as in to: [{operation: {ports: ['8080']}}], or leave to out to mean everything",
+    }],
+))]
 pub struct To {
     /// What is connected to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,8 +212,13 @@ pub struct To {
 /// What is connected to. Every field given must match; a field matches where any of its values does.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
-#[schemars(extend("minProperties" = 1))]
+#[schemars(extend(
+    "x-kubernetes-preserve-unknown-fields" = true,
+    "x-kubernetes-validations" = [{
+        "rule": "has(self.ports) || has(self.notPorts) || has(self.hosts) || has(self.notHosts) || has(self.methods) || has(self.notMethods) || has(self.paths) || has(self.notPaths)",
+        "message": "an operation without a field that is known says nothing: give it at least one, such as ports, or leave to out to mean everything",
+    }],
+))]
 pub struct Operation {
     /// Ports of the pod, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -240,7 +260,7 @@ pub struct Operation {
 #[schemars(extend(
     "x-kubernetes-preserve-unknown-fields" = true,
     "x-kubernetes-validations" = [
-        { "rule": "has(self.values) || has(self.notValues)", "message": "values or notValues must be given" },
+        { "rule": "has(self.values) || has(self.notValues)", "message": "a condition without values says nothing: give values or notValues, or remove it" },
     ],
 ))]
 pub struct Condition {

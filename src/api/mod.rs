@@ -1,4 +1,4 @@
-//! The custom resources that users write, group `selvedge.dev`.
+//! The custom resources, group `selvedge.dev`: the policies that users write, and what agents say of their nodes.
 //!
 //! These types are the source of `crd/*.yaml`: doc comments become descriptions, attributes become validation.
 //! They describe; [`crate::policy::decode`] reads, because a policy that cannot be enforced as written must still
@@ -10,18 +10,23 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod authorization_policy;
+#[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
+mod mesh_node;
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod peer_authentication;
 mod status;
 mod target;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
 pub use authorization_policy::{
     Action, AuthorizationPolicy, AuthorizationPolicySpec, Condition, Extension, From, Operation, Rule, Source, To,
 };
+pub use mesh_node::{CaptureFailure, MeshNode, MeshNodeStatus, NotEnforced};
 pub use peer_authentication::{Mode, MutualTls, PeerAuthentication, PeerAuthenticationSpec};
 pub use status::{PolicyStatus, StatusCondition};
 pub use target::{TargetRef, WorkloadSelector};
@@ -31,30 +36,50 @@ pub const GROUP: &str = "selvedge.dev";
 /// The one version so far.
 pub const VERSION: &str = "v1alpha1";
 
-/// One definition as a file of `crd/`.
+/// One file of `crd/`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CrdFile {
-    /// `<group>_<plural>.yaml`
+    /// `<group>_<plural>.yaml`, or `<group>_admission.yaml`.
     pub name: String,
     pub yaml: String,
 }
 
-/// Every CustomResourceDefinition, as the files that stand in `crd/`.
-pub fn crds() -> Result<Vec<CrdFile>, serde_yaml::Error> {
-    [AuthorizationPolicy::crd(), PeerAuthentication::crd()]
-        .into_iter()
-        .map(|crd| {
-            let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
-            let mut crd = serde_yaml::to_value(&crd)?;
-            refuse_null(&mut crd);
-            let yaml = serde_yaml::to_string(&crd)?;
-            Ok(CrdFile {
-                name,
-                yaml: format!("# Generated from src/api by `cargo xtask crd`; edit the types there.\n{yaml}"),
-            })
-        })
-        .collect()
+/// The files that stand in `crd/`: every CustomResourceDefinition, and the admission policies that guard them.
+pub fn files() -> Result<Vec<CrdFile>, CrdError> {
+    let mut files = crds()?;
+    let mut guards = admission::mesh_nodes();
+    for crd in [AuthorizationPolicy::crd(), PeerAuthentication::crd()] {
+        guards.extend(admission::unknown_fields(&crd)?);
+    }
+    let documents: Vec<String> = guards.iter().map(serde_yaml::to_string).collect::<Result<_, _>>()?;
+    let name = format!("{GROUP}_admission.yaml");
+    files.push(CrdFile { name, yaml: format!("{GENERATED}{}", documents.join("---\n")) });
+    Ok(files)
 }
+
+/// Every CustomResourceDefinition.
+pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
+    let crds = [AuthorizationPolicy::crd(), MeshNode::crd()?, PeerAuthentication::crd()];
+    let file = |crd: CustomResourceDefinition| {
+        let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
+        let mut crd = serde_yaml::to_value(&crd)?;
+        refuse_null(&mut crd);
+        let yaml = serde_yaml::to_string(&crd)?;
+        Ok(CrdFile { name, yaml: format!("{GENERATED}{yaml}") })
+    };
+    crds.into_iter().map(file).collect()
+}
+
+/// A type of ours that makes no CustomResourceDefinition.
+#[derive(Debug, thiserror::Error)]
+pub enum CrdError {
+    #[error("a schema: {0}")]
+    Schema(#[from] serde_json::Error),
+    #[error("a file: {0}")]
+    Yaml(#[from] serde_yaml::Error),
+}
+
+const GENERATED: &str = "# Generated from src/api by `cargo xtask crd`; edit the types there.\n";
 
 /// Takes `nullable` from every field: what is left out is left out, and a `null` in a policy is a list that somebody
 /// has yet to fill.

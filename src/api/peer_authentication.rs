@@ -52,7 +52,7 @@ pub struct PeerAuthenticationSpec {
         "maxProperties" = 128,
         "x-kubernetes-validations" = [{
             "rule": "self.all(port, size(port) <= 5 && int(port) >= 1 && int(port) <= 65535)",
-            "message": "a port is a number from 1 to 65535",
+            "message": "a port is a number from 1 to 65535: write portLevelMtls: {'8080': {mode: PERMISSIVE}}",
         }],
     ))]
     pub port_level_mtls: Option<BTreeMap<String, MutualTls>>,

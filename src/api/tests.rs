@@ -3,12 +3,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::crds;
+use super::{crds, files};
 
 #[test]
 fn the_definitions_in_crd_are_those_of_the_types() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("crd");
-    let generated = crds().unwrap();
+    let generated = files().unwrap();
     for file in &generated {
         let committed = fs::read_to_string(dir.join(&file.name)).unwrap_or_default();
         assert!(committed == file.yaml, "crd/{} is not what src/api says: run `cargo xtask crd`", file.name);
@@ -25,7 +25,7 @@ fn the_definitions_in_crd_are_those_of_the_types() {
 
 #[test]
 fn every_level_of_a_spec_keeps_unknown_fields() {
-    for file in crds().unwrap() {
+    for file in crds().unwrap().into_iter().filter(|file| !file.name.contains("meshnodes")) {
         let crd: Value = serde_yaml::from_str(&file.yaml).unwrap();
         let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
         let mut objects = 0;

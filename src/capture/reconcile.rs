@@ -87,6 +87,8 @@ pub struct CaptureSettings {
     pub interval: Duration,
     /// How long flows of a pod that leaves may go on.
     pub drain: Duration,
+    /// How long a pod that leaves is still served, though no flow is left.
+    pub linger: Duration,
     pub on_exit: OnExit,
     /// Where other agents of this node may have their turn: nothing is done before it is told. None: at once.
     pub orders: Option<UnboundedReceiver<Order>>,
@@ -204,6 +206,7 @@ impl Reconciler {
         }
         loop {
             moved.mark_unchanged();
+            let seen = self.desired();
             if !self.resting {
                 self.pass().await;
             }
@@ -212,18 +215,31 @@ impl Reconciler {
             }
             let busy = self.pods.values().any(|pod| pod.leaving.is_some());
             let pause = if busy { self.settings.interval.min(LEAVING_INTERVAL) } else { self.settings.interval };
-            tokio::select! {
-                () = &mut shutdown, if !self.closing => match self.settings.on_exit {
-                    _ if self.resting => return,
-                    OnExit::Keep => return,
-                    OnExit::Remove => self.closing = true,
-                },
-                _ = moved.changed() => {}
-                () = self.settings.handed.moved() => {}
-                order = next(&mut orders) => self.obey(order).await,
-                () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.1))) => {}
+            let mut pause = std::pin::pin!(tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.1))));
+            loop {
+                tokio::select! {
+                    () = &mut shutdown, if !self.closing => match self.settings.on_exit {
+                        _ if self.resting => return,
+                        OnExit::Keep => return,
+                        OnExit::Remove => self.closing = true,
+                    },
+                    // Most of what moves in a cluster is none of this node's.
+                    _ = moved.changed() => if !self.closing && !self.is_concerned(&seen) { continue },
+                    () = self.settings.handed.moved() => {}
+                    order = next(&mut orders) => self.obey(order).await,
+                    () = &mut pause => {}
+                }
+                break;
             }
         }
+    }
+
+    fn is_concerned(&self, (desired, present): &(HashMap<PodUid, Arc<Workload>>, HashSet<PodUid>)) -> bool {
+        let (desired_now, present_now) = self.desired();
+        let same = |(uid, workload): (&PodUid, &Arc<Workload>)| {
+            desired.get(uid).is_some_and(|before| Arc::ptr_eq(before, workload))
+        };
+        *present != present_now || desired.len() != desired_now.len() || !desired_now.iter().all(same)
     }
 
     async fn pass(&mut self) {

@@ -109,8 +109,13 @@ impl CaptureStatus {
         self.1.subscribe()
     }
 
+    /// Reads it without a copy.
+    pub fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
+        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub fn snapshot(&self) -> Snapshot {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.read(Snapshot::clone)
     }
 
     pub(super) fn publish(&self, mut pods: Vec<PodStatus>) {

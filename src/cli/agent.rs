@@ -10,14 +10,15 @@ use super::Failure;
 use crate::capture::{BackEnd, Mode};
 use crate::mesh::{Connect, TrustDomain};
 use crate::proxy::{PortRanges, SameNode};
+use crate::source::kube::Access;
 use crate::telemetry::{AccessLogFormat, LogFormat};
 use crate::transport::tls::Offer;
 
 /// Run the agent of one node: capture the traffic of its joined pods, carry it to other nodes over mutual TLS, and
 /// decide who may talk to whom.
 ///
-/// The agent reads Kubernetes objects from a folder of manifests and follows it: a saved file takes effect within a
-/// second. It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN and CAP_SYS_PTRACE, or root in a user namespace.
+/// The agent watches the API server of its cluster, or reads the same objects from a folder of manifests and follows
+/// it: a saved file takes effect within a second. It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN and CAP_SYS_PTRACE, or root in a user namespace.
 ///
 /// Every flag is also an environment variable; a flag given twice counts as written last.
 #[derive(Args, Debug, Clone)]
@@ -27,10 +28,15 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_NODE", value_name = "NAME")]
     pub node: String,
 
-    /// A folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node, ServiceCIDR,
-    /// AuthorizationPolicy, PeerAuthentication, NetworkPolicy and those of CNIs. Other kinds are passed over.
+    /// Instead of a cluster, a folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node,
+    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, NetworkPolicy and those of CNIs. Other kinds are passed
+    /// over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+
+    /// How to reach the API server. Default: as the service account of the pod that the agent runs in.
+    #[arg(long, env = "SELVEDGE_KUBECONFIG", value_name = "FILE", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// A folder with `ca.crt` and `ca.key` (PEM). An empty one is filled with a new CA, so that agents given one folder
     /// trust each other.
@@ -108,7 +114,7 @@ pub struct AgentArgs {
 
     /// What the agent's own log tells: a level, or filters such as `info,selvedge::capture=debug`. At run time:
     /// `curl -X PUT localhost:15000/log?level=debug`.
-    #[arg(long, env = "SELVEDGE_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long, env = "SELVEDGE_LOG", value_name = "FILTER", default_value = "info,kube_client=off")]
     pub log: String,
 
     /// How long certificates live. They are renewed at half of it.
@@ -158,6 +164,17 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_METRICS_IDLE", value_name = "DURATION", default_value = "15m",
           value_parser = parse_duration)]
     pub metrics_idle: Duration,
+}
+
+impl AgentArgs {
+    /// How the API server is reached; none where there is a folder instead.
+    pub fn access(&self) -> Option<Access> {
+        match (&self.manifests, &self.kubeconfig) {
+            (Some(_), _) => None,
+            (None, Some(file)) => Some(Access::File(file.clone())),
+            (None, None) => Some(Access::InCluster),
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{Failure, terminal};
 
-/// Print the CustomResourceDefinitions of the kinds that users write, or write them to a folder.
+/// Print the CustomResourceDefinitions and the admission policies that guard them, or write them to a folder.
 #[derive(Args, Debug)]
 pub struct CrdArgs {
     /// The folder to write one file a kind into. Default: all on standard output.
@@ -14,7 +14,7 @@ pub struct CrdArgs {
 }
 
 pub fn run(args: &CrdArgs) -> Result<ExitCode, Failure> {
-    for file in crate::api::crds().map_err(Failure::new)? {
+    for file in crate::api::files().map_err(Failure::new)? {
         let Some(dir) = &args.out else {
             terminal::say(format_args!("---\n{}\n", file.yaml))?;
             continue;

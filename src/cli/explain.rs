@@ -1,9 +1,11 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 
+use super::cluster::ClusterArgs;
 use super::{Failure, Output, terminal};
 use crate::mesh::{MeshSettings, NamespacedName, TrustDomain};
 use crate::model::Model;
@@ -12,7 +14,8 @@ use crate::source::directory;
 
 /// Say whether one workload may talk to another, and which policy, rule and clause make it so.
 ///
-/// Reads the same folder as the agent and decides with the same code. Exits 0 whichever the verdict is.
+/// Reads the cluster with your own rights, or the same folder as the agent, and decides with the agent's code. Exits 0
+/// whichever the verdict is.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
     /// Who dials: `namespace/pod`, or an IP address.
@@ -27,9 +30,12 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "N")]
     port: Option<u16>,
 
-    /// The folder of manifests.
+    /// Instead of a cluster, a folder of manifests.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    manifests: Option<PathBuf>,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
 
     /// The trust domain, as the agents have it.
     #[arg(long, env = "SELVEDGE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
@@ -45,13 +51,16 @@ pub struct ExplainArgs {
 }
 
 pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
-    let loaded = directory::load(&args.manifests).map_err(Failure::new)?;
-    for problem in &loaded.problems {
-        terminal::remark(problem);
-    }
     let settings = MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
-    let model = Model::new(settings);
-    model.apply(loaded.deltas);
+    let model = Arc::new(Model::new(settings));
+    match &args.manifests {
+        Some(manifests) => {
+            let loaded = directory::load(manifests).map_err(Failure::new)?;
+            loaded.problems.iter().for_each(terminal::remark);
+            model.apply(loaded.deltas);
+        }
+        None => args.cluster.load(&model)?.problems.iter().for_each(terminal::remark),
+    }
     let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };
     let explanation = explain(&model.read(), &question).map_err(Failure::usage)?;
     match args.output {

@@ -4,6 +4,7 @@
 
 mod agent;
 mod capture;
+mod cluster;
 mod cni;
 mod crd;
 mod explain;

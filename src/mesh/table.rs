@@ -4,7 +4,7 @@ mod pods;
 mod services;
 mod slices;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -53,6 +53,8 @@ pub struct Mesh {
     service_cidrs: SharedMap<Arc<str>, Vec<IpNet>>,
     local_addresses: Arc<HashSet<IpAddr>>,
     network_policies: NetworkPolicies,
+    /// The pods that each node's agent says it has captured. None: joined counts as captured, for nobody says it.
+    captured: Option<SharedMap<Arc<str>, Arc<BTreeSet<PodUid>>>>,
     /// Addresses of pods that start, from the container runtime: by sandbox, until their objects say them.
     handed: SharedMap<PodUid, (Arc<str>, Vec<IpAddr>)>,
 }
@@ -90,8 +92,16 @@ impl Mesh {
             service_cidrs: SharedMap::default(),
             local_addresses: Arc::default(),
             network_policies: NetworkPolicies::default(),
+            captured: None,
             handed: SharedMap::default(),
         }
+    }
+
+    /// From now on a joined pod counts as captured only where the MeshNode of its node lists it.
+    pub fn believe_mesh_nodes(&mut self) {
+        self.captured.get_or_insert_default();
+        let all = self.pods.keys().cloned().collect();
+        self.rebuild(all);
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
@@ -107,6 +117,7 @@ impl Mesh {
             Delta::Apply(Object::EndpointSlice(slice)) => self.apply_slice(&slice),
             Delta::Apply(Object::ServiceCidr { name, cidrs }) => self.set_service_cidrs(&name, cidrs),
             Delta::Apply(Object::NetworkPolicy(policy)) => self.set_network_policy(&policy.name, Some(policy.selects)),
+            Delta::Apply(Object::MeshNode { node, captured }) => self.set_captured(&node, captured),
             Delta::Delete(object) => self.delete(&object),
         }
     }
@@ -230,6 +241,7 @@ impl Mesh {
             ObjectKind::EndpointSlice => self.remove_slice(&object.name),
             ObjectKind::ServiceCidr => self.set_service_cidrs(&object.name.name, Vec::new()),
             ObjectKind::NetworkPolicy => self.set_network_policy(&object.name, None),
+            ObjectKind::MeshNode => self.set_captured(&object.name.name, BTreeSet::new()),
         }
     }
 

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use self::field::{Fault, SUBDOMAIN, check_namespaced, is_subdomain, parse};
+pub(super) use self::field::Fault;
+use self::field::{SUBDOMAIN, check_namespaced, is_subdomain, parse};
 use super::Problem;
 use super::document::{self, Document};
 use crate::mesh;
+use crate::model::Delta;
 
 mod cluster;
 mod field;
@@ -32,6 +34,19 @@ pub(super) enum Item {
     Service(mesh::Service, BTreeMap<String, String>),
     Other(mesh::Object),
     Policy(PolicyItem),
+}
+
+impl Item {
+    /// The step of the model that puts it in force.
+    pub fn apply(&self) -> Delta {
+        let apply = |object: mesh::Object| Delta::Mesh(mesh::Delta::Apply(object));
+        match self {
+            Self::Policy(policy) => Delta::Policy(policy.apply()),
+            Self::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
+            Self::Service(service, _) => apply(mesh::Object::Service(service.clone())),
+            Self::Other(object) => apply(object.clone()),
+        }
+    }
 }
 
 /// What one file holds.
@@ -63,6 +78,18 @@ pub(super) struct Broken {
 }
 
 impl Broken {
+    /// What is put in force now, if anything, and what people are told of it.
+    pub fn outcome(&self, has_good: bool) -> (Option<&Arc<Item>>, &'static str) {
+        match &self.stand_in {
+            _ if has_good => (None, "; its last good version stays in force"),
+            Some(item) if self.key.kind.is_policy() => {
+                (Some(item), "; until it can be read it denies what it might stand over")
+            }
+            Some(item) => (Some(item), "; until it can be read it counts as selecting every pod"),
+            None => (None, "; it has no effect"),
+        }
+    }
+
     fn new(key: Key, value: &Value, fault: &Fault, line_of: impl Fn(&str) -> usize) -> Self {
         let stand_in = match key.kind {
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
@@ -202,7 +229,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     let Some(known) = Kind::of(group, &kind) else {
         if group == "selvedge.dev" {
-            let kinds = "AuthorizationPolicy and PeerAuthentication";
+            let kinds = "AuthorizationPolicy, PeerAuthentication and MeshNode";
             let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
             let fault = Fault::new("kind", format!("selvedge.dev has no kind {kind:?}; it has {kinds}"));
             content.problems.push(problem(format!("{kind} {name}"), fault));
@@ -222,23 +249,34 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
             return;
         }
     };
-    // Of a policy that cannot be read, as much as can be read says where it denies.
-    let written = if known.is_policy() { value.clone() } else { Value::Null };
-    let read = match known.api_version() {
-        None => read_object(&key, value, line_at),
-        Some(wanted) if wanted == api_version => read_object(&key, value, line_at),
-        Some(wanted) => Err(Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"))),
+    let (read, faults) = match known.api_version() {
+        Some(wanted) if wanted != api_version => {
+            let fault = Fault::new("apiVersion", format!("{kind} is read as {wanted}, not {api_version}"));
+            (Err(Broken::new(key.clone(), &value, &fault, line_at)), vec![fault])
+        }
+        _ => named(&key, value, line_at),
     };
+    content.problems.extend(faults.into_iter().map(|fault| problem(key.to_string(), fault)));
     match read {
-        Ok((item, passed_over)) => {
-            content.problems.extend(passed_over.into_iter().map(|fault| problem(key.to_string(), fault)));
+        Ok(item) => {
             let line = line_at("metadata.name");
             content.objects.push(Found { key, line, item: Arc::new(item) });
         }
-        Err(fault) => {
-            content.broken.push(Broken::new(key.clone(), &written, &fault, line_at));
-            content.problems.push(problem(key.to_string(), fault));
-        }
+        Err(broken) => content.broken.push(broken),
+    }
+}
+
+/// Reads an object whose kind and name are known: what it became or what stands in for it, and the fields at fault.
+pub(super) fn named(
+    key: &Key,
+    value: Value,
+    line_of: impl Fn(&str) -> usize + Copy,
+) -> (Result<Item, Broken>, Vec<Fault>) {
+    // Of a policy that cannot be read, as much as can be read says where it denies.
+    let written = if key.kind.is_policy() { value.clone() } else { Value::Null };
+    match read_object(key, value, line_of) {
+        Ok((item, passed_over)) => (Ok(item), passed_over),
+        Err(fault) => (Err(Broken::new(key.clone(), &written, &fault, line_of)), vec![fault]),
     }
 }
 
@@ -257,10 +295,11 @@ fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Resu
         }
         Kind::NetworkPolicy => network_policy::network_policy(key, parse(value)?).map(plain),
         Kind::Cni(_) => Ok(plain(network_policy::selects_all(key))),
+        Kind::MeshNode => cluster::mesh_node(key, parse(value)?).map(plain),
     }
 }
 
-fn identify(kind: Kind, value: &Value) -> Result<Key, Fault> {
+pub(super) fn identify(kind: Kind, value: &Value) -> Result<Key, Fault> {
     let metadata = value.get("metadata");
     let written = metadata.and_then(|metadata| metadata.get("name"));
     let name = written.and_then(word).filter(|name| !name.is_empty()).ok_or_else(|| match metadata {

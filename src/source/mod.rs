@@ -1,26 +1,30 @@
-//! Watch a folder of manifests, decode objects, hand deltas to the model.
+//! Watch a cluster or a folder of manifests, decode objects, hand deltas to the model.
 //!
-//! [`document`] cuts text into documents, [`decode`] makes an object of each, [`folder`] decides what a change of
-//! the files means (it is sans-io), and [`directory`] reads the files and asks it.
+//! [`decode`] makes the same of an object wherever it comes from. Of a folder, [`document`] cuts text into documents,
+//! [`folder`] decides what a change of the files means (it is sans-io), and [`directory`] reads the files and asks it.
+//! [`kube`] watches a cluster.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub mod decode;
 mod derive;
 pub mod directory;
 mod document;
 mod folder;
+pub mod kube;
 mod report;
 mod view;
 
 pub use report::{Report, describe_metrics};
 
-/// One thing in the folder that is not in force as written.
+/// One thing that is not in force as written.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
 pub struct Problem {
+    /// Empty for an object of a cluster.
+    #[serde(skip_serializing_if = "is_nowhere")]
     pub file: PathBuf,
     /// Counted from 1; 0 where the problem is the file's as a whole.
     pub line: usize,
@@ -34,15 +38,17 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if self.line > 0 {
-            write!(f, ":{}", self.line)?;
-        }
-        for part in [&self.object, &self.field, &self.cause].into_iter().filter(|part| !part.is_empty()) {
-            write!(f, ": {part}")?;
-        }
-        Ok(())
+        let place = match self.line {
+            0 => self.file.display().to_string(),
+            line => format!("{}:{line}", self.file.display()),
+        };
+        let parts = [&place, &self.object, &self.field, &self.cause].into_iter().filter(|part| !part.is_empty());
+        f.write_str(&parts.map(String::as_str).collect::<Vec<_>>().join(": "))
     }
+}
+
+fn is_nowhere(file: &Path) -> bool {
+    file.as_os_str().is_empty()
 }
 
 #[cfg(test)]

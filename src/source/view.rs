@@ -174,17 +174,8 @@ pub(super) fn difference(now: &View, next: &View) -> Vec<Delta> {
         _ => Some(Delta::Mesh(mesh::Delta::Delete(key.object_ref()?))),
     });
     let new = next.iter().filter(|(key, item)| now.get(key).is_none_or(|old| !Arc::ptr_eq(old, item) && old != *item));
-    let new = new.map(|(_, item)| match &**item {
-        Item::Policy(policy) => Delta::Policy(policy.apply()),
-        Item::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
-        Item::Service(service, _) => apply(mesh::Object::Service(service.clone())),
-        Item::Other(object) => apply(object.clone()),
-    });
+    let new = new.map(|(_, item)| item.apply());
     gone.chain(new).collect()
-}
-
-fn apply(object: mesh::Object) -> Delta {
-    Delta::Mesh(mesh::Delta::Apply(object))
 }
 
 /// Keeps what is in force of an object that broke, and tells people what that is.
@@ -194,15 +185,10 @@ fn keep_broken(broken: &Broken, view: &mut View, now: &View) -> &'static str {
     if view.contains_key(key) {
         return "; another version of it is in force";
     }
-    let (item, outcome) = match (good, &broken.stand_in) {
-        (Some(item), _) => (item, "; its last good version stays in force"),
-        (None, Some(item)) if key.kind.is_policy() => {
-            (item, "; until it can be read it denies what it might stand over")
-        }
-        (None, Some(item)) => (item, "; until it can be read it counts as selecting every pod"),
-        (None, None) => return "; it has no effect",
-    };
-    view.insert(key.clone(), item.clone());
+    let (stand_in, outcome) = broken.outcome(good.is_some());
+    if let Some(item) = good.or(stand_in) {
+        view.insert(key.clone(), item.clone());
+    }
     outcome
 }
 

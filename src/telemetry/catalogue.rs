@@ -54,11 +54,13 @@ pub(super) const OBSERVED: &str = "selvedge_policy_observed_total";
 pub(super) const DROPPED: &str = "selvedge_access_log_dropped_total";
 pub(super) const OVERFLOW: &str = "selvedge_metrics_overflow_total";
 pub(super) const OPEN_FDS: &str = "selvedge_process_open_fds";
+pub(super) const CPU_TIME: &str = "selvedge_process_cpu_seconds";
 pub(super) const RESIDENT_MEMORY: &str = "selvedge_process_resident_memory_bytes";
 
-static CATALOGUE: [Metric; 15] = [
+static CATALOGUE: [Metric; 16] = [
     gauge("selvedge_build_info", Unit::Count, "Always 1; its labels say which build this is."),
     gauge(OPEN_FDS, Unit::Count, "Descriptors that the worker holds open."),
+    gauge(CPU_TIME, Unit::Seconds, "Processor time that the worker has used."),
     gauge(RESIDENT_MEMORY, Unit::Bytes, "Memory of the worker that is resident."),
     counter(OPENED, Unit::Count, "Connections whose far side was reached."),
     counter(CLOSED, Unit::Count, "Connections that had been opened and have ended."),

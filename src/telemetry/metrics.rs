@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_util::MetricKindMask;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 
 use super::catalogue;
 
@@ -95,6 +97,10 @@ fn measure_process() {
         .zip(nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten());
     if let Some((pages, page)) = resident {
         metrics::gauge!(catalogue::RESIDENT_MEMORY).set(pages as f64 * page as f64);
+    }
+    if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
+        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        metrics::gauge!(catalogue::CPU_TIME).set(seconds(usage.user_time()) + seconds(usage.system_time()));
     }
 }
 

@@ -6,6 +6,8 @@
 mod cluster;
 mod images;
 mod nodes;
+mod policies;
+mod scale;
 mod scene;
 mod services;
 
@@ -16,6 +18,10 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let subjects = [nodes::trials(), services::trials(), images::trials()];
+    let everyday = [nodes::trials(), policies::trials(), services::trials(), images::trials()];
+    let subjects = match std::env::var_os("SELVEDGE_KWOK") {
+        Some(_) => vec![scale::trials()],
+        None => everyday.into(),
+    };
     libtest_mimic::run(&arguments, subjects.into_iter().flatten().collect()).exit_code()
 }

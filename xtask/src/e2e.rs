@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::build::cargo;
-use crate::cluster::{Cluster, up};
+use crate::cluster::{Cluster, kwok, up};
 use crate::image;
 use crate::style::dim;
 use crate::test::{Tally, count_tests};
@@ -21,6 +21,9 @@ pub struct Options {
     /// Leaves the cluster as it is afterwards; the next run takes it as it is.
     #[arg(long)]
     keep: bool,
+    /// Instead of the tests, measures one agent among ten thousand pods. Takes minutes.
+    #[arg(long)]
+    scale: bool,
     /// The cluster's name; one of this name that is up is used, and then stays up.
     #[arg(long, default_value = "e2e", env = "SELVEDGE_CLUSTER")]
     name: String,
@@ -55,6 +58,9 @@ fn on_cluster(options: &Options, images: &[std::path::PathBuf]) -> Result<Tally>
     let mut command = cargo();
     command.args(["test", "--package", "selvedge-e2e", "--test", "e2e", "--locked", "--"]).args(&options.filter);
     command.env("SELVEDGE_XTASK", env::current_exe()?).env("SELVEDGE_CLUSTER", &options.name);
+    if options.scale {
+        command.arg("--nocapture").env("SELVEDGE_KWOK", kwok()?);
+    }
     count_tests(command.env("SELVEDGE_IMAGE", image::AGENT).env("SELVEDGE_TEST_IMAGE", image::TEST))
 }
 

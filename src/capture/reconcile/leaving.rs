@@ -11,6 +11,7 @@ use crate::capture::pod::Kernel;
 use crate::mesh::{PodUid, Workload};
 
 pub(super) struct Departure {
+    linger: Instant,
     deadline: Instant,
     reset_at: Option<Instant>,
 }
@@ -32,7 +33,8 @@ impl Reconciler {
             let departure = pod.leaving.get_or_insert_with(|| {
                 let _ = self.events.send(Event::Leaving(uid.clone()));
                 step = Step::Begin;
-                Departure { deadline: now + self.settings.drain, reset_at: None }
+                let (linger, deadline) = (now + self.settings.linger, now + self.settings.drain);
+                Departure { linger, deadline, reset_at: None }
             });
             let gone = lost || !present.contains(&uid);
             let live = self.flows.live(&uid);
@@ -40,7 +42,8 @@ impl Reconciler {
                 self.flows.reset(&uid);
                 departure.reset_at = Some(now);
             }
-            let drained = live == 0 || departure.reset_at.is_some_and(|at| now >= at + RESET_TIME);
+            let idle = live == 0 && (gone || now >= departure.linger);
+            let drained = idle || departure.reset_at.is_some_and(|at| now >= at + RESET_TIME);
             if drained && (step == Step::Wait || gone) {
                 step = Step::Finish;
             }

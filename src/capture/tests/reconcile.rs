@@ -114,6 +114,7 @@ impl Agent {
             // Nobody answers what is held here.
             connect: Connect::Eager,
             interval: Duration::from_millis(100),
+            linger: Duration::ZERO,
             drain: Duration::from_secs(60),
             on_exit,
             handed: HandedOver::default(),

@@ -20,6 +20,11 @@ pub enum Object {
         cidrs: Vec<IpNet>,
     },
     NetworkPolicy(NetworkPolicy),
+    /// The pods that a node's agent says it has captured.
+    MeshNode {
+        node: Arc<str>,
+        captured: BTreeSet<PodUid>,
+    },
 }
 
 impl Object {
@@ -31,6 +36,7 @@ impl Object {
             Self::Service(s) => ObjectRef { kind: ObjectKind::Service, name: s.name.clone() },
             Self::EndpointSlice(s) => ObjectRef { kind: ObjectKind::EndpointSlice, name: s.name.clone() },
             Self::ServiceCidr { name, .. } => ObjectRef::cluster(ObjectKind::ServiceCidr, name.clone()),
+            Self::MeshNode { node, .. } => ObjectRef::cluster(ObjectKind::MeshNode, node.clone()),
             Self::NetworkPolicy(p) => ObjectRef { kind: ObjectKind::NetworkPolicy, name: p.name.clone() },
         }
     }
@@ -45,6 +51,7 @@ pub enum ObjectKind {
     EndpointSlice,
     ServiceCidr,
     NetworkPolicy,
+    MeshNode,
 }
 
 /// Names one object; the namespace is empty for cluster-wide kinds.

@@ -136,13 +136,30 @@ impl Mesh {
         self.rebuild(uids.unwrap_or_default())
     }
 
+    /// Takes what a node's agent says it has captured.
+    pub(super) fn set_captured(&mut self, node: &Arc<str>, captured: BTreeSet<PodUid>) -> Change {
+        let Some(of_nodes) = &mut self.captured else { return Change::default() };
+        let captured = Arc::new(captured);
+        let before = match captured.is_empty() {
+            true => of_nodes.remove(node),
+            false => of_nodes.insert(node.clone(), captured.clone()),
+        };
+        let before = before.unwrap_or_default();
+        self.rebuild(before.symmetric_difference(&captured).cloned().collect())
+    }
+
+    fn is_captured(&self, pod: &Pod) -> bool {
+        let Some(of_nodes) = &self.captured else { return true };
+        pod.node.as_ref().and_then(|node| of_nodes.get(node)).is_some_and(|captured| captured.contains(&pod.uid))
+    }
+
     fn leave_node(&mut self, workload: &Workload) {
         if let Some(node) = &workload.pod.node {
             self.pods_by_node.change(node, |pods| _ = pods.remove(workload.uid()));
         }
     }
 
-    fn rebuild(&mut self, uids: Vec<PodUid>) -> Change {
+    pub(super) fn rebuild(&mut self, uids: Vec<PodUid>) -> Change {
         let mut change = Change::default();
         for uid in uids {
             let Some(old) = self.pods.get(&uid) else { continue };
@@ -162,7 +179,7 @@ impl Mesh {
         let membership = Membership::of(&pod.name, pod.host_network, namespace, &pod.settings);
         Workload {
             identity: Identity::new(&self.settings.trust_domain, &pod.name.namespace, &pod.service_account),
-            captured: membership.is_joined(),
+            captured: membership.is_joined() && self.is_captured(&pod),
             connect: pod.settings.connect.or(namespace.and_then(|namespace| namespace.connect)),
             membership,
             zone: pod.node.as_ref().and_then(|node| self.nodes.get(node)).and_then(|node| node.zone.clone()),

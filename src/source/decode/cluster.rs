@@ -5,7 +5,8 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 
 use super::field::{Fault, LABEL, SUBDOMAIN, address, check, cidr, is_label, is_subdomain, settings};
 use super::{Item, Key, Read};
-use crate::mesh::{Namespace, Node, Object};
+use crate::api::MeshNode;
+use crate::mesh::{Namespace, Node, Object, PodUid};
 
 pub(super) fn namespace(key: &Key, namespace: core::Namespace) -> Result<Read, Fault> {
     check(is_label, &key.name.name, "metadata.name", LABEL)?;
@@ -46,6 +47,12 @@ pub(super) fn service_cidr(key: &Key, object: ServiceCIDR) -> Result<Object, Fau
     }
     let cidrs = written.iter().enumerate().map(|(i, text)| cidr(|| format!("spec.cidrs[{i}]"), text));
     Ok(Object::ServiceCidr { name: key.name.name.clone(), cidrs: cidrs.collect::<Result<_, _>>()? })
+}
+
+pub(super) fn mesh_node(key: &Key, node: MeshNode) -> Result<Object, Fault> {
+    check(is_subdomain, &key.name.name, "metadata.name", SUBDOMAIN)?;
+    let captured = node.status.captured.iter().map(|uid| PodUid::new(uid.as_str())).collect();
+    Ok(Object::MeshNode { node: key.name.name.clone(), captured })
 }
 
 const ZONE: &str = "topology.kubernetes.io/zone";

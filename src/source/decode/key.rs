@@ -19,13 +19,14 @@ pub enum Kind {
     AuthorizationPolicy,
     /// Of `networking.k8s.io`.
     NetworkPolicy,
+    MeshNode,
     /// A CNI's own.
     Cni(&'static CniKind),
 }
 
 impl Kind {
     /// All but those of CNIs.
-    const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -35,6 +36,7 @@ impl Kind {
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
         Self::NetworkPolicy,
+        Self::MeshNode,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -48,6 +50,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::MeshNode => "MeshNode",
             Self::Cni(kind) => kind.kind,
         }
     }
@@ -57,19 +60,19 @@ impl Kind {
     }
 
     /// `None`: any version, for of this kind nothing is read that versions may differ in.
-    pub(super) fn api_version(self) -> Option<&'static str> {
+    pub(in crate::source) fn api_version(self) -> Option<&'static str> {
         match self {
             Self::Namespace | Self::Node | Self::Service | Self::Pod => Some("v1"),
             Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
             Self::EndpointSlice => Some("discovery.k8s.io/v1"),
-            Self::PeerAuthentication | Self::AuthorizationPolicy => Some("selvedge.dev/v1alpha1"),
+            Self::PeerAuthentication | Self::AuthorizationPolicy | Self::MeshNode => Some("selvedge.dev/v1alpha1"),
             Self::Cni(_) => None,
         }
     }
 
-    fn is_cluster_wide(self) -> bool {
+    pub(in crate::source) fn is_cluster_wide(self) -> bool {
         match self {
-            Self::Namespace | Self::Node | Self::ServiceCidr => true,
+            Self::Namespace | Self::Node | Self::ServiceCidr | Self::MeshNode => true,
             Self::Cni(kind) => kind.is_cluster_wide,
             _ => false,
         }
@@ -80,14 +83,14 @@ impl Kind {
         known.or_else(|| CniKind::find(None, name).map(Self::Cni))
     }
 
-    pub(super) fn of(group: &str, name: &str) -> Option<Self> {
+    pub(in crate::source) fn of(group: &str, name: &str) -> Option<Self> {
         let in_group = |kind: &Self| kind.api_version().is_some_and(|version| group_of(version) == group);
         let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name && in_group(kind));
         known.or_else(|| CniKind::find(Some(group), name).map(Self::Cni))
     }
 }
 
-/// Names one object of the folder; the namespace is empty for cluster-wide kinds.
+/// Names one object of the source; the namespace is empty for cluster-wide kinds.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Key {
     pub kind: Kind,
@@ -95,7 +98,7 @@ pub struct Key {
 }
 
 impl Key {
-    pub(super) fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
+    pub(in crate::source) fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
         let namespace = if kind.is_cluster_wide() { "" } else { namespace.unwrap_or(DEFAULT_NAMESPACE) };
         Self { kind, name: NamespacedName::new(namespace, name) }
     }
@@ -121,6 +124,7 @@ impl Key {
             Kind::EndpointSlice => ObjectKind::EndpointSlice,
             Kind::Pod => ObjectKind::Pod,
             Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
+            Kind::MeshNode => ObjectKind::MeshNode,
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
         };
         Some(ObjectRef { kind, name: self.model_name() })

@@ -42,6 +42,11 @@ impl PolicyItem {
         Delta::Delete(self.object.reference())
     }
 
+    /// Whether it stands over Services, which may come and go.
+    pub fn has_targets(&self) -> bool {
+        !self.targets.is_empty()
+    }
+
     /// Whether it stands in for one that could not be read.
     pub fn is_malformed(&self) -> bool {
         matches!(self.object, PolicyObject::Malformed(_))

@@ -71,6 +71,16 @@ impl Programs {
     }
 }
 
+/// Pretends to be the kubelets of thousands of nodes. Built when it is asked for, since no cluster needs it.
+pub fn kwok() -> Result<PathBuf> {
+    if !KWOK.is_built() {
+        check_go()?;
+        eprintln!("building kwok: once, and minutes where nothing is cached");
+        KWOK.build()?;
+    }
+    Ok(KWOK.folder().join("kwok"))
+}
+
 /// Where built programs are kept, outside the build tree: `$XDG_CACHE_HOME/selvedge/cluster`.
 pub fn cache() -> PathBuf {
     let home = || env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
@@ -96,6 +106,8 @@ const MODULES: [Module; 4] = [
     Module { name: "containerd", flags: &["-tags=no_btrfs,no_devmapper,no_zfs"], linker: "" },
     Module { name: "coredns", flags: &[], linker: "" },
 ];
+
+const KWOK: Module = Module { name: "kwok", flags: &[], linker: "" };
 
 impl Module {
     fn source(&self) -> PathBuf {
@@ -199,7 +211,7 @@ mod tests {
 
     #[test]
     fn every_module_is_there_with_its_checksums() {
-        for module in &MODULES {
+        for module in MODULES.iter().chain([&KWOK]) {
             let go_mod = fs::read_to_string(module.source().join("go.mod")).unwrap();
             assert!(go_mod.contains("\ntool "), "{}: no tool lines", module.name);
             assert!(module.source().join("go.sum").is_file(), "{}: no go.sum", module.name);
