@@ -4,10 +4,15 @@
 
 mod agent;
 mod capture;
+mod check;
+mod cluster;
 mod crd;
 mod explain;
+mod status;
+mod table;
 mod terminal;
 mod validate;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -29,6 +34,9 @@ enum Verb {
     Agent(Box<agent::AgentArgs>),
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
+    Check(check::CheckArgs),
+    Status(status::StatusArgs),
+    Workloads(workloads::WorkloadsArgs),
     #[command(subcommand)]
     Capture(capture::CaptureVerb),
     Crd(crd::CrdArgs),
@@ -41,6 +49,9 @@ pub fn run() -> ExitCode {
         Verb::Agent(args) => agent::run(*args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Explain(args) => explain::run(&args),
+        Verb::Check(args) => check::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Workloads(args) => workloads::run(&args),
         Verb::Capture(verb) => capture::run(&verb),
         Verb::Crd(args) => crd::run(&args),
     };
