@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -171,7 +170,7 @@ impl Publisher {
             capture_mode: mode.to_owned(),
             connect: connect.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            trust_bundle_hash: bundle_hash(&self.identities),
+            trust_bundle_hash: self.identities.trust().hash(),
             policies_not_enforced: self.not_enforced(),
         }
     }
@@ -235,14 +234,6 @@ fn lists(listed: Option<&BTreeSet<PodUid>>, told: &MeshNodeStatus) -> bool {
 }
 
 /// SHA-256 over the roots' DER, sorted, one after the other.
-fn bundle_hash(identities: &Identities) -> String {
-    let trust = identities.trust();
-    let mut roots: Vec<&[u8]> = trust.certificates().iter().map(|root| &**root).collect();
-    roots.sort_unstable();
-    let hash = digest::digest(&digest::SHA256, &roots.concat());
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn cut(text: &str) -> String {
     text.chars().take(MOST_WORDS).collect()
 }

@@ -4,12 +4,16 @@
 
 mod agent;
 mod capture;
+mod check;
 mod cluster;
 mod cni;
 mod crd;
 mod explain;
+mod status;
+mod table;
 mod terminal;
 mod validate;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -31,6 +35,9 @@ enum Verb {
     Agent(Box<agent::AgentArgs>),
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
+    Check(check::CheckArgs),
+    Status(status::StatusArgs),
+    Workloads(workloads::WorkloadsArgs),
     #[command(subcommand)]
     Capture(capture::CaptureVerb),
     Cni(cni::CniArgs),
@@ -49,6 +56,9 @@ pub fn run() -> ExitCode {
         Verb::Agent(args) => agent::run(*args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Explain(args) => explain::run(&args),
+        Verb::Check(args) => check::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Workloads(args) => workloads::run(&args),
         Verb::Capture(verb) => capture::run(&verb),
         Verb::Cni(args) => Ok(cni::plugin(&args)),
         Verb::CniInstall(args) => cni::install(&args),

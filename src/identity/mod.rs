@@ -19,5 +19,5 @@ pub use ca::EmbeddedCa;
 pub use certificate::WorkloadCertificate;
 pub use metrics::describe_metrics;
 pub use store::{CertificateError, CertificateStatus, Identities, IdentitySettings};
-pub use trust::{TrustBundle, TrustSource};
+pub use trust::{TrustBundle, TrustSource, hash_of};
 pub use verify::Refusal;

@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aws_lc_rs::digest;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -45,9 +46,24 @@ impl TrustBundle {
         &self.certificates
     }
 
+    /// By which agents tell the controller which bundle they hold: [`hash_of`] its certificates.
+    pub fn hash(&self) -> String {
+        hash_of(&self.certificates)
+    }
+
     pub(super) fn supersede(&self) {
         self.superseded.store(true, Ordering::Release);
     }
+}
+
+/// SHA-256 in hexadecimal over the certificates' DER, sorted and put end to end: the same for the same set, in whatever
+/// order it is written.
+pub fn hash_of(certificates: &[CertificateDer<'_>]) -> String {
+    let mut sorted: Vec<&[u8]> = certificates.iter().map(AsRef::as_ref).collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let hash = digest::digest(&digest::SHA256, &sorted.concat());
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Debug for TrustBundle {
