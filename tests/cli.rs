@@ -53,7 +53,7 @@ fn the_documentation_of_the_verbs_names_no_flag_that_is_not_there() {
 #[test]
 fn what_makes_no_sense_exits_2_and_says_what_would() {
     for (arguments, words) in [
-        (&["agent"][..], &["--node <NAME>", "--manifests <DIR>"][..]),
+        (&["agent"][..], &["--node <NAME>"][..]),
         (&["agent", "--nod", "a"], &["--nod", "--node"]),
         (&["agent", "--node", "", "--manifests", "."], &["--node is empty", "spec.nodeName"]),
         (&["agent", "--node", "a", "--manifests", ".", "--log", "loud"], &["\"loud\"", "debug"]),

@@ -13,8 +13,9 @@ use kube::runtime::watcher::DefaultBackoff;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use super::turns::Standing;
 use crate::api::{CaptureFailure, GROUP, MeshNode, MeshNodeStatus, NotEnforced, VERSION};
 use crate::capture::Event;
 use crate::capture::show::{CaptureStatus, PodState};
@@ -73,12 +74,25 @@ pub struct Publisher {
     pub model: Arc<Model>,
     pub identities: Arc<Identities>,
     pub report: Arc<Report>,
+    /// Of several agents of a node the one that programs its rules speaks.
+    pub(super) standing: watch::Receiver<Standing>,
 }
 
 impl Publisher {
-    pub async fn run(self) {
+    pub async fn run(mut self) {
+        // The sender lives as long as the agent.
+        while self.standing.wait_for(|standing| *standing == Standing::Works).await.is_ok() {
+            let mut standing = self.standing.clone();
+            tokio::select! {
+                () = self.follow() => {}
+                _ = standing.wait_for(|standing| *standing != Standing::Works) => {}
+            }
+        }
+    }
+
+    async fn follow(&self) {
         let mut looked = self.capture.subscribe();
-        // What a worker before this one listed stays listed until it is known what is captured now.
+        // What an agent or a worker before this one listed stays listed until it is known what is captured now.
         self.model.synced().await;
         if looked.changed().await.is_err() {
             return;
@@ -88,14 +102,17 @@ impl Publisher {
         let mut told: Option<MeshNodeStatus> = None;
         let mut pauses = DefaultBackoff::default();
         let mut next_write = Instant::now();
+        let mut doubtful = false;
         loop {
             captured.mark_unchanged();
             looked.mark_unchanged();
             model.mark_unchanged();
-            if rewritten.has_changed().unwrap_or(false) {
-                let listed = rewritten.borrow_and_update().clone();
-                // Somebody else changed or deleted it.
-                if next_write <= Instant::now() && told.as_ref().is_some_and(|told| !lists(listed.as_ref(), told)) {
+            // What comes sooner may be of an earlier write of ours.
+            if doubtful && next_write <= Instant::now() {
+                doubtful = false;
+                let listed = rewritten.borrow_and_update();
+                if told.as_ref().is_some_and(|told| !lists(listed.as_ref(), told)) {
+                    info!("Somebody else changed or deleted the MeshNode of this node; it is written anew.");
                     told = None;
                 }
             }
@@ -122,7 +139,8 @@ impl Publisher {
             tokio::select! {
                 _ = captured.changed() => {}
                 _ = looked.changed() => {}
-                _ = rewritten.changed() => {}
+                _ = rewritten.changed() => doubtful = true,
+                () = sleep_until(next_write), if doubtful => {}
                 _ = model.changed() => sleep(MODEL_BREATH).await,
             }
         }

@@ -19,10 +19,7 @@ use crate::mesh::{Connect, Workload};
 
 /// The state of every pod that is joined or leaving, shared.
 #[derive(Clone, Debug)]
-pub struct CaptureStatus {
-    snapshot: Arc<RwLock<Snapshot>>,
-    looked: watch::Sender<()>,
-}
+pub struct CaptureStatus(Arc<RwLock<Snapshot>>, watch::Sender<u64>);
 
 /// One moment of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,25 +93,25 @@ impl CaptureStatus {
             "mode" => mode, "back_end" => back_end, "probes" => probes, "connect" => connect.name()
         )
         .set(1.0);
-        let snapshot = Arc::new(RwLock::new(Snapshot {
+        let snapshot = Snapshot {
             mode: chosen.mode,
             back_end: chosen.back_end,
             honest_probes: chosen.queue,
             connect,
             refused: chosen.refused.clone(),
             pods: Vec::new(),
-        }));
-        Self { snapshot, looked: watch::Sender::new(()) }
+        };
+        Self(Arc::new(RwLock::new(snapshot)), watch::Sender::new(0))
+    }
+
+    /// Moves whenever every pod has been looked at once more.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.1.subscribe()
     }
 
     /// Reads it without a copy.
     pub fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
-        read(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Moves whenever all pods have been looked at.
-    pub fn subscribe(&self) -> watch::Receiver<()> {
-        self.looked.subscribe()
+        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -129,8 +126,8 @@ impl CaptureStatus {
             let count = pods.iter().filter(|pod| pod.state == state).count();
             metrics::gauge!("selvedge_pods", "state" => label).set(count as f64);
         }
-        self.snapshot.write().unwrap_or_else(PoisonError::into_inner).pods = pods;
-        self.looked.send_replace(());
+        self.0.write().unwrap_or_else(PoisonError::into_inner).pods = pods;
+        self.1.send_modify(|looks| *looks += 1);
     }
 }
 

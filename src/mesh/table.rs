@@ -55,6 +55,8 @@ pub struct Mesh {
     network_policies: NetworkPolicies,
     /// The pods that each node's agent says it has captured. None: joined counts as captured, for nobody says it.
     captured: Option<SharedMap<Arc<str>, Arc<BTreeSet<PodUid>>>>,
+    /// Addresses of pods that start, from the container runtime: by sandbox, until their objects say them.
+    handed: SharedMap<PodUid, (Arc<str>, Vec<IpAddr>)>,
 }
 
 /// What holds for the whole mesh and does not change while the agent runs.
@@ -91,6 +93,7 @@ impl Mesh {
             local_addresses: Arc::default(),
             network_policies: NetworkPolicies::default(),
             captured: None,
+            handed: SharedMap::default(),
         }
     }
 
@@ -177,6 +180,11 @@ impl Mesh {
 
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.pods.values()
+    }
+
+    /// Every namespace by its name.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Namespace>)> {
+        self.namespaces.iter()
     }
 
     /// The pods of one node.

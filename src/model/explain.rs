@@ -55,7 +55,7 @@ pub struct EndpointExplanation {
     pub workload: Option<String>,
     pub verdict: Verdict,
     pub reason: Option<String>,
-    /// `tunnel`, `plaintext`, or why nothing is sent.
+    /// `tunnel`, `same-node` (joined in the kernel, unless `--same-node tunnel` forbids it), `plaintext`, or `none`.
     pub path: String,
     /// The identity that the source proves there, if any.
     pub source_identity: Option<String>,
@@ -187,7 +187,15 @@ fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAd
         Some(Path::Tunnel { .. }) if is_reserved_port(address.port()) => {
             refused(address, Some(&destination), Reason::Protocol, reserved(address.port()))
         }
-        Some(Path::Tunnel { own, .. }) => decided(state, from, &destination, address, Some(&own)),
+        Some(Path::Tunnel { own, .. }) => {
+            let joined = source.is_some_and(|source| {
+                source.pod.node.is_some()
+                    && source.pod.node == destination.pod.node
+                    && state.mesh.may_join(source.uid(), &destination, address)
+            });
+            let path = if joined { "same-node" } else { "tunnel" };
+            EndpointExplanation { path: path.to_owned(), ..decided(state, from, &destination, address, Some(&own)) }
+        }
         Some(Path::Plain(PlainBecause::OwnPod)) => {
             open(address, Some(&destination), "plaintext", "a pod that talks to itself is not captured".to_owned())
         }

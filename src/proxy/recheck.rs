@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::failure::Failure;
 use super::inbound::{allowed, decide};
-use super::same_node::{NO_LONGER, may_join};
+use super::same_node::NO_LONGER;
 use super::{Connection, Connections, Proxy};
 use crate::mesh::{Mesh, PodUid, Reason};
 use crate::model::Step;
@@ -85,7 +85,7 @@ fn decide_one_again(proxy: &Proxy, connection: &Connection) {
     let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
     let verdict = decided.and_then(|(workload, decision)| {
         allowed(&decision)?;
-        let joins = |source| may_join(&proxy.model.read().mesh, source, &workload, connection.dialled);
+        let joins = |source| proxy.model.read().mesh.may_join(source, &workload, connection.dialled);
         if connection.neighbour().is_none_or(joins) {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use super::inbound::{Arrival, allowed};
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::{Proxy, dial};
-use crate::mesh::{Identity, Mesh, PodUid, Reason, Workload};
+use crate::mesh::{Identity, Reason, Workload};
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 
 /// What carries a connection between two pods of this node.
@@ -56,7 +56,7 @@ impl<'a> Neighbour<'a> {
         }
         let pod = proxy.pods.get(destination.uid())?;
         let holds = pod.captured.workload.pod.ips.contains(&to.ip());
-        let joins = || may_join(&proxy.model.read().mesh, source.uid(), destination, to);
+        let joins = || proxy.model.read().mesh.may_join(source.uid(), destination, to);
         (holds && joins()).then_some(Self { proxy, source, pod, client, to })
     }
 
@@ -116,7 +116,7 @@ impl<'a> Neighbour<'a> {
         arrival.check_source()?;
         let (workload, decision) = arrival.decide()?;
         // From here on `recheck` finds the connection; a change before that is seen now.
-        if !may_join(&self.proxy.model.read().mesh, self.source.uid(), &workload, self.to) {
+        if !self.proxy.model.read().mesh.may_join(self.source.uid(), &workload, self.to) {
             return Err(Failure::new(Reason::Drain, NO_LONGER));
         }
         connection.decided(&decision);
@@ -147,14 +147,6 @@ impl Drop for Arriving {
     }
 }
 
-/// Whether traffic between two pods may stay off their interfaces: nobody else's policy is enforced there, and no
-/// waypoint stands between.
-pub fn may_join(mesh: &Mesh, source: &PodUid, destination: &Workload, to: SocketAddr) -> bool {
-    !mesh.is_under_network_policy(source)
-        && !mesh.is_under_network_policy(destination.uid())
-        && !mesh.has_gateway(destination, to)
-}
-
 /// What the tunnel would have told the client's side: a denial with its policy, a protocol error, or that the
 /// destination cannot be reached, so that another may be tried.
 fn seen_by_client(failure: &Failure, to: SocketAddr) -> Failure {
@@ -164,7 +156,7 @@ fn seen_by_client(failure: &Failure, to: SocketAddr) -> Failure {
             Failure::new(failure.reason.clone(), detail)
         }
         Reason::Timeout => Failure { retry: true, ..Failure::new(Reason::Timeout, detail) },
-        _ => Failure { retry: true, kernel: failure.kernel, ..Failure::new(Reason::Connect, detail) },
+        _ => Failure { retry: true, finding: failure.finding, ..Failure::new(Reason::Connect, detail) },
     }
 }
 

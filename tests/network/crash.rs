@@ -188,7 +188,7 @@ fn kill_the_parent_alone(agent: Agent) {
 
 /// How one swap ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Outcome {
+pub enum Outcome {
     /// All bytes came, each as it should be, and then the end.
     Complete,
     Reset,
@@ -199,7 +199,7 @@ enum Outcome {
 }
 
 /// Swaps one after the other until told to stop: when each began, and how it ended.
-fn keep_swapping(
+pub fn keep_swapping(
     web: &Pod,
     to: SocketAddr,
     stop: &AtomicBool,
@@ -214,8 +214,18 @@ fn keep_swapping(
     Ok(outcomes)
 }
 
+/// A server of swaps.
+pub fn serve_swaps(pod: &Pod, port: u16) -> Result<Server> {
+    Ok(Server::start(pod.listen(port)?, |stream| drop(swap(&stream))))
+}
+
 fn swap_once(web: &Pod, to: SocketAddr) -> Result<Outcome> {
-    Ok(swap(&web.connect(to).context("connect itself failed")?))
+    match web.connect(to) {
+        Ok(stream) => Ok(swap(&stream)),
+        // It stood already, and broke before the client came to see that.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(Outcome::Reset),
+        Err(error) => Err(error).context("connect itself failed"),
+    }
 }
 
 /// Both sides send the same body, piece by piece, and each checks what it gets to the last byte.

@@ -12,6 +12,14 @@ impl Mesh {
         self.network_policies.selects(pod)
     }
 
+    /// Whether traffic between two pods of one node may stay off their interfaces: nobody else's policy is enforced
+    /// there, and no waypoint stands between.
+    pub fn may_join(&self, source: &PodUid, destination: &Workload, to: SocketAddr) -> bool {
+        !self.is_under_network_policy(source)
+            && !self.is_under_network_policy(destination.uid())
+            && !self.has_gateway(destination, to)
+    }
+
     /// Whether connections to the pod's address go through a waypoint in a process of its own: the pod's, its
     /// namespace's, or that of a Service that leads there.
     pub fn has_gateway(&self, workload: &Workload, addr: SocketAddr) -> bool {

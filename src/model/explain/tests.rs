@@ -55,6 +55,31 @@ endpoints: {endpoints}
 }
 
 #[test]
+fn pods_of_one_node_are_joined_unless_somebody_watches_their_interfaces() {
+    let neighbour = "
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: neighbour, namespace: shop, labels: {app: neighbour}}
+spec: {nodeName: one, serviceAccountName: neighbour}
+status: {podIPs: [{ip: 10.0.1.2}]}
+";
+    let path = |manifests: &str, to| asked(manifests, "client", to, 80).endpoints[0].path.clone();
+    assert_eq!(path(neighbour, "neighbour"), "same-node");
+    assert_eq!(path(neighbour, "server"), "tunnel");
+    let watched = format!(
+        "{neighbour}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: watches, namespace: shop}}
+spec: {{podSelector: {{matchLabels: {{app: neighbour}}}}, policyTypes: [Ingress]}}
+"
+    );
+    assert_eq!(path(&watched, "neighbour"), "tunnel");
+}
+
+#[test]
 fn a_pod_of_two_families_is_seen_by_the_address_that_it_dials_from() {
     let policy = "
 ---

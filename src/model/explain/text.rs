@@ -16,6 +16,7 @@ impl fmt::Display for Explanation {
             let workload = endpoint.workload.as_deref().map(|name| format!(" (pod {name})")).unwrap_or_default();
             let way = match &*endpoint.path {
                 "tunnel" => "through the tunnel",
+                "same-node" => "joined by its node's agent, off the wire",
                 "plaintext" => "in plaintext",
                 _ => "nothing is sent",
             };

@@ -39,7 +39,7 @@ pub fn check() -> Result<Tally> {
         let of = |result: &&Value| result["variant"] == variant && result["measurement"] == measurement;
         match results.iter().find(of).and_then(|result| result["value"]["median"].as_f64()) {
             Some(value) if value > 0.0 => tally.passed += 1,
-            other => tally.fail(format!("{variant}, {measurement}: {other:?}"), Excerpt::default()),
+            other => tally.fail(format!("{variant}, {measurement}"), Excerpt::of(&format!("{other:?}"))),
         }
     }
     println!("{} values told, {} not", tally.passed, tally.failed);

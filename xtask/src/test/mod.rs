@@ -32,6 +32,10 @@ pub struct Options {
     /// Prints the sections' names and runs none.
     #[arg(long)]
     list: bool,
+    /// How often a section with a failed test is run again, where its tests depend on what else the machine does. A test
+    /// that then passes is told as flaky.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    retries: u32,
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
@@ -43,15 +47,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::NETCAT, &tools::PSQL])?;
-    let results: Vec<_> = sections.into_iter().map(SectionResult::of).collect();
+    let results: Vec<_> = sections.into_iter().map(|section| SectionResult::of(section, options.retries)).collect();
     // Once more and last, for whoever sees no more than the end.
-    for failure in results.iter().flat_map(|result| &result.tally.failures).take(SPOKEN) {
-        let mut lines = failure.said.lines().peekable();
-        if lines.peek().is_some() {
-            println!("\n{} {}", bad("failed:"), failure.name);
-            lines.for_each(|line| println!("    {line}"));
-        }
-    }
+    results.iter().flat_map(|result| &result.tally.failures).take(SPOKEN).for_each(|failure| failure.print("failed:"));
+    results.iter().flat_map(|result| &result.tally.flaky).take(SPOKEN).for_each(|failure| failure.print("flaky:"));
     println!("\n{}", bold("Summary"));
     for result in &results {
         let passed = result.tally.failed == 0;
@@ -63,51 +62,74 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             println!("    {}", failure.name);
         }
     }
+    for result in results.iter().filter(|result| !result.tally.flaky.is_empty()) {
+        println!("{} {}: failed once and passed once", bad("flaky:"), result.name);
+        for flake in &result.tally.flaky {
+            println!("    {}", flake.name);
+        }
+    }
     let total = results.iter().fold(Tally::default(), |total, result| total + &result.tally);
-    println!("\n{} passed, {} failed", total.passed, total.failed);
+    println!("\n{}", total.words());
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One guard.
 struct Section {
     name: &'static str,
+    /// Whether its tests depend on what else the machine does.
+    live: bool,
     run: fn() -> Result<Tally>,
 }
 
+impl Section {
+    fn run(&self) -> Tally {
+        (self.run)().unwrap_or_else(|error| {
+            println!("{error:#}");
+            let mut tally = Tally::default();
+            tally.fail(format!("section {:?} stopped", self.name), Excerpt::of(&format!("{error:#}")));
+            tally
+        })
+    }
+}
+
 const SECTIONS: [Section; 14] = [
-    Section { name: "formatting", run: || check(cargo().args(["fmt", "--all", "--check"])) },
+    Section { name: "formatting", live: false, run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
+        live: false,
         run: || check(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
     },
     Section {
         name: "unit and property tests",
+        live: true,
         run: || count_tests(cargo().args(["test", "--workspace", "--lib", "--bins", "--locked", "--no-fail-fast"])),
     },
-    Section { name: "command line and process tests", run: process_tests },
+    Section { name: "command line and process tests", live: true, run: process_tests },
     Section {
         name: "doc tests",
+        live: false,
         run: || count_tests(cargo().args(["test", "--workspace", "--doc", "--locked", "--no-fail-fast"])),
     },
     Section {
         name: "real network",
+        live: true,
         run: || {
             let lab = count_tests(cargo().args(["test", "--package", "selvedge-lab", "--test", "lab", "--locked"]))?;
             Ok(lab + &count_tests(cargo().args(["test", "--test", "network", "--locked"]))?)
         },
     },
-    Section { name: "real network over HBONE", run: over_hbone },
-    Section { name: "real network without root", run: unprivileged::network },
-    Section { name: "dependencies and licences", run: dependencies::check },
-    Section { name: "generated files", run: generated::check },
-    Section { name: "images", run: image::check },
-    Section { name: "demo", run: demo },
-    Section { name: "demo without root", run: unprivileged::demo },
-    Section { name: "bench", run: bench::check },
+    Section { name: "real network over HBONE", live: true, run: over_hbone },
+    Section { name: "real network without root", live: true, run: unprivileged::network },
+    Section { name: "dependencies and licences", live: false, run: dependencies::check },
+    Section { name: "generated files", live: false, run: generated::check },
+    Section { name: "images", live: false, run: image::check },
+    Section { name: "demo", live: true, run: demo },
+    Section { name: "demo without root", live: true, run: unprivileged::demo },
+    Section { name: "bench", live: true, run: bench::check },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
-const OVER_HBONE: [&str; 11] = [
+const OVER_HBONE: [&str; 12] = [
     "access_log",
     "drain",
     "identity",
@@ -119,6 +141,7 @@ const OVER_HBONE: [&str; 11] = [
     "reuse",
     "rotation",
     "transport",
+    "truthful",
 ];
 
 fn over_hbone() -> Result<Tally> {
@@ -150,22 +173,24 @@ struct SectionResult {
 }
 
 impl SectionResult {
-    fn of(section: &Section) -> Self {
+    fn of(section: &Section, retries: u32) -> Self {
         println!("\n{}", bold(format!("== {}", section.name)));
         let began = Instant::now();
-        let tally = (section.run)().unwrap_or_else(|error| {
-            println!("{error:#}");
-            let mut tally = Tally::default();
-            tally.fail(format!("{error:#}"), Excerpt::default());
-            tally
-        });
+        let mut tally = section.run();
+        for _ in 0..retries {
+            if !section.live || tally.failed == 0 {
+                break;
+            }
+            println!("{} {}", bad("once more:"), dim(tally.words()));
+            tally = tally.and_again(section.run());
+        }
         let result = Self { name: section.name, tally, took: began.elapsed() };
         println!("{} {}", mark(result.tally.failed == 0), dim(result.words()));
         result
     }
 
     fn words(&self) -> String {
-        format!("{} passed, {} failed in {:.1} s", self.tally.passed, self.tally.failed, self.took.as_secs_f64())
+        format!("{} in {:.1} s", self.tally.words(), self.took.as_secs_f64())
     }
 }
 
@@ -186,11 +211,11 @@ fn count_expectations(command: &mut Command) -> Result<Tally> {
         let (name, detail) = (&expectation["name"], &expectation["detail"]);
         match expectation["held"] == true {
             true => tally.passed += 1,
-            false => tally.fail(format!("{name}: {detail}"), Excerpt::default()),
+            false => tally.fail(name.to_string(), Excerpt::of(&detail.to_string())),
         }
     }
     if let Some(error) = report["error"].as_str() {
-        tally.fail(format!("the demo stopped: {error}"), Excerpt::default());
+        tally.fail("the demo stopped".to_owned(), Excerpt::of(error));
     }
     ensure!(output.status.success() || tally.failed > 0, "the demo ended with {}", output.status);
     println!("{} expectations held, {} did not", tally.passed, tally.failed);

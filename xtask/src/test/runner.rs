@@ -8,12 +8,16 @@ use std::thread;
 
 use anyhow::{Context, Result};
 
+use crate::style::bad;
+
 /// How many tests passed and failed, and which failed.
 #[derive(Clone, Default)]
 pub struct Tally {
     pub passed: usize,
     pub failed: usize,
     pub failures: Vec<Failure>,
+    /// Which failed in one run and not in the other.
+    pub flaky: Vec<Failure>,
 }
 
 /// One test that failed, and what it said.
@@ -41,6 +45,39 @@ impl Tally {
         self.failed += 1;
         self.failures.push(Failure { name, said });
     }
+
+    /// Makes one of two runs of the same tests: what failed in both has failed, what failed in one is flaky. A run that
+    /// ended before its tests could is no witness: what the first run says of them stands.
+    pub fn and_again(mut self, again: Self) -> Self {
+        let whole = |tally: &Self| tally.failed == tally.failures.len() && tally.passed + tally.failed > 0;
+        if !whole(&self) || !whole(&again) || again.passed + again.failed < self.passed + self.failed {
+            return self;
+        }
+        let twice = |failure: &Failure| again.failures.iter().any(|other| other.name == failure.name);
+        let (failed, once): (Vec<_>, Vec<_>) = std::mem::take(&mut self.failures).into_iter().partition(twice);
+        let new = again.failures.into_iter().filter(|failure| failed.iter().all(|other| other.name != failure.name));
+        self.flaky.extend(once.into_iter().chain(new));
+        self.passed = again.passed + again.failed - failed.len();
+        self.failed = failed.len();
+        self.failures = failed;
+        self
+    }
+
+    pub fn words(&self) -> String {
+        let counts = format!("{} passed, {} failed", self.passed, self.failed);
+        if self.flaky.is_empty() { counts } else { format!("{counts}, {} of them flaky", self.flaky.len()) }
+    }
+}
+
+impl Failure {
+    /// Prints what the test said, if anything.
+    pub fn print(&self, title: &str) {
+        let mut lines = self.said.lines().peekable();
+        if lines.peek().is_some() {
+            println!("\n{} {}", bad(title), self.name);
+            lines.for_each(|line| println!("    {line}"));
+        }
+    }
 }
 
 impl Add<&Self> for Tally {
@@ -50,11 +87,18 @@ impl Add<&Self> for Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.failures.extend_from_slice(&other.failures);
+        self.flaky.extend_from_slice(&other.flaky);
         self
     }
 }
 
 impl Excerpt {
+    pub fn of(text: &str) -> Self {
+        let mut excerpt = Self::default();
+        text.lines().for_each(|line| excerpt.add(line));
+        excerpt
+    }
+
     pub fn add(&mut self, line: &str) {
         let line = line
             .char_indices()
@@ -195,6 +239,26 @@ mod tests {
         assert_eq!((tally.passed, tally.failed), (4, 1));
         assert_eq!(tally.failures.len(), 1);
         assert_eq!(tally.failures[0].name, "two");
+    }
+
+    #[test]
+    fn what_failed_twice_has_failed_and_what_failed_once_is_flaky() {
+        let run = |passed: usize, failed: &[&str]| {
+            let mut tally = Tally { passed, ..Tally::default() };
+            failed.iter().for_each(|name| tally.fail((*name).to_owned(), Excerpt::default()));
+            tally
+        };
+        let names = |failures: &[Failure]| failures.iter().map(|failure| failure.name.clone()).collect::<Vec<_>>();
+        let both = run(8, &["one", "two"]).and_again(run(8, &["two", "three"]));
+        assert_eq!((both.passed, both.failed), (9, 1));
+        assert_eq!(
+            (names(&both.failures), names(&both.flaky)),
+            (vec!["two".to_owned()], vec!["one".to_owned(), "three".to_owned()])
+        );
+        assert_eq!(both.words(), "9 passed, 1 failed, 2 of them flaky");
+        // The second run ended before it came to the test that failed, or crashed.
+        assert_eq!(run(8, &["one"]).and_again(run(5, &[])).failed, 1);
+        assert_eq!(run(8, &["one"]).and_again(Tally::default()).failed, 1);
     }
 
     #[test]
