@@ -129,7 +129,8 @@ fn guards_mesh_nodes(_: &Scene) -> Result<()> {
     install()?;
     let nodes = nodes()?;
     let (own, other) = (nodes.first().context("no node")?, nodes.get(1).context("no second node")?);
-    apply("default", AGENT_ACCOUNT)?;
+    apply("default", RIGHTS)?;
+    apply(SYSTEM, ACCOUNT)?;
     apply(
         SYSTEM,
         &format!(
@@ -234,13 +235,13 @@ fn install_once() -> Result<()> {
 }
 
 const SYSTEM: &str = "selvedge-system";
-const AGENT_ACCOUNT: &str = "apiVersion: v1
+const ACCOUNT: &str = "apiVersion: v1
+kind: ServiceAccount
+metadata: {name: selvedge-agent}
+";
+const RIGHTS: &str = "apiVersion: v1
 kind: Namespace
 metadata: {name: selvedge-system}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: selvedge-agent, namespace: selvedge-system}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
