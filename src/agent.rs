@@ -4,6 +4,8 @@
 
 mod dump;
 mod metrics;
+mod turns;
+mod uninstall;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,11 +20,12 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminSettings, Control, Readiness, Sources};
 use crate::capture::show::{CaptureStatus, PodState};
-use crate::capture::{CaptureSettings, Event, NetNs, OnExit, Ports, Reconciler};
+use crate::capture::{CaptureSettings, Event, HandedOver, NetNs, OnExit, Ports, Reconciler};
 use crate::cli::{AgentArgs, Failure};
-use crate::handover::{self, Keeper, ListenerKey};
+use crate::cni::{self, ServerSettings, keep_roster};
+use crate::handover::{self, Keeper, ListenerKey, Succession};
 use crate::identity::{EmbeddedCa, Identities, IdentitySettings};
-use crate::mesh::MeshSettings;
+use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Report, directory};
@@ -31,6 +34,8 @@ use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
 use dump::AgentDump;
+use turns::{Standing, Turns};
+use uninstall::Uninstall;
 
 /// Runs the agent: as the small parent that keeps the listeners, or as its worker.
 ///
@@ -101,6 +106,20 @@ async fn worker(
         workers,
     );
 
+    if let Some(shared) = &args.shared_dir {
+        cni::prepare_shared(shared)
+            .map_err(|cause| Failure::configuration(format!("--shared-dir {}: {cause}", shared.display())))?;
+    }
+    let uninstall = match &args.daemonset {
+        Some(daemonset) => {
+            let client = kube::Client::try_default().await.map_err(Failure::new)?;
+            Some(Uninstall::new(client, daemonset).map_err(Failure::usage)?)
+        }
+        None => None,
+    };
+    let handed = HandedOver::default();
+    let keeper = Arc::new(keeper);
+    let (orders, obeyed) = mpsc::unbounded_channel();
     let (events, captured) = mpsc::unbounded_channel();
     let settings = CaptureSettings {
         node: args.node.as_str().into(),
@@ -112,19 +131,26 @@ async fn worker(
         connect: args.connect.connect(),
         interval: RECONCILE,
         drain: args.drain,
-        on_exit: if args.keep_capture { OnExit::Keep } else { OnExit::Remove },
+        on_exit: OnExit::Remove,
+        orders: args.shared_dir.is_some().then_some(obeyed),
+        handed: handed.clone(),
         inherited,
     };
-    let reconciler = Reconciler::new(settings, model.clone(), proxy.clone(), Arc::new(keeper), events)
+    let reconciler = Reconciler::new(settings, model.clone(), proxy.clone(), keeper.clone(), events)
         .map_err(Failure::configuration)?;
 
     let stopping = Arc::new(Stopping::default());
+    let standing = match args.shared_dir {
+        Some(_) => watch::Sender::new(Standing::Waits),
+        None => watch::Sender::new(Standing::Works),
+    };
     let state = Arc::new(AgentState {
         node: args.node.clone(),
         model: model.clone(),
         capture: reconciler.status(),
         stopping: stopping.clone(),
         connections: connections.clone(),
+        standing: standing.subscribe(),
     });
     let admin = Admin::bind(&admin_settings(&args)).await.map_err(Failure::configuration)?;
     let dump = AgentDump::new(&args.node, proxy.clone(), reconciler.status(), report.clone());
@@ -141,18 +167,43 @@ async fn worker(
     essential.spawn(identities.clone().run());
     essential.spawn(async move { ca.watch().await });
     essential.spawn(follow(proxy.clone()));
-    essential.spawn(serve_captured(proxy.clone(), captured));
+    let (left, gone) = mpsc::unbounded_channel();
+    essential.spawn(serve_captured(proxy.clone(), captured, left));
     essential.spawn(retain_identities(args.node.clone(), model.clone(), identities.clone()));
     essential.spawn(housekeeping(proxy.clone(), report.clone()));
     let source = tokio::spawn(directory::run(args.manifests.clone(), model.clone(), report.clone()));
+    if let Some(shared) = &args.shared_dir {
+        let cni = ServerSettings { shared: shared.clone(), model: model.clone(), handed, status: reconciler.status() };
+        let seen = state.clone();
+        let turns = Turns {
+            succession: Succession::new(shared),
+            cni,
+            keeper,
+            proxy: proxy.clone(),
+            orders,
+            gone,
+            standing,
+            all_captured: Arc::new(move || seen.not_captured().is_empty()),
+        };
+        essential.spawn(async move {
+            if let Err(cause) = turns.run().await {
+                error!(%cause, "The agents of this node cannot take turns.");
+            }
+        });
+        essential.spawn(keep_roster(shared.clone(), model.clone()));
+    }
+    if let Some(uninstall) = uninstall.clone() {
+        essential.spawn(uninstall.run());
+    }
     let shutdown = stopping.clone();
-    let mut reconciler = tokio::spawn(reconciler.run(async move { shutdown.asked().await }));
+    // Where the rules stay, they are kept true to the last moment: connections are accepted until the next agent does.
+    let mut reconciler = tokio::spawn(reconciler.run(async move { shutdown.asked_for_good().await }));
     info!(node = %args.node, connections = most, threads, version = env!("CARGO_PKG_VERSION"), "The agent runs.");
 
     tokio::select! {
         // First, because a drain ends the reconciler too.
         biased;
-        () = stopping.wait(&connections) => {}
+        () = stopping.wait(&connections, args.keep_capture, uninstall.as_deref()) => {}
         result = source => {
             return Err(match result {
                 Ok(Err(cause)) => Failure::configuration(cause),
@@ -165,20 +216,34 @@ async fn worker(
             return Err(Failure::new(format!("a part of the agent has ended: {how}")));
         }
     }
-    info!(connections = connections.total(), limit = ?args.drain, "Draining: open connections go on, up to the limit.");
+    let for_good = stopping.is_for_good();
+    info!(
+        connections = connections.total(), limit = ?args.drain, rules = if for_good { "go" } else { "stay" },
+        "Draining: open connections go on, up to the limit."
+    );
+    if let (Some(shared), Some(_), true) = (&args.shared_dir, &uninstall, for_good)
+        && let Err(error) = cni::say_farewell(shared)
+    {
+        error!(%error, "The CNI plugin's installer cannot be told to remove it.");
+    }
     proxy.drain();
     let began = Instant::now();
     let drained = async {
-        let _ = reconciler.await;
+        if for_good {
+            let _ = reconciler.await;
+        }
         connections.none_left().await;
     };
     // The reconciler resets what outlives the limit and then needs a moment to take its rules away; where the rules
     // stay, the end of the process resets it.
-    let limit = if args.keep_capture { args.drain } else { args.drain + TEARDOWN };
+    let limit = if for_good { args.drain + TEARDOWN } else { args.drain };
     match tokio::time::timeout(limit, drained).await {
         // A connection's last words may still be on their way into its tunnel.
         Ok(()) => drop(tokio::time::timeout(FAREWELL, proxy.workers.settle()).await),
         Err(_) => warn!(connections = connections.total(), "Some connections outlived the drain and are reset."),
+    }
+    if let (Some(shared), Some(_), true) = (&args.shared_dir, &uninstall, for_good) {
+        cni::clear_shared(shared).await;
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");
     admin.abort();
@@ -187,12 +252,20 @@ async fn worker(
 }
 
 /// Hands captured pods to the proxy, and takes back those that are gone.
-async fn serve_captured(proxy: Arc<Proxy>, mut events: mpsc::UnboundedReceiver<Event>) {
+async fn serve_captured(
+    proxy: Arc<Proxy>,
+    mut events: mpsc::UnboundedReceiver<Event>,
+    gone: mpsc::UnboundedSender<PodUid>,
+) {
     while let Some(event) = events.recv().await {
         match event {
             Event::Captured(pod) => proxy.serve(pod),
             Event::Leaving(pod) => proxy.evict(&pod),
-            Event::Gone(pod) => proxy.forget(&pod),
+            Event::Gone(pod) => {
+                proxy.forget(&pod);
+                // Nobody listens where there is no other agent.
+                let _ = gone.send(pod);
+            }
         }
     }
 }
@@ -255,28 +328,44 @@ fn descriptor_share() -> usize {
     Limits::from_descriptors(soft)
 }
 
-/// Whether the agent was asked to end, by a signal or through its admin port.
+/// Whether the agent was asked to end, by a signal or through its admin port, and whether its rules go with it.
 #[derive(Debug)]
-struct Stopping(watch::Sender<bool>);
+struct Stopping(watch::Sender<Stop>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    No,
+    Asked,
+    RulesStay,
+    ForGood,
+}
 
 impl Default for Stopping {
     fn default() -> Self {
-        Self(watch::Sender::new(false))
+        Self(watch::Sender::new(Stop::No))
     }
 }
 
 impl Stopping {
     fn ask(&self) {
-        self.0.send_replace(true);
+        self.0.send_if_modified(|stop| *stop == Stop::No && std::mem::replace(stop, Stop::Asked) == Stop::No);
     }
 
     async fn asked(&self) {
         // The sender is ours and lives.
-        let _ = self.0.subscribe().wait_for(|asked| *asked).await;
+        let _ = self.0.subscribe().wait_for(|stop| *stop != Stop::No).await;
     }
 
-    /// Completes at SIGTERM, SIGINT or a request to drain.
-    async fn wait(&self, connections: &Connections) {
+    async fn asked_for_good(&self) {
+        let _ = self.0.subscribe().wait_for(|stop| *stop == Stop::ForGood).await;
+    }
+
+    fn is_for_good(&self) -> bool {
+        *self.0.borrow() == Stop::ForGood
+    }
+
+    /// Completes at SIGTERM, SIGINT or a request to drain, once it is known what becomes of the rules.
+    async fn wait(&self, connections: &Connections, keep_capture: bool, uninstall: Option<&Uninstall>) {
         let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
         else {
             error!(connections = connections.total(), "Signals cannot be caught; the agent runs until it is killed.");
@@ -288,6 +377,11 @@ impl Stopping {
             () = self.asked() => {}
         }
         self.ask();
+        let for_good = match uninstall {
+            Some(uninstall) => uninstall.is_for_good().await || !keep_capture,
+            None => !keep_capture,
+        };
+        self.0.send_replace(if for_good { Stop::ForGood } else { Stop::RulesStay });
     }
 }
 
@@ -298,20 +392,16 @@ struct AgentState {
     capture: CaptureStatus,
     stopping: Arc<Stopping>,
     connections: Arc<Connections>,
+    standing: watch::Receiver<Standing>,
 }
 
-impl Control for AgentState {
-    fn readiness(&self) -> Readiness {
-        let mut reasons = Vec::new();
-        if !self.model.is_synced() {
-            reasons.push("the manifests have not all been read yet".to_owned());
-        }
-        if *self.stopping.0.borrow() {
-            reasons.push(format!("the agent drains; {} connections are left", self.connections.total()));
-        }
+impl AgentState {
+    /// The joined pods of this node that are neither captured nor named as failed, and why.
+    fn not_captured(&self) -> Vec<String> {
         let snapshot = self.capture.snapshot();
         let state = self.model.read();
         let joined = state.mesh.workloads_on(&self.node);
+        let mut reasons = Vec::new();
         for workload in joined.filter(|w| w.membership.is_joined() && w.pod.is_live() && !w.pod.ips.is_empty()) {
             let status = snapshot.pods.iter().find(|status| status.uid == workload.uid().as_str());
             // A pod whose capture failed is named in metrics and by `selvedge capture show`; it must not take the
@@ -320,6 +410,25 @@ impl Control for AgentState {
                 let why = status.and_then(|status| status.reason.as_deref()).unwrap_or("under way");
                 reasons.push(format!("pod {} is not captured yet: {why}", workload.name()));
             }
+        }
+        reasons
+    }
+}
+
+impl Control for AgentState {
+    fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if !self.model.is_synced() {
+            reasons.push("the manifests have not all been read yet".to_owned());
+        }
+        if *self.stopping.0.borrow() != Stop::No {
+            reasons.push(format!("the agent drains; {} connections are left", self.connections.total()));
+        }
+        match *self.standing.borrow() {
+            Standing::Waits => reasons.push("another agent of this node has not handed over yet".to_owned()),
+            Standing::Works => reasons.extend(self.not_captured()),
+            // What it carries goes on; what is new is the next agent's.
+            Standing::Succeeded => {}
         }
         Readiness { reasons }
     }

@@ -11,6 +11,7 @@
 //! | [`source`] | watch a folder of manifests, decode objects, hand deltas to `model` | files, `api`, the core |
 //! | [`identity`] | keys, certificate requests, the CA, rotation, the verifiers of certificates | files, the core |
 //! | [`capture`] | find a pod's namespace, program its rules, keep both true | the kernel, the core |
+//! | [`cni`] | the start of a pod: the CNI plugin, its installer, and the agent's end of it | `capture`, files |
 //! | [`transport`] | TLS, HBONE, the relay loops | sockets, `identity` |
 //! | [`proxy`] | the life of one connection: outbound, inbound, passthrough | the shells above |
 //! | [`telemetry`] | metrics and the access log | the core |
@@ -24,6 +25,7 @@ pub mod agent;
 pub mod api;
 pub mod capture;
 pub mod cli;
+pub mod cni;
 pub mod handover;
 pub mod identity;
 pub mod mesh;

@@ -1,8 +1,9 @@
-use crate::{capture, handover, identity, policy, proxy, source, telemetry, transport};
+use crate::{capture, cni, handover, identity, policy, proxy, source, telemetry, transport};
 
 /// Tells the unit and meaning of every metric that an agent has. `docs/metrics.md` is checked against it.
 pub fn describe() {
     capture::describe_metrics();
+    cni::describe_metrics();
     handover::describe_metrics();
     identity::describe_metrics();
     policy::describe_metrics();

@@ -3,7 +3,7 @@
 //! | part | what it knows |
 //! | --- | --- |
 //! | `reconcile` | desired against actual, joining and leaving |
-//! | `proof` | which namespace is a pod's |
+//! | `proof`, `handed` | which namespace is a pod's |
 //! | `pod` | one pod's capture: made, checked, taken away |
 //! | `rules`, `iptables`, `fingerprint` | the rules: their text, putting them in, seeing them changed |
 //! | `hold`, `icmp` | SYNs that wait until the agent knows what to tell their senders |
@@ -13,6 +13,7 @@
 
 mod address;
 mod fingerprint;
+mod handed;
 mod hold;
 mod icmp;
 mod iptables;
@@ -34,6 +35,7 @@ pub mod socket;
 mod tests;
 
 pub use address::{addresses_in, ipv6_usable};
+pub use handed::HandedOver;
 pub use hold::{Answer, HoldDirection, HoldQueue, WaitingSyn};
 pub use icmp::Unreachable;
 pub use iptables::{BackEnd, CaptureUnavailable, Found};
@@ -41,7 +43,7 @@ pub use keeper::ListenerKeeper;
 pub use netns::{NetNs, NetNsId};
 pub use pod::{CaptureError, CapturedPod, Drift, Listeners};
 pub use proof::Impostor;
-pub use reconcile::{CaptureSettings, Event, Flows, OnExit, Reconciler, ReconcilerError};
+pub use reconcile::{CaptureSettings, Event, Flows, OnExit, Order, Reconciler, ReconcilerError};
 pub use routes::{Routing, Timeouts};
 pub use rules::{IpVersion, Marks, Mode, OtherMesh, Ports};
 

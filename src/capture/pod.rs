@@ -330,13 +330,53 @@ impl PodCapture {
         }
         self.queue = None;
         self.captured = None;
+        self.forget_listeners(kernel);
+        result
+    }
+
+    /// Has nobody keep the listeners any longer.
+    pub fn forget_listeners(&self, kernel: &Kernel) {
         for version in [IpVersion::V4, IpVersion::V6] {
             for role in [Role::Outbound, Role::Plaintext, Role::Tunnel] {
                 kernel.keeper.forget(&self.key(role, family(version)));
             }
         }
         kernel.keeper.forget(&self.key(Role::Hold, Family::Both));
-        result
+    }
+
+    /// Copies of the listeners, for the next agent of this node.
+    pub fn listeners(&self) -> Vec<(ListenerKey, OwnedFd)> {
+        let of_role = |role, listeners: &[TcpListener]| {
+            let copies = listeners.iter().filter_map(|listener| {
+                let family = if listener.local_addr().ok()?.is_ipv4() { Family::V4 } else { Family::V6 };
+                Some((self.key(role, family), listener.as_fd().try_clone_to_owned().ok()?))
+            });
+            copies.collect::<Vec<_>>()
+        };
+        let Some(captured) = &self.captured else { return Vec::new() };
+        let Listeners { outbound, plaintext, tunnel } = &captured.listeners;
+        let mut all = of_role(Role::Outbound, outbound);
+        all.extend(of_role(Role::Plaintext, plaintext));
+        all.extend(of_role(Role::Tunnel, tunnel));
+        all
+    }
+
+    /// Gives the queues' numbers back, for the next agent of this node.
+    pub async fn close_queues(&mut self) {
+        if let Some(queue) = self.queue.take() {
+            queue.close().await;
+        }
+        let hold = self.captured.as_ref().and_then(|captured| captured.hold.as_ref());
+        if let Some(Err(error)) = hold.map(|queue| queue.close()) {
+            tracing::warn!(pod = %self.workload.name(), %error, "A queue of waiting SYNs could not be closed.");
+        }
+    }
+
+    /// Has the queue of waiting SYNs opened anew.
+    pub fn reopen_queue(&self) {
+        if let Some(queue) = self.captured.as_ref().and_then(|captured| captured.hold.as_ref()) {
+            queue.fail();
+        }
     }
 
     fn key(&self, role: Role, family: Family) -> ListenerKey {

@@ -35,6 +35,13 @@ impl ProbeQueue {
         Ok(Self(runtime.spawn(answer(queue, diag))))
     }
 
+    /// Gives the queue's number back.
+    pub async fn close(mut self) {
+        self.0.abort();
+        // Ended by the line above, and with it the queue is closed.
+        let _ = (&mut self.0).await;
+    }
+
     /// Whether the queue is still answered.
     pub fn is_alive(&self) -> bool {
         !self.0.is_finished()

@@ -1,8 +1,9 @@
 //! Which namespace is a pod's: proven, never claimed (design, section 3).
 //!
 //! An address alone proves nothing, for any process can make a namespace that holds a neighbour's. A namespace is a
-//! pod's if it is named in the runtime's root-only directory, or if the oldest process whose cgroup carries the pod's
-//! UID is in it; and its addresses must be the pod's. Whatever else holds a pod's address is an impostor.
+//! pod's if the runtime handed it over with the pod's UID ([`super::handed`]), if it is named in the runtime's root-only
+//! directory, or if the oldest process whose cgroup carries the pod's UID is in it; and its addresses must be the pod's.
+//! Whatever else holds a pod's address is an impostor.
 
 use std::collections::{HashMap, HashSet};
 use std::io;

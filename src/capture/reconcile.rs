@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::leaving::Departure;
 use self::proving::wanted;
+use super::handed::HandedOver;
 use super::iptables::{BackEnd, CaptureUnavailable, Chosen};
 use super::keeper::ListenerKeeper;
 use super::netns::NetNs;
@@ -28,6 +30,7 @@ use crate::model::Model;
 
 mod leaving;
 mod proving;
+mod turns;
 
 /// What the proxy hears.
 #[derive(Clone, Debug)]
@@ -39,6 +42,17 @@ pub enum Event {
     Leaving(PodUid),
     /// Nothing of it is left.
     Gone(PodUid),
+}
+
+/// What an agent that is not alone on its node is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// It is its turn, with the listeners of the agent before it.
+    Work(Vec<(ListenerKey, OwnedFd)>),
+    /// Its turn is over: it leaves everything in place, and tells its listeners, which go on accepting.
+    Rest(oneshot::Sender<Vec<(ListenerKey, OwnedFd)>>),
+    /// The next agent let a pod leave: its listeners are to be closed here too.
+    Forget(PodUid),
 }
 
 /// The flows that the proxy carries.
@@ -74,6 +88,10 @@ pub struct CaptureSettings {
     /// How long flows of a pod that leaves may go on.
     pub drain: Duration,
     pub on_exit: OnExit,
+    /// Where other agents of this node may have their turn: nothing is done before it is told. None: at once.
+    pub orders: Option<UnboundedReceiver<Order>>,
+    /// Namespaces that the container runtime hands over as pods start.
+    pub handed: HandedOver,
     /// Listeners that a worker before this one left.
     pub inherited: Vec<(ListenerKey, OwnedFd)>,
 }
@@ -94,6 +112,8 @@ pub struct Reconciler {
     reported: HashSet<(PodUid, Impostor)>,
     first_pass: bool,
     closing: bool,
+    /// Another agent of the node programs the rules.
+    resting: bool,
 }
 
 /// A pod between joining and gone.
@@ -150,6 +170,7 @@ impl Reconciler {
             runtime: tokio::runtime::Handle::current(),
         };
         Ok(Self {
+            resting: settings.orders.is_some(),
             settings,
             kernel: Arc::new(kernel),
             model,
@@ -175,6 +196,7 @@ impl Reconciler {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
         let model = self.model.clone();
+        let mut orders = self.settings.orders.take();
         let mut moved = model.subscribe();
         tokio::select! {
             () = model.synced() => {}
@@ -182,7 +204,9 @@ impl Reconciler {
         }
         loop {
             moved.mark_unchanged();
-            self.pass().await;
+            if !self.resting {
+                self.pass().await;
+            }
             if self.closing && self.pods.is_empty() {
                 return;
             }
@@ -190,10 +214,13 @@ impl Reconciler {
             let pause = if busy { self.settings.interval.min(LEAVING_INTERVAL) } else { self.settings.interval };
             tokio::select! {
                 () = &mut shutdown, if !self.closing => match self.settings.on_exit {
+                    _ if self.resting => return,
                     OnExit::Keep => return,
                     OnExit::Remove => self.closing = true,
                 },
                 _ = moved.changed() => {}
+                () = self.settings.handed.moved() => {}
+                order = next(&mut orders) => self.obey(order).await,
                 () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..1.1))) => {}
             }
         }
@@ -355,6 +382,17 @@ impl Reconciler {
             pods.push(PodStatus::pending(workload, "not looked at yet".to_owned(), Vec::new()));
         }
         self.status.publish(pods);
+    }
+}
+
+/// The next order; none ever where nobody gives any.
+async fn next(orders: &mut Option<UnboundedReceiver<Order>>) -> Order {
+    match orders {
+        Some(orders) => match orders.recv().await {
+            Some(order) => order,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::iptables::{BackEnd, Chosen, Found};
 use super::netns::NetNs;
@@ -18,7 +19,7 @@ use crate::mesh::{Connect, Workload};
 
 /// The state of every pod that is joined or leaving, shared.
 #[derive(Clone, Debug)]
-pub struct CaptureStatus(Arc<RwLock<Snapshot>>);
+pub struct CaptureStatus(Arc<RwLock<Snapshot>>, watch::Sender<u64>);
 
 /// One moment of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,14 +93,20 @@ impl CaptureStatus {
             "mode" => mode, "back_end" => back_end, "probes" => probes, "connect" => connect.name()
         )
         .set(1.0);
-        Self(Arc::new(RwLock::new(Snapshot {
+        let snapshot = Snapshot {
             mode: chosen.mode,
             back_end: chosen.back_end,
             honest_probes: chosen.queue,
             connect,
             refused: chosen.refused.clone(),
             pods: Vec::new(),
-        })))
+        };
+        Self(Arc::new(RwLock::new(snapshot)), watch::Sender::new(0))
+    }
+
+    /// Moves whenever every pod has been looked at once more.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.1.subscribe()
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -115,6 +122,7 @@ impl CaptureStatus {
             metrics::gauge!("selvedge_pods", "state" => label).set(count as f64);
         }
         self.0.write().unwrap_or_else(PoisonError::into_inner).pods = pods;
+        self.1.send_modify(|looks| *looks += 1);
     }
 }
 

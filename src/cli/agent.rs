@@ -72,6 +72,16 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_NODE_NETNS", value_name = "PATH")]
     pub node_netns: Option<PathBuf>,
 
+    /// A folder that is shared with the CNI plugin and with other agents of this node, root's alone. With it pods are
+    /// captured as they start, not once they run; and the next agent of the node takes over while this one still runs.
+    #[arg(long, env = "SELVEDGE_SHARED_DIR", value_name = "DIR")]
+    pub shared_dir: Option<PathBuf>,
+
+    /// The DaemonSet that this agent belongs to. Once it is seen to be deleted, the end of the agent is an uninstall:
+    /// everything is removed, whatever --keep-capture says.
+    #[arg(long, env = "SELVEDGE_DAEMONSET", value_name = "NAMESPACE/NAME", requires = "shared_dir")]
+    pub daemonset: Option<String>,
+
     /// Where the admin endpoint listens: /live, /ready, /metrics, /dump, /log, /drain. Loopback only.
     #[arg(long, env = "SELVEDGE_ADMIN_PORT", value_name = "PORT", default_value_t = 15000)]
     pub admin_port: u16,
@@ -110,8 +120,8 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_DRAIN", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub drain: Duration,
 
-    /// At SIGTERM leave the capture rules in the pods: their connections fail until an agent is back, and never
-    /// leave in plaintext. Without it everything is removed, to the last rule.
+    /// At SIGTERM leave the capture rules in the pods: once it has ended, their connections fail until an agent is back,
+    /// and never leave in plaintext. Without it everything is removed, to the last rule.
     #[arg(long, env = "SELVEDGE_KEEP_CAPTURE")]
     pub keep_capture: bool,
 

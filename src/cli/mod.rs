@@ -4,6 +4,7 @@
 
 mod agent;
 mod capture;
+mod cni;
 mod crd;
 mod explain;
 mod terminal;
@@ -31,17 +32,25 @@ enum Verb {
     Explain(explain::ExplainArgs),
     #[command(subcommand)]
     Capture(capture::CaptureVerb),
+    Cni(cni::CniArgs),
+    CniInstall(cni::CniInstallArgs),
     Crd(crd::CrdArgs),
 }
 
 /// Reads the command line and runs the verb.
 pub fn run() -> ExitCode {
+    // A container runtime gives no arguments.
+    if std::env::args_os().len() == 1 && crate::cni::is_called() {
+        return crate::cni::run();
+    }
     let cli = Cli::parse();
     let result = match cli.verb {
         Verb::Agent(args) => agent::run(*args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Capture(verb) => capture::run(&verb),
+        Verb::Cni(args) => Ok(cni::plugin(&args)),
+        Verb::CniInstall(args) => cni::install(&args),
         Verb::Crd(args) => crd::run(&args),
     };
     result.unwrap_or_else(|failure| {

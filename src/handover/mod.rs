@@ -25,11 +25,13 @@
 //! **When the parent dies** its worker is killed with it: the rules stay, and nothing leaves in plaintext.
 //! The worker has a process group of its own, so that a Ctrl-C reaches it once, from the parent.
 
+mod channel;
 mod keeper;
 mod parent;
 mod restart;
 mod shelf;
-mod wire;
+mod succession;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -41,8 +43,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::mesh::PodUid;
 
+pub use channel::{Channel, Door};
 pub use keeper::Keeper;
 pub use parent::supervise;
+pub use succession::{Inheritance, Predecessor, Progress, Succession, Successor, Turn};
 
 /// Which listener this is: one pod has one of each role and family, in one namespace. The queue of its waiting SYNs is
 /// kept like a listener.

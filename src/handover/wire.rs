@@ -41,7 +41,7 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
-pub(super) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub(crate) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
     if text.len() > MAX_MESSAGE {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message to the other process is too long"));
@@ -59,7 +59,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fd: Option<
 }
 
 /// One message, or `None` where the other side is gone.
-pub(super) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Option<OwnedFd>)>> {
     let mut text = [0; MAX_MESSAGE];
     let mut control = cmsg_space!(RawFd);
     let (length, fd) = loop {
@@ -94,5 +94,5 @@ fn own(message: ControlMessageOwned) -> Option<OwnedFd> {
     owned.pop()
 }
 
-/// A key is some two hundred bytes; a refusal is a sentence.
-const MAX_MESSAGE: usize = 4096;
+/// A key is some two hundred bytes; a refusal is a sentence; a pod that starts has a few annotations.
+const MAX_MESSAGE: usize = 16_384;

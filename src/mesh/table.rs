@@ -53,6 +53,8 @@ pub struct Mesh {
     service_cidrs: SharedMap<Arc<str>, Vec<IpNet>>,
     local_addresses: Arc<HashSet<IpAddr>>,
     network_policies: NetworkPolicies,
+    /// Addresses of pods that start, from the container runtime: by sandbox, until their objects say them.
+    handed: SharedMap<PodUid, (Arc<str>, Vec<IpAddr>)>,
 }
 
 /// What holds for the whole mesh and does not change while the agent runs.
@@ -88,6 +90,7 @@ impl Mesh {
             service_cidrs: SharedMap::default(),
             local_addresses: Arc::default(),
             network_policies: NetworkPolicies::default(),
+            handed: SharedMap::default(),
         }
     }
 
@@ -166,6 +169,11 @@ impl Mesh {
 
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.pods.values()
+    }
+
+    /// Every namespace by its name.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Namespace>)> {
+        self.namespaces.iter()
     }
 
     /// The pods of one node.

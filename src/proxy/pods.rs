@@ -108,6 +108,13 @@ impl Proxy {
         });
     }
 
+    /// Accepts nothing more: the next agent of this node does. Connections go on, tunnels without one close.
+    pub fn rest(&self) {
+        for pod in self.pods.lock().values() {
+            pod.stop.send_replace(true);
+        }
+    }
+
     /// The pod is gone from this node: nothing more is accepted, its connections reset, its tunnels close.
     pub fn forget(&self, uid: &PodUid) {
         let removed = self.pods.lock().remove(uid);

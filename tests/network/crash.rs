@@ -188,7 +188,7 @@ fn kill_the_parent_alone(agent: Agent) {
 
 /// How one swap ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Outcome {
+pub enum Outcome {
     /// All bytes came, each as it should be, and then the end.
     Complete,
     Reset,
@@ -199,7 +199,7 @@ enum Outcome {
 }
 
 /// Swaps one after the other until told to stop: when each began, and how it ended.
-fn keep_swapping(
+pub fn keep_swapping(
     web: &Pod,
     to: SocketAddr,
     stop: &AtomicBool,
@@ -212,6 +212,11 @@ fn keep_swapping(
         finished.fetch_add(1, Ordering::Relaxed);
     }
     Ok(outcomes)
+}
+
+/// A server of swaps.
+pub fn serve_swaps(pod: &Pod, port: u16) -> Result<Server> {
+    Ok(Server::start(pod.listen(port)?, |stream| drop(swap(&stream))))
 }
 
 fn swap_once(web: &Pod, to: SocketAddr) -> Result<Outcome> {

@@ -13,6 +13,7 @@ mod access_log;
 mod admin;
 mod capture;
 mod capture_modes;
+mod cni;
 mod crash;
 mod drain;
 mod drift;
@@ -42,6 +43,7 @@ mod source_address;
 mod transport;
 mod truthful;
 mod tunnel;
+mod turns;
 
 fn main() -> ExitCode {
     if let Some(code) = load::application() {
@@ -59,6 +61,7 @@ fn trials() -> Vec<Trial> {
         admin::trials(),
         capture::trials(),
         capture_modes::trials(),
+        cni::trials(),
         crash::trials(),
         drain::trials(),
         drift::trials(),
@@ -85,6 +88,7 @@ fn trials() -> Vec<Trial> {
         transport::trials(),
         truthful::trials(),
         tunnel::trials(),
+        turns::trials(),
     ];
     modules.into_iter().flatten().collect()
 }

@@ -6,6 +6,7 @@ mod cluster;
 mod demo;
 mod e2e;
 mod image;
+mod install;
 mod style;
 mod test;
 mod tools;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
         Command::Cluster(options) => cluster::run(&options),
         Command::Image(options) => image::run(&options),
         Command::E2e(options) => e2e::run(&options),
-        Command::Crd => build::write_crds().map(|()| ExitCode::SUCCESS),
+        Command::Crd => build::write_crds().and_then(|()| install::write()).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -52,6 +53,6 @@ enum Command {
     Image(image::Options),
     /// Runs the tests on a real cluster, which is brought up once for all of them.
     E2e(e2e::Options),
-    /// Writes crd/ anew from the Rust types.
+    /// Writes crd/ anew from the Rust types, and the Helm charts from crd/ and daemonset/base.
     Crd,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Reconciler, Tracked};
+use super::{MISSING_LOOKS, Reconciler, Tracked};
 use crate::capture::address;
 use crate::capture::pod::PodCapture;
 use crate::capture::proof::{Evidence, Held, Wanted};
@@ -54,6 +54,7 @@ impl Reconciler {
         desired: &HashMap<PodUid, Arc<Workload>>,
     ) -> BTreeMap<PodUid, (Arc<Workload>, String)> {
         let mut pending = BTreeMap::new();
+        self.take_handed(desired);
         let Some((_, evidence)) = self.evidence.clone() else { return pending };
         let mut held = self.held();
         let mut impostors = HashSet::new();
@@ -83,6 +84,23 @@ impl Reconciler {
         metrics::gauge!("selvedge_capture_impostors").set(impostors.len() as f64);
         self.reported = impostors;
         pending
+    }
+
+    /// What the runtime itself handed over needs no other proof: it made the namespace, and named the pod.
+    fn take_handed(&mut self, desired: &HashMap<PodUid, Arc<Workload>>) {
+        for (uid, workload) in desired {
+            let Some(netns) = self.settings.handed.of(uid) else { continue };
+            match self.pods.get_mut(uid) {
+                None => {
+                    let capture = PodCapture::new(workload.clone(), netns);
+                    let pod = Tracked { capture, leaving: None, missing: 0, failure: None };
+                    self.pods.insert(uid.clone(), pod);
+                }
+                // A new sandbox of the same pod: the old one is on its way out.
+                Some(pod) if pod.capture.netns.id() != netns.id() => pod.missing = MISSING_LOOKS,
+                Some(_) => {}
+            }
+        }
     }
 
     pub(super) fn held(&self) -> Held {

@@ -1,6 +1,7 @@
 //! Pods captured, mended and left, by a whole reconciler.
 
 use super::*;
+use crate::capture::HandedOver;
 
 /// A pod's namespace, named in a directory as a runtime does, joined to the present namespace by a link.
 struct PodNamespace {
@@ -115,6 +116,8 @@ impl Agent {
             interval: Duration::from_millis(100),
             drain: Duration::from_secs(60),
             on_exit,
+            handed: HandedOver::default(),
+            orders: None,
             inherited: Vec::new(),
         };
         let flows = Arc::new(CountedFlows::default());

@@ -8,8 +8,33 @@ use super::super::{Identity, Membership, Namespace, Node, Pod, PodUid, Workload}
 use super::{Change, Mesh};
 
 impl Mesh {
-    pub(super) fn apply_pod(&mut self, pod: Pod) -> Change {
+    /// Takes the addresses that a starting pod was given, from whoever gave them: its object says them only later.
+    pub fn hand_over(&mut self, uid: &PodUid, sandbox: &str, ips: Vec<IpAddr>) {
+        let Some(workload) = self.pods.get(uid).cloned() else { return };
+        if workload.pod.ips.is_empty() || self.handed.contains_key(uid) {
+            self.handed.insert(uid.clone(), (sandbox.into(), ips));
+            self.apply_pod(Pod { ips: Vec::new(), ..Pod::clone(&workload.pod) });
+        }
+    }
+
+    /// Takes them back, if they are still those of this sandbox.
+    pub fn take_back(&mut self, uid: &PodUid, sandbox: &str) {
+        if self.handed.get(uid).is_none_or(|(of, _)| &**of != sandbox) {
+            return;
+        }
+        self.handed.remove(uid);
+        if let Some(workload) = self.pods.get(uid).cloned() {
+            self.apply_pod(Pod { ips: Vec::new(), ..Pod::clone(&workload.pod) });
+        }
+    }
+
+    pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Change {
         let mut change = Change::default();
+        match self.handed.get(&pod.uid) {
+            Some((_, ips)) if pod.ips.is_empty() && pod.is_live() => pod.ips.clone_from(ips),
+            Some(_) => _ = self.handed.remove(&pod.uid),
+            None => {}
+        }
         let replaced = self.pods_by_name.get(&pod.name).filter(|uid| **uid != pod.uid).cloned();
         if let Some(old) = replaced {
             change.merge(self.remove_pod(&old));
@@ -48,6 +73,7 @@ impl Mesh {
 
     pub(super) fn remove_pod(&mut self, uid: &PodUid) -> Change {
         let Some(workload) = self.pods.remove(uid) else { return Change::default() };
+        self.handed.remove(uid);
         for ip in held_addresses(&workload.pod) {
             self.claims.change(&ip, |claims| claims.remove(uid));
         }

@@ -25,6 +25,7 @@ pub struct Agent {
     node: String,
     network: Namespace,
     child: Mutex<Child>,
+    beside: u16,
     log: PathBuf,
     access_log: PathBuf,
 }
@@ -54,7 +55,14 @@ impl Agent {
         command.stdin(Stdio::null()).stdout(told).stderr(File::create(&log)?);
         let child = node.spawn(&mut command).with_context(|| format!("cannot run {}", binary.display()))?;
         let network = Namespace::clone(node);
-        Ok(Self { node: node.name().to_owned(), network, child: Mutex::new(child), log, access_log })
+        Ok(Self {
+            node: node.name().to_owned(),
+            network,
+            child: Mutex::new(child),
+            beside: options.beside,
+            log,
+            access_log,
+        })
     }
 
     pub fn node(&self) -> &str {
@@ -78,17 +86,17 @@ impl Agent {
     }
 
     pub fn is_ready(&self) -> bool {
-        self.network.http_get(loopback(15021), "/ready").is_ok_and(|answer| answer.status == 200)
+        self.network.http_get(self.port(15021), "/ready").is_ok_and(|answer| answer.status == 200)
     }
 
     /// What `/metrics` says now.
     pub fn metrics(&self) -> Result<Metrics> {
-        Metrics::parse(&self.network.http_get(loopback(15020), "/metrics")?.text())
+        Metrics::parse(&self.network.http_get(self.port(15020), "/metrics")?.text())
     }
 
     /// What `/dump` says now.
     pub fn dump(&self) -> Result<Value> {
-        self.network.http_get(loopback(15000), "/dump")?.json()
+        self.network.http_get(self.port(15000), "/dump")?.json()
     }
 
     /// The access log so far, a JSON object a line.
@@ -191,6 +199,10 @@ impl Agent {
         eventually(&format!("the agent of {} ends", self.node), bound, || self.lock().try_wait().ok().flatten())
     }
 
+    fn port(&self, usual: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, usual + self.beside).into()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Child> {
         self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -220,6 +232,8 @@ pub struct AgentOptions {
     pub ca: Option<PathBuf>,
     /// A folder of manifests of its own; by default the lab's.
     pub manifests: Option<PathBuf>,
+    /// How far its own ports are from the usual ones.
+    pub beside: u16,
     /// The access log is written to nowhere.
     pub keep_no_access_log: bool,
 }
@@ -233,6 +247,15 @@ impl AgentOptions {
     /// Whatever the environment says: HBONE between the agents, and nothing else.
     pub fn hbone(self) -> Self {
         self.arg("--tunnel").arg("hbone")
+    }
+
+    /// With ports of its own, so far from the usual ones, as there is another agent on its node.
+    pub fn beside(mut self, by: u16) -> Self {
+        self.beside = by;
+        for (flag, usual) in [("--admin-port", 15000), ("--metrics-port", 15020), ("--readiness-port", 15021)] {
+            self.args.extend([flag.to_owned(), (usual + by).to_string()]);
+        }
+        self
     }
 
     pub fn env(mut self, key: &str, value: &str) -> Self {
@@ -275,10 +298,6 @@ fn children(parent: i32) -> Vec<i32> {
 fn parent_of(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
-}
-
-fn loopback(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 const ACCESS_LOG: [&str; 2] = ["--access-log", "json"];

@@ -454,6 +454,11 @@ impl Node {
         &self.netns_dir
     }
 
+    /// The folder that agents of this node and their CNI plugin share.
+    pub fn shared_dir(&self) -> PathBuf {
+        self.lab_directory.join(self.name()).join("shared")
+    }
+
     /// Starts the agent of this node and waits until it is ready.
     pub fn start_agent(&self, options: &AgentOptions) -> Result<Agent> {
         let agent = self.spawn_agent(options)?;

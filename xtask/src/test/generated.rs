@@ -1,4 +1,4 @@
-//! Whether `crd/` is what the types make of it.
+//! Whether `crd/` is what the types make of it, and the Helm charts what they make of it and of `daemonset/base`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,18 +7,31 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::build::{generate_crds, root};
+use crate::install;
 use crate::test::runner::{Excerpt, Tally};
 
 pub fn check() -> Result<Tally> {
     let fresh = tempfile::tempdir().context("cannot make a temporary folder")?;
     generate_crds(fresh.path())?;
-    let (wanted, kept) = (read(fresh.path())?, read(&root().join("crd"))?);
+    let (wanted, mut kept) = (read(fresh.path())?, read(&root().join("crd"))?);
+    // Among what is made below.
+    kept.remove(install::KUSTOMIZATION);
     let mut tally = Tally::default();
     for name in wanted.keys().chain(kept.keys().filter(|name| !wanted.contains_key(*name))) {
         match wanted.get(name) == kept.get(name) {
             true => tally.passed += 1,
             false => {
                 let said = format!("crd/{name} is not what src/api makes of it: cargo xtask crd");
+                println!("{said}");
+                tally.fail(said, Excerpt::default());
+            }
+        }
+    }
+    for (path, wanted) in install::generated()? {
+        match fs::read_to_string(root().join(&path)).is_ok_and(|kept| kept == wanted) {
+            true => tally.passed += 1,
+            false => {
+                let said = format!("{path} is not what crd/ and daemonset/ make of it: cargo xtask crd");
                 println!("{said}");
                 tally.fail(said, Excerpt::default());
             }
