@@ -22,6 +22,7 @@ use crate::capture::{CaptureSettings, Event, NetNs, OnExit, Ports, Reconciler};
 use crate::cli::{AgentArgs, Failure};
 use crate::handover::{self, Keeper, ListenerKey};
 use crate::identity::{EmbeddedCa, Identities, IdentitySettings};
+use crate::memory::{self, GivingBack};
 use crate::mesh::MeshSettings;
 use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
@@ -37,6 +38,7 @@ use dump::AgentDump;
 /// # Errors
 /// What a person must mend before the agent can run.
 pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
+    memory::tune();
     let log = LogControl::install(args.log_format, &args.log).map_err(Failure::usage)?;
     if !handover::is_worker() {
         // Before anything is made: a folder of that name is most likely a slip of the hand.
@@ -144,6 +146,7 @@ async fn worker(
     essential.spawn(serve_captured(proxy.clone(), captured));
     essential.spawn(retain_identities(args.node.clone(), model.clone(), identities.clone()));
     essential.spawn(housekeeping(proxy.clone(), report.clone()));
+    essential.spawn(keep_small(proxy.clone()));
     let source = tokio::spawn(directory::run(args.manifests.clone(), model.clone(), report.clone()));
     let shutdown = stopping.clone();
     let mut reconciler = tokio::spawn(reconciler.run(async move { shutdown.asked().await }));
@@ -221,6 +224,16 @@ async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
         ticks.tick().await;
         proxy.tick();
         report.record_metrics();
+    }
+}
+
+/// What a load needed of memory is given back once most of it has gone.
+async fn keep_small(proxy: Arc<Proxy>) {
+    let mut ticks = tokio::time::interval(LOOKING_AT_MEMORY);
+    let mut giving_back = GivingBack::default();
+    loop {
+        ticks.tick().await;
+        giving_back.look(proxy.connections.total());
     }
 }
 
@@ -331,6 +344,7 @@ impl Control for AgentState {
 
 const RECONCILE: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+const LOOKING_AT_MEMORY: Duration = Duration::from_secs(1);
 const TEARDOWN: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(2);

@@ -16,6 +16,7 @@
 //! | [`telemetry`] | metrics and the access log | the core |
 //! | [`admin`] | health, metrics, state dump, drain | everything, read-only |
 //! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
+//! | [`memory`] | what the process holds of the machine's memory | the allocator |
 //! | [`cli`] | one file a verb | everything |
 //! | [`agent`] | wires the rooms together, nothing else | everything |
 
@@ -26,6 +27,7 @@ pub mod capture;
 pub mod cli;
 pub mod handover;
 pub mod identity;
+pub mod memory;
 pub mod mesh;
 pub mod model;
 #[cfg(test)]

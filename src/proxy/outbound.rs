@@ -52,7 +52,8 @@ pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, d
         early: Cell::new(Some(application.early())),
     };
     let upstream = tokio::select! {
-        upstream = attempt.run() => upstream,
+        // On the heap: what connecting needs is gone once there is a connection, which may then be silent for long.
+        upstream = Box::pin(attempt.run()) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         () = application.gone(&pod) => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
     };
