@@ -17,6 +17,7 @@
 //! | [`telemetry`] | metrics and the access log | the core |
 //! | [`admin`] | health, metrics, state dump, drain | everything, read-only |
 //! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
+//! | [`memory`] | what the process holds of the machine's memory | the allocator |
 //! | [`cli`] | one file a verb | everything |
 //! | [`agent`] | wires the rooms together, nothing else | everything |
 
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod cni;
 pub mod handover;
 pub mod identity;
+pub mod memory;
 pub mod mesh;
 pub mod model;
 #[cfg(test)]
