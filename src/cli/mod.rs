@@ -8,6 +8,7 @@ mod cni;
 mod crd;
 mod explain;
 mod terminal;
+mod uninstall;
 mod validate;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ enum Verb {
     Cni(cni::CniArgs),
     CniInstall(cni::CniInstallArgs),
     Crd(crd::CrdArgs),
+    Uninstall(uninstall::UninstallArgs),
 }
 
 /// Reads the command line and runs the verb.
@@ -52,6 +54,7 @@ pub fn run() -> ExitCode {
         Verb::Cni(args) => Ok(cni::plugin(&args)),
         Verb::CniInstall(args) => cni::install(&args),
         Verb::Crd(args) => crd::run(&args),
+        Verb::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|failure| {
         if !failure.message.is_empty() {

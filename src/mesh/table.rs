@@ -53,8 +53,8 @@ pub struct Mesh {
     service_cidrs: SharedMap<Arc<str>, Vec<IpNet>>,
     local_addresses: Arc<HashSet<IpAddr>>,
     network_policies: NetworkPolicies,
-    /// Addresses of pods that start, from the container runtime: by sandbox, until their objects say them.
-    handed: SharedMap<PodUid, (Arc<str>, Vec<IpAddr>)>,
+    /// Addresses of pods that start, from the container runtime, until their objects say them.
+    handed: SharedMap<PodUid, pods::Handed>,
 }
 
 /// What holds for the whole mesh and does not change while the agent runs.

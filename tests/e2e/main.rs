@@ -3,6 +3,7 @@
 //! Each module is one subject. Each trial has a Kubernetes namespace of its own ([`scene::Scene`]), so that trials run
 //! side by side; what it tells of a failure are the events, the pods and the logs.
 
+mod charts;
 mod cluster;
 mod images;
 mod nodes;
@@ -16,6 +17,6 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let subjects = [nodes::trials(), services::trials(), images::trials()];
+    let subjects = [nodes::trials(), services::trials(), images::trials(), charts::trials()];
     libtest_mimic::run(&arguments, subjects.into_iter().flatten().collect()).exit_code()
 }
