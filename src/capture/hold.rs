@@ -4,11 +4,11 @@
 //! in `PREROUTING` where TPROXY would take it. The agent lets the SYN run through the chains again with an answer in its
 //! mark, on into capture or to a rule that resets it; or it drops the SYN, with or without a word by ICMP. A SYN that is
 //! dropped without one comes again, by the sender's own clock, so that neither an overrun queue nor an agent that starts
-//! anew loses a connection.
+//! anew loses a connection. Where only the worker starts anew, its parent keeps the queue, and the SYNs wait on.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::Interest;
@@ -72,10 +72,16 @@ impl Answer {
 }
 
 impl HoldQueue {
-    /// Takes a pod's queue over.
+    /// Begins a pod's queue.
     pub fn open(pod: &NetNs) -> io::Result<Self> {
         let (queue, icmp) = pod.enter(|| Ok((Queue::open(HOLD_QUEUE, MOST_WAITING)?, Icmp::open())))?;
         Ok(Self { queue, icmp, failed: AtomicBool::new(false) })
+    }
+
+    /// Goes on with a pod's queue that a worker before this one opened: the SYNs that wait in it go on waiting.
+    pub fn adopt(pod: &NetNs, queue: OwnedFd) -> io::Result<Self> {
+        let icmp = pod.enter(|| Ok(Icmp::open()))?;
+        Ok(Self { queue: Queue::adopt(HOLD_QUEUE, queue)?, icmp, failed: AtomicBool::new(false) })
     }
 
     /// Readable while SYNs wait unseen. Call within a runtime; several may watch at a time.
@@ -133,6 +139,12 @@ impl HoldQueue {
 
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+}
+
+impl AsFd for HoldQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Network namespaces: which one this is, who owns it, and running code inside it.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -71,11 +72,15 @@ impl NetNs {
     /// `f` must not start a thread or a process that outlives the call, and must not wait for async work. A thread
     /// that cannot come back would do other work in the wrong namespace, so then the process ends.
     pub fn enter<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let home = Self::current()?;
+        let home = match HERE.with_borrow(Clone::clone) {
+            Some(here) => here,
+            None => Self::current()?,
+        };
         if home.id == self.id {
             return f();
         }
         set_ns(self.fd.as_raw_fd())?;
+        HERE.set(Some(self.clone()));
         let back = Back(home);
         let result = f();
         drop(back);
@@ -148,7 +153,14 @@ impl Drop for Back {
             tracing::error!(%error, "A thread cannot come back from a pod's network namespace; the process ends.");
             std::process::abort();
         }
+        HERE.set(Some(self.0.clone()));
     }
+}
+
+thread_local! {
+    /// Where this thread is, once it has entered a namespace: only [`NetNs::enter`] moves a thread that goes on to other
+    /// work. It spares opening and closing the thread's own namespace for each socket.
+    static HERE: RefCell<Option<NetNs>> = const { RefCell::new(None) };
 }
 
 fn not_a_namespace(what: impl fmt::Display) -> io::Error {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
@@ -68,6 +68,24 @@ impl Queue {
         queue.configure(NFQA_CFG_QUEUE_MAXLEN, &most_waiting.to_be_bytes())?;
         queue.make_room();
         queue.socket.set_non_blocking(true)?;
+        Ok(queue)
+    }
+
+    /// Takes over a queue that another process opened. The packets that wait in it are heard of anew.
+    pub fn adopt(number: u16, descriptor: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned, and given up here.
+        let socket = unsafe { Socket::from_raw_fd(descriptor.into_raw_fd()) };
+        socket.set_non_blocking(true)?;
+        let queue = Self { socket, number };
+        // What nobody has read yet would be heard of twice.
+        let mut buffer = Vec::new();
+        while queue.receive(&mut buffer, |_| ()).is_ok() {}
+        // A batch is of all up to a number, as numbers are compared that may wrap: one half after the other.
+        for last in [u32::MAX / 2, u32::MAX] {
+            let mut attributes = Vec::new();
+            put(&mut attributes, NFQA_VERDICT_HDR, &[NF_REPEAT.to_be_bytes(), last.to_be_bytes()].concat());
+            queue.send(NFQNL_MSG_VERDICT_BATCH, 0, &attributes)?;
+        }
         Ok(queue)
     }
 
@@ -238,6 +256,7 @@ const QUEUE: u16 = 3 << 8;
 const NFQNL_MSG_PACKET: u16 = 0;
 const NFQNL_MSG_VERDICT: u16 = 1;
 const NFQNL_MSG_CONFIG: u16 = 2;
+const NFQNL_MSG_VERDICT_BATCH: u16 = 3;
 const NFQA_CFG_CMD: u16 = 1;
 const NFQA_CFG_PARAMS: u16 = 2;
 const NFQA_CFG_QUEUE_MAXLEN: u16 = 3;

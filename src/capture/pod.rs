@@ -227,18 +227,30 @@ impl PodCapture {
 
     /// The queue of SYNs that wait: the one there is, or a new one where there is none that works.
     fn hold_queue(&self, kernel: &Kernel, drift: &mut Vec<Drift>) -> io::Result<Option<Arc<HoldQueue>>> {
+        let key = self.key(Role::Hold, Family::Both);
+        let before = self.captured.as_ref().and_then(|captured| captured.hold.clone());
+        let inherited = kernel.inherited.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         if !self.holds(kernel) {
+            (before.is_some() || inherited.is_some()).then(|| kernel.keeper.forget(&key));
             return Ok(None);
         }
-        let before = self.captured.as_ref().and_then(|captured| captured.hold.clone());
-        if let Some(queue) = before {
-            if !queue.has_failed() {
-                return Ok(Some(queue));
+        match (before, inherited) {
+            (Some(queue), _) if !queue.has_failed() => return Ok(Some(queue)),
+            (Some(queue), _) => {
+                drift.push(Drift::Queue);
+                queue.close()?;
             }
-            drift.push(Drift::Queue);
-            queue.close()?;
+            (None, Some(inherited)) => match HoldQueue::adopt(&self.netns, inherited) {
+                Ok(queue) => return Ok(Some(Arc::new(queue))),
+                Err(error) => tracing::debug!(%error, "A queue of SYNs cannot be gone on with; another is opened."),
+            },
+            (None, None) => {}
         }
-        HoldQueue::open(&self.netns).map(Arc::new).map(Some)
+        // The parent's copy would keep its number.
+        kernel.keeper.forget(&key);
+        let queue = HoldQueue::open(&self.netns)?;
+        kernel.keeper.keep(&key, queue.as_fd())?;
+        Ok(Some(Arc::new(queue)))
     }
 
     fn keep_queue(&mut self, kernel: &Kernel, rules: &RuleSet, drift: &mut Vec<Drift>) -> io::Result<()> {
@@ -269,7 +281,7 @@ impl PodCapture {
         ];
         for version in &self.versions {
             for (role, port, addr) in roles {
-                let key = self.key(role, *version);
+                let key = self.key(role, family(*version));
                 let inherited =
                     kernel.inherited.lock().unwrap_or_else(PoisonError::into_inner).remove(&key).map(TcpListener::from);
                 let inherited = inherited.filter(|listener| {
@@ -293,6 +305,7 @@ impl PodCapture {
                     Role::Outbound => listeners.outbound.push(listener),
                     Role::Plaintext => listeners.plaintext.push(listener),
                     Role::Tunnel => listeners.tunnel.push(listener),
+                    Role::Hold => {} // No listener.
                 }
             }
         }
@@ -325,17 +338,18 @@ impl PodCapture {
     pub fn forget_listeners(&self, kernel: &Kernel) {
         for version in [IpVersion::V4, IpVersion::V6] {
             for role in [Role::Outbound, Role::Plaintext, Role::Tunnel] {
-                kernel.keeper.forget(&self.key(role, version));
+                kernel.keeper.forget(&self.key(role, family(version)));
             }
         }
+        kernel.keeper.forget(&self.key(Role::Hold, Family::Both));
     }
 
     /// Copies of the listeners, for the next agent of this node.
     pub fn listeners(&self) -> Vec<(ListenerKey, OwnedFd)> {
         let of_role = |role, listeners: &[TcpListener]| {
             let copies = listeners.iter().filter_map(|listener| {
-                let version = if listener.local_addr().ok()?.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
-                Some((self.key(role, version), listener.as_fd().try_clone_to_owned().ok()?))
+                let family = if listener.local_addr().ok()?.is_ipv4() { Family::V4 } else { Family::V6 };
+                Some((self.key(role, family), listener.as_fd().try_clone_to_owned().ok()?))
             });
             copies.collect::<Vec<_>>()
         };
@@ -365,11 +379,7 @@ impl PodCapture {
         }
     }
 
-    fn key(&self, role: Role, version: IpVersion) -> ListenerKey {
-        let family = match version {
-            IpVersion::V4 => Family::V4,
-            IpVersion::V6 => Family::V6,
-        };
+    fn key(&self, role: Role, family: Family) -> ListenerKey {
         let id = self.netns.id();
         ListenerKey { pod: self.uid().clone(), role, family, netns: (id.dev, id.ino) }
     }
@@ -385,6 +395,7 @@ impl Listeners {
             Role::Outbound => &self.outbound,
             Role::Plaintext => &self.plaintext,
             Role::Tunnel => &self.tunnel,
+            Role::Hold => return None,
         }
         .iter();
         let found = of_role.find(|listener| listener.local_addr().is_ok_and(|local| version.has(local.ip())))?;
@@ -396,6 +407,13 @@ impl Listeners {
         let outbound = self.outbound.iter().map(|listener| ("outbound", listener));
         let plaintext = self.plaintext.iter().map(|listener| ("plaintext", listener));
         outbound.chain(plaintext).chain(self.tunnel.iter().map(|listener| ("tunnel", listener)))
+    }
+}
+
+fn family(version: IpVersion) -> Family {
+    match version {
+        IpVersion::V4 => Family::V4,
+        IpVersion::V6 => Family::V6,
     }
 }
 

@@ -57,7 +57,7 @@ pub struct AgentArgs {
     /// When `connect()` is answered, in pods that do not say it by `selvedge.dev/connect`: `truthful`, once it is known
     /// whether the server is there and policy lets the client in; `eager`, at once. Where the kernel cannot hold a SYN
     /// it is eager.
-    #[arg(long, env = "SELVEDGE_CONNECT", value_enum, value_name = "WHEN", default_value_t = ConnectChoice::Eager)]
+    #[arg(long, env = "SELVEDGE_CONNECT", value_enum, value_name = "WHEN", default_value_t = ConnectChoice::Truthful)]
     pub connect: ConnectChoice,
 
     /// Which iptables back end programs the rules. `auto` takes the first that works here.

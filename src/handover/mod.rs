@@ -3,7 +3,8 @@
 //! `selvedge agent` is two processes. The parent ([`supervise`]) does nothing but hold a copy of every listener that
 //! the worker opened inside a pod, and start the worker again when it dies. A listener lives as long as anybody
 //! holds it, so while there is no worker the kernel goes on answering SYNs: new connections wait in the backlog
-//! until the next worker has taken the listener over ([`Keeper::inherit`]). What the dead worker carried is reset by
+//! until the next worker has taken the listener over ([`Keeper::inherit`]). The queues of waiting SYNs are kept in the same
+//! way. What the dead worker carried is reset by
 //! the kernel, never cut so that it looks complete (DESIGN, section 11).
 //!
 //! The two speak over a socket pair (`SOCK_SEQPACKET`), one JSON message a packet, a descriptor beside it:
@@ -47,7 +48,8 @@ pub use keeper::Keeper;
 pub use parent::supervise;
 pub use succession::{Inheritance, Predecessor, Progress, Succession, Successor, Turn};
 
-/// Which listener this is: one pod has one of each role and family, in one namespace.
+/// Which listener this is: one pod has one of each role and family, in one namespace. The queue of its waiting SYNs is
+/// kept like a listener.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct ListenerKey {
     #[serde(serialize_with = "write_uid", deserialize_with = "read_uid")]
@@ -61,7 +63,7 @@ pub struct ListenerKey {
 
 impl fmt::Display for ListenerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} listener of pod {} in network namespace {}", self.family, self.role, self.pod, self.netns.1)
+        write!(f, "{} {} of pod {} in network namespace {}", self.family, self.role, self.pod, self.netns.1)
     }
 }
 
@@ -75,14 +77,17 @@ pub enum Role {
     Plaintext,
     /// Tunnels to the pod, port 15008.
     Tunnel,
+    /// SYNs that wait for an answer. Those go on waiting, and the next worker hears of them.
+    Hold,
 }
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Outbound => "outbound",
-            Self::Plaintext => "plaintext",
-            Self::Tunnel => "tunnel",
+            Self::Outbound => "outbound listener",
+            Self::Plaintext => "plaintext listener",
+            Self::Tunnel => "tunnel listener",
+            Self::Hold => "queue of SYNs",
         })
     }
 }
@@ -93,6 +98,7 @@ impl fmt::Display for Role {
 pub enum Family {
     V4,
     V6,
+    Both,
 }
 
 impl fmt::Display for Family {
@@ -100,6 +106,7 @@ impl fmt::Display for Family {
         f.write_str(match self {
             Self::V4 => "IPv4",
             Self::V6 => "IPv6",
+            Self::Both => "IPv4 and IPv6",
         })
     }
 }

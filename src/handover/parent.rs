@@ -310,5 +310,5 @@ const FORWARDED: [Signal; 6] =
 const STOPPING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 /// Standard streams, signals, the socket pair, and what starting a process takes for a moment.
 const OWN_DESCRIPTORS: usize = 32;
-/// Six for each of a thousand pods, and some.
+/// Seven for each of a thousand pods, and some.
 const MOST_LISTENERS: usize = 8192;

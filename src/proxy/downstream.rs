@@ -62,6 +62,10 @@ impl Client {
         }
     }
 
+    pub fn waits(&self) -> bool {
+        matches!(self, Self::Waiting(_))
+    }
+
     /// Connects the client, if it is not: there is somebody to talk to.
     pub async fn connected(self, pod: &ServedPod) -> Result<TcpEnd, Failure> {
         match self {
@@ -84,7 +88,7 @@ impl Client {
         match self {
             // SO_LINGER {1,0}: the client sees a reset.
             Self::Connected(application) => drop(application),
-            Self::Waiting(syn) => syn.refuse(failure.answer()),
+            Self::Waiting(syn) => syn.refuse(failure.finding.answer()),
         }
     }
 

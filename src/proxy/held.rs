@@ -229,9 +229,14 @@ pub fn name(direction: HoldDirection) -> &'static str {
     }
 }
 
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { in_all: 65_536, outbound: 16_384, inbound: 8_192 }
+impl Bounds {
+    /// For an agent that carries at most so many connections: who waits takes the room of one.
+    pub fn of(connections: usize) -> Self {
+        Self {
+            in_all: (connections - connections / 5).min(65_536),
+            outbound: (connections / 2).min(16_384),
+            inbound: (connections / 2).min(8_192),
+        }
     }
 }
 

@@ -102,6 +102,7 @@ impl Proxy {
     ) -> Arc<Self> {
         Arc::new(Self {
             source_ports: SourcePorts::new(settings.source_ports.clone()),
+            held: HeldSyns::new(Bounds::of(limits.total())),
             model,
             identities,
             tls,
@@ -112,7 +113,6 @@ impl Proxy {
             settings,
             balancer: Balancer::default(),
             pods: Pods::default(),
-            held: HeldSyns::new(Bounds::default()),
             draining: watch::Sender::new(false),
             accepting: AtomicUsize::new(0),
         })

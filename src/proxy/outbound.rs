@@ -8,8 +8,8 @@ use tokio::net::TcpStream;
 
 use super::baggage::baggage;
 use super::connections::{Connection, Opening};
-use super::downstream::Downstream;
-use super::failure::Failure;
+use super::downstream::{self, Downstream};
+use super::failure::{Failure, Finding};
 use super::pods::ServedPod;
 use super::resolve::resolve;
 use super::same_node::{Neighbour, Reached};
@@ -50,11 +50,12 @@ pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, d
         dialled,
         connection: &connection,
         early: Cell::new(Some(application.early())),
+        passing: Cell::default(),
     };
     let upstream = tokio::select! {
-        upstream = attempt.run() => upstream,
+        upstream = attempt.run(&application) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
-        () = application.gone(&pod) => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
+        () = application.gone(&pod) => Err(attempt.given_up()),
     };
     let Upstream { way, endpoint: _counted } = match upstream {
         Ok(upstream) => upstream,
@@ -106,10 +107,36 @@ struct Attempt<'a> {
     connection: &'a Connection,
     /// What the client has said already. It is away while a tunnel is being opened.
     early: Cell<Option<Early>>,
+    /// What failed in passing last.
+    passing: Cell<Option<Failure>>,
 }
 
 impl<'a> Attempt<'a> {
-    async fn run(&self) -> Result<Upstream<'a>, Failure> {
+    /// Tries until it is known what to tell the client. What fails in passing is tried again as long as the client waits:
+    /// an agent that starts anew costs the time that this takes, and no more.
+    async fn run(&self, client: &downstream::Client) -> Result<Upstream<'a>, Failure> {
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.once().await {
+                Err(failure) if failure.finding == Finding::Passing && client.waits() && began.elapsed() < PATIENCE => {
+                    self.passing.set(Some(failure));
+                    tokio::time::sleep(pause).await;
+                    pause = LONGEST_PAUSE.min(pause * 2);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn given_up(&self) -> Failure {
+        match self.passing.take() {
+            Some(last) => Failure { detail: format!("{}; the client gave it up", last.detail), ..last },
+            None => Failure::new(Reason::Reset, "the client gave it up while connecting"),
+        }
+    }
+
+    async fn once(&self) -> Result<Upstream<'a>, Failure> {
         if !self.proxy.limits.admits(self.pod.uid()) {
             return Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"));
         }
@@ -166,7 +193,8 @@ impl<'a> Attempt<'a> {
                 Err(failure) if failure.retry => {
                     self.proxy.balancer().failed(endpoint, Instant::now());
                     tried.push(endpoint);
-                    last = Some(failure);
+                    // As long as one may come back, nobody can say that the Service refuses.
+                    last = last.filter(|last: &Failure| last.finding == Finding::Passing).or(Some(failure));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -383,5 +411,10 @@ impl Drop for Counted<'_> {
 }
 
 const ENDPOINT_TRIES: usize = 5;
+/// How long a client that waits is tried for before its SYN is dropped. What comes again begins anew.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between the tries of a client that waits.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Before each further try of one tunnel.
 const TUNNEL_PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];

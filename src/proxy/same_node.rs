@@ -156,7 +156,7 @@ fn seen_by_client(failure: &Failure, to: SocketAddr) -> Failure {
             Failure::new(failure.reason.clone(), detail)
         }
         Reason::Timeout => Failure { retry: true, ..Failure::new(Reason::Timeout, detail) },
-        _ => Failure { retry: true, kernel: failure.kernel, ..Failure::new(Reason::Connect, detail) },
+        _ => Failure { retry: true, finding: failure.finding, ..Failure::new(Reason::Connect, detail) },
     }
 }
 

@@ -7,7 +7,7 @@ use tracing::debug;
 
 use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
-use super::failure::Failure;
+use super::failure::{Failure, Finding};
 use super::inbound::{Arrival, allowed};
 use super::limits::TunnelKind;
 use super::pods::ServedPod;
@@ -143,7 +143,7 @@ impl Arriving {
         let (application, _held) = match admitted {
             Ok(application) => application,
             Err(failure) => {
-                request.refuse(refusal(&failure.reason));
+                request.refuse(refusal(&failure));
                 return connection.failed(&failure);
             }
         };
@@ -176,7 +176,7 @@ impl Arriving {
             Ok((application, _held)) => carry::out_of_fast_tunnel(&connection, request, application).await,
             Err(failure) => {
                 connection.failed(&failure);
-                request.refuse(refusal(&failure.reason))
+                request.refuse(refusal(&failure))
             }
         }
     }
@@ -230,13 +230,14 @@ impl Arriving {
     }
 }
 
-// facts of the field's protocol: 400 malformed, 401 denied by policy, 503 next hop unreachable. 504 is ours: to a peer of
-// the field it is a 503.
-fn refusal(reason: &Reason) -> Refusal {
-    match reason {
-        Reason::Protocol => Refusal::Malformed,
-        Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied => Refusal::Denied,
-        Reason::Timeout => Refusal::Silent,
-        _ => Refusal::Unreachable,
+// facts of the field's protocol: 400 malformed, 401 denied by policy, 503 next hop unreachable. 500 and 504 are ours: to a
+// peer of the field they are a 503.
+fn refusal(failure: &Failure) -> Refusal {
+    match (&failure.reason, failure.finding) {
+        (Reason::Protocol, _) => Refusal::Malformed,
+        (Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied, _) => Refusal::Denied,
+        (_, Finding::Silence) => Refusal::Silent,
+        (_, Finding::Passing) => Refusal::NotNow,
+        (_, Finding::Definite(_)) => Refusal::Unreachable,
     }
 }

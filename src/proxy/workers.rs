@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
 
 use crate::transport::fast;
 use crate::transport::hbone::{Pool, PoolSettings};
@@ -39,10 +39,20 @@ impl Workers {
         for index in 0..count.max(1) {
             let (jobs, receiver) = mpsc::unbounded_channel();
             let settings = (pool.clone(), fast.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || LocalSet::new().block_on(&runtime, run(receiver, index, settings)))?;
+            let (failed, started) = std::sync::mpsc::sync_channel(1);
+            // A runtime of tasks that stay on their thread is made there.
+            let work = move || match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => {
+                    drop(failed);
+                    runtime.block_on(run(receiver, index, settings));
+                }
+                Err(error) => drop(failed.send(error)),
+            };
+            let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
+            // Nothing is sent where all is well.
+            if let Ok(error) = started.recv() {
+                return Err(error);
+            }
             workers.handles.push(Handle { jobs, load: Arc::default() });
             workers.threads.push(thread);
         }

@@ -1,12 +1,10 @@
 //! One line a connection, written by a thread of its own.
 
-use std::collections::VecDeque;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde_json::Value;
 
 use super::catalogue;
 use super::connection::{ConnectionInfo, Party, Verdict};
@@ -53,9 +51,13 @@ impl AccessLog {
             metrics::counter!(catalogue::DROPPED).increment(1);
             return;
         }
-        state.records.push_back(record);
+        state.records.push(record);
+        let waiting = state.records.len();
         drop(state);
-        queue.changed.notify_all();
+        // The writer waits for the first, and then a moment for more: one that is woken for each costs more than it writes.
+        if waiting == 1 || waiting == MANY {
+            queue.changed.notify_all();
+        }
     }
 }
 
@@ -85,7 +87,7 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct QueueState {
-    records: VecDeque<Record>,
+    records: Vec<Record>,
     closed: bool,
     finished: bool,
 }
@@ -96,18 +98,29 @@ impl Queue {
     }
 
     fn write_all(&self, format: AccessLogFormat, mut output: impl Write) {
+        let (mut records, mut text) = (Vec::new(), String::new());
         loop {
             let waited = self.changed.wait_while(self.state(), |state| state.records.is_empty() && !state.closed);
-            let records = std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).records);
+            let waited = waited.unwrap_or_else(PoisonError::into_inner);
+            let gathering = |state: &mut QueueState| state.records.len() < MANY && !state.closed;
+            let waited = self.changed.wait_timeout_while(waited, GATHERING, gathering);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut state.records, &mut records);
+            drop(state);
             if records.is_empty() {
                 self.state().finished = true;
                 self.changed.notify_all();
                 return;
             }
-            let text: String = records.iter().map(|record| record.line(format)).collect();
+            records.iter().for_each(|record| record.write(format, &mut text));
             if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
                 metrics::counter!(catalogue::DROPPED).increment(records.len() as u64);
             }
+            records.clear();
+            text.clear();
+            // What a burst needed is given back.
+            records.shrink_to(MANY);
+            text.shrink_to(MOST_TEXT_KEPT);
         }
     }
 }
@@ -127,81 +140,113 @@ pub(super) struct Record {
 }
 
 impl Record {
-    fn line(&self, format: AccessLogFormat) -> String {
-        let fields = self.fields().into_iter().filter(|(_, value)| !value.is_null());
-        match format {
-            AccessLogFormat::Text => {
-                let words: Vec<String> = fields.map(|(name, value)| format!("{name}={}", word(&value))).collect();
-                format!("{}\n", words.join(" "))
-            }
-            AccessLogFormat::Json | AccessLogFormat::Off => {
-                let pairs: Vec<String> = fields.map(|(name, value)| format!("\"{name}\":{value}")).collect();
-                format!("{{{}}}\n", pairs.join(","))
-            }
-        }
-    }
-
-    fn fields(&self) -> [(&'static str, Value); 21] {
+    /// Appends its line.
+    fn write(&self, format: AccessLogFormat, text: &mut String) {
         let info = &self.info;
-        let text = |value: Option<String>| value.map_or(Value::Null, Value::String);
-        let addr = |party: &Party| text(party.addr.map(|addr| addr.to_string()));
-        let pod = |party: &Party| text(party.pod.as_ref().map(ToString::to_string));
-        let identity = |party: &Party| text(party.identity.as_ref().map(ToString::to_string));
-        let duration = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
-        [
-            ("time", rfc3339(self.time).into()),
-            ("direction", info.direction.as_str().into()),
-            ("transport", info.transport.as_str().into()),
-            ("verdict", text(self.verdict.map(|verdict| verdict.to_string()))),
-            ("reason", text(self.reason.as_ref().map(ToString::to_string))),
-            ("policy", text(self.policy.as_ref().map(ToString::to_string))),
-            ("source_addr", addr(&info.source)),
-            ("source_pod", pod(&info.source)),
-            ("source_workload", text(info.source.workload.as_deref().map(str::to_owned))),
-            ("source_identity", identity(&info.source)),
-            ("destination_addr", addr(&info.destination)),
-            ("destination_pod", pod(&info.destination)),
-            ("destination_workload", text(info.destination.workload.as_deref().map(str::to_owned))),
-            ("destination_identity", identity(&info.destination)),
-            ("service", text(info.service.as_ref().map(ToString::to_string))),
-            ("requested_addr", text(info.requested.map(|addr| addr.to_string()))),
-            ("key_exchange", text(info.key_exchange.map(str::to_owned))),
-            ("bytes_sent", self.sent.into()),
-            ("bytes_received", self.received.into()),
-            ("duration_ms", duration.into()),
-            ("detail", text((!self.detail.is_empty()).then(|| self.detail.clone()))),
-        ]
+        let mut line = Line { text, format, is_first: true, value: String::new() };
+        if format != AccessLogFormat::Text {
+            line.text.push('{');
+        }
+        line.word("time", Some(Rfc3339(self.time)));
+        line.word("direction", Some(info.direction.as_str()));
+        line.word("transport", Some(info.transport.as_str()));
+        line.word("verdict", self.verdict);
+        line.word("reason", self.reason.as_ref());
+        line.word("policy", self.policy.as_ref());
+        line.party(["source_addr", "source_pod", "source_workload", "source_identity"], &info.source);
+        let names = ["destination_addr", "destination_pod", "destination_workload", "destination_identity"];
+        line.party(names, &info.destination);
+        line.word("service", info.service.as_ref());
+        line.word("requested_addr", info.requested);
+        line.word("key_exchange", info.key_exchange);
+        line.number("bytes_sent", self.sent);
+        line.number("bytes_received", self.received);
+        line.number("duration_ms", u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
+        line.word("detail", (!self.detail.is_empty()).then_some(&self.detail));
+        text.push_str(if format == AccessLogFormat::Text { "\n" } else { "}\n" });
     }
 }
 
-// A word as it is, anything else quoted as JSON, so that no value can break out of its line.
-fn word(value: &Value) -> String {
-    match value.as_str() {
-        Some(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'=')) => {
-            text.to_owned()
+/// One line on its way: fields with a value, one after the other.
+struct Line<'a> {
+    text: &'a mut String,
+    format: AccessLogFormat,
+    is_first: bool,
+    /// The value of now, as it is shown.
+    value: String,
+}
+
+impl Line<'_> {
+    fn party(&mut self, [addr, pod, workload, identity]: [&str; 4], party: &Party) {
+        self.word(addr, party.addr);
+        self.word(pod, party.pod.as_ref());
+        self.word(workload, party.workload.as_ref());
+        self.word(identity, party.identity.as_ref());
+    }
+
+    /// A word as it is, anything else quoted as JSON, so that no value can break out of its line.
+    fn word(&mut self, name: &str, value: Option<impl fmt::Display>) {
+        let Some(value) = value else { return };
+        self.name(name);
+        self.value.clear();
+        // Writing to a String does not fail.
+        let _ = write!(self.value, "{value}");
+        let is_graphic = self.value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\'));
+        match self.format {
+            AccessLogFormat::Text if is_graphic && !self.value.is_empty() && !self.value.contains('=') => {
+                self.text.push_str(&self.value);
+            }
+            _ if is_graphic => {
+                let _ = write!(self.text, "\"{}\"", self.value);
+            }
+            _ => {
+                let _ = write!(self.text, "{}", serde_json::Value::from(self.value.as_str()));
+            }
         }
-        _ => value.to_string(),
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.name(name);
+        let _ = write!(self.text, "{value}");
+    }
+
+    fn name(&mut self, name: &str) {
+        let is_first = std::mem::replace(&mut self.is_first, false);
+        let _ = match (self.format, is_first) {
+            (AccessLogFormat::Text, true) => write!(self.text, "{name}="),
+            (AccessLogFormat::Text, false) => write!(self.text, " {name}="),
+            (_, true) => write!(self.text, "\"{name}\":"),
+            (_, false) => write!(self.text, ",\"{name}\":"),
+        };
     }
 }
 
 /// `2026-01-31T23:59:59.123Z`, the calendar by Howard Hinnant's `civil_from_days`.
-fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+struct Rfc3339(SystemTime);
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+        let shifted = days + 719_468;
+        let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+    }
 }
 
 /// Some megabytes at most.
 const QUEUE_LENGTH: usize = 8192;
+/// So many are written without waiting for more.
+const MANY: usize = 256;
+const GATHERING: Duration = Duration::from_millis(10);
+const MOST_TEXT_KEPT: usize = 64 * 1024;
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -266,10 +311,26 @@ pub(super) mod tests {
         }
     }
 
+    fn line(record: &Record, format: AccessLogFormat) -> String {
+        let mut text = String::new();
+        record.write(format, &mut text);
+        text
+    }
+
+    #[test]
+    fn a_line_of_json_holds_what_a_text_line_does() {
+        let record = record("an \"\u{e9}\", a \\ and\ta = sign");
+        let json: serde_json::Value = serde_json::from_str(&line(&record, AccessLogFormat::Json)).unwrap();
+        assert_eq!(json["source_addr"], "[fd00::1]:4000");
+        assert_eq!((&json["bytes_sent"], &json["duration_ms"]), (&1.into(), &7.into()));
+        assert_eq!(json["detail"], record.detail);
+        assert_eq!(line(&record, AccessLogFormat::Text).lines().count(), 1);
+    }
+
     #[test]
     fn a_text_line_is_words_and_quoted_values_on_one_line() {
         assert_eq!(
-            record("two\nlines \"quoted\"").line(AccessLogFormat::Text),
+            line(&record("two\nlines \"quoted\""), AccessLogFormat::Text),
             "time=2024-02-29T12:34:56.789Z direction=inbound transport=plaintext verdict=deny reason=plaintext \
              source_addr=[fd00::1]:4000 bytes_sent=1 bytes_received=2 duration_ms=7 \
              detail=\"two\\nlines \\\"quoted\\\"\"\n"
@@ -313,7 +374,7 @@ pub(super) mod tests {
             (1_767_225_599, "2025-12-31T23:59:59.000Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+            assert_eq!(Rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), text);
         }
     }
 }

@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use metrics::Gauge;
-
 use super::access_log::{AccessLog, Record};
 use super::series::{Labels, Series, SeriesTable};
 use super::{MetricsSettings, catalogue};
@@ -36,7 +34,7 @@ impl Telemetry {
             time: SystemTime::now(),
             state: Mutex::new(State { info, verdict: None, policy: None }),
             series: OnceLock::new(),
-            open: OnceLock::new(),
+            connected: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             ended: AtomicBool::new(false),
@@ -85,7 +83,7 @@ impl Party {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Direction {
     /// From a pod of this node.
     Outbound,
@@ -104,7 +102,7 @@ impl Direction {
         }
     }
 
-    fn reporter(self) -> &'static str {
+    pub(super) fn reporter(self) -> &'static str {
         match self {
             Self::Outbound | Self::Passthrough => "source",
             Self::Inbound => "destination",
@@ -112,7 +110,7 @@ impl Direction {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Transport {
     Hbone,
     Fast,
@@ -130,7 +128,7 @@ impl Transport {
         }
     }
 
-    fn security(self) -> &'static str {
+    pub(super) fn security(self) -> &'static str {
         match self {
             Self::Hbone | Self::Fast => "mutual_tls",
             Self::SameNode | Self::Plaintext => "none",
@@ -169,8 +167,7 @@ pub struct ConnectionTelemetry {
     time: SystemTime,
     state: Mutex<State>,
     series: OnceLock<Arc<Series>>,
-    /// Set once connected: the gauge that counts it.
-    open: OnceLock<Gauge>,
+    connected: AtomicBool,
     /// What has been counted so far.
     sent: AtomicU64,
     received: AtomicU64,
@@ -197,19 +194,15 @@ impl ConnectionTelemetry {
 
     /// The far side was reached, `duration` after this connection was accepted.
     pub fn connected(&self, duration: Duration) {
-        let info = self.state().info.clone();
-        let (direction, transport) = (info.direction.as_str(), info.transport.as_str());
-        let open = metrics::gauge!(
-            catalogue::OPEN, "reporter" => info.direction.reporter(), "direction" => direction, "transport" => transport
-        );
-        if self.open.set(open.clone()).is_err() {
+        if self.connected.swap(true, Ordering::Relaxed) {
             return;
         }
-        open.increment(1.0);
-        self.series().opened();
-        metrics::histogram!(catalogue::CONNECT, "direction" => direction, "transport" => transport)
-            .record(duration.as_secs_f64());
-        if let Some(key_exchange) = info.key_exchange {
+        self.series().opened(duration);
+        let (direction, key_exchange) = {
+            let state = self.state();
+            (state.info.direction.as_str(), state.info.key_exchange)
+        };
+        if let Some(key_exchange) = key_exchange {
             metrics::counter!(catalogue::KEY_EXCHANGES, "direction" => direction, "key_exchange" => key_exchange)
                 .increment(1);
         }
@@ -239,7 +232,11 @@ impl ConnectionTelemetry {
     /// called now and then on long ones.
     pub fn tick(&self, sent: u64, received: u64) {
         let grown = |counter: &AtomicU64, total| total - counter.fetch_max(total, Ordering::Relaxed).min(total);
-        self.series().moved(grown(&self.sent, sent), grown(&self.received, received));
+        let (sent, received) = (grown(&self.sent, sent), grown(&self.received, received));
+        // Labels are settled by what there is to count.
+        if sent > 0 || received > 0 {
+            self.series().moved(sent, received);
+        }
     }
 
     /// The end, in order where there is no `reason`. `detail` is for people, and may be empty.
@@ -255,8 +252,7 @@ impl ConnectionTelemetry {
         if let Some(reason) = &reason {
             self.series().failed(reason.code());
         }
-        if let Some(open) = self.open.get() {
-            open.decrement(1.0);
+        if self.connected.load(Ordering::Relaxed) {
             self.series().closed();
         }
         if !self.shared.access_log.is_on() {
@@ -281,7 +277,7 @@ impl ConnectionTelemetry {
     }
 
     fn series(&self) -> &Series {
-        self.series.get_or_init(|| self.shared.series.get(&labels(&self.state().info)))
+        self.series.get_or_init(|| self.shared.series.get(&Labels::of(&self.state().info)))
     }
 }
 
@@ -290,28 +286,6 @@ impl Drop for ConnectionTelemetry {
         let (sent, received) = (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed));
         self.end(sent, received, Some(Reason::Internal), "it was given up without a reason");
     }
-}
-
-fn labels(info: &ConnectionInfo) -> Labels {
-    let unknown: Arc<str> = "unknown".into();
-    let or_unknown = |value: Option<Arc<str>>| value.unwrap_or_else(|| unknown.clone());
-    let workload = |party: &Party| or_unknown(party.workload.clone());
-    let namespace = |party: &Party| or_unknown(party.pod.as_ref().map(|pod| pod.namespace.clone()));
-    let principal = |party: &Party| or_unknown(party.identity.as_ref().map(|id| id.to_string().into()));
-    Labels([
-        info.direction.reporter().into(),
-        info.direction.as_str().into(),
-        workload(&info.source),
-        namespace(&info.source),
-        principal(&info.source),
-        workload(&info.destination),
-        namespace(&info.destination),
-        principal(&info.destination),
-        or_unknown(info.service.as_ref().map(|service| service.name.clone())),
-        or_unknown(info.service.as_ref().map(|service| service.namespace.clone())),
-        info.transport.security().into(),
-        info.transport.as_str().into(),
-    ])
 }
 
 // Bounded: policies are objects of the cluster, a handful each namespace, and idle ones expire.

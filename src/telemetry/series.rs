@@ -5,72 +5,178 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use metrics::{Counter, Key, Label, Level, Metadata};
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata};
 
 use super::catalogue;
+use super::connection::{ConnectionInfo, Direction, Party, Transport};
+use crate::mesh::{Identity, NamespacedName};
 
-/// One label set of a connection, in the order of [`LABELS`].
+/// One label set of a connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(super) struct Labels(pub [Arc<str>; LABELS.len()]);
+pub(super) struct Labels {
+    direction: Direction,
+    transport: Transport,
+    /// None in what stands in for label sets beyond the cap: only what has few values is told apart.
+    ends: Option<Ends>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Ends {
+    source: End,
+    destination: End,
+    service: Option<NamespacedName>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct End {
+    workload: Option<Arc<str>>,
+    namespace: Option<Arc<str>>,
+    principal: Option<Identity>,
+}
 
 impl Labels {
-    // What stands in for a label set beyond the cap: only what has few values is told apart.
+    pub(super) fn of(info: &ConnectionInfo) -> Self {
+        let end = |party: &Party| End {
+            workload: party.workload.clone(),
+            namespace: party.pod.as_ref().map(|pod| pod.namespace.clone()),
+            principal: party.identity.clone(),
+        };
+        let ends =
+            Ends { source: end(&info.source), destination: end(&info.destination), service: info.service.clone() };
+        Self { direction: info.direction, transport: info.transport, ends: Some(ends) }
+    }
+
     fn other(&self) -> Self {
-        let other: Arc<str> = "other".into();
-        let keep = |name| matches!(name, "reporter" | "direction" | "connection_security_policy" | "transport");
-        Self(std::array::from_fn(|i| if keep(LABELS[i]) { self.0[i].clone() } else { other.clone() }))
+        Self { ends: None, ..self.clone() }
     }
 
     fn key(&self, name: &'static str, extra: Option<Label>) -> Key {
-        let labels = LABELS.into_iter().zip(&self.0).map(|(name, value)| Label::new(name, value.clone()));
+        let values = self.values();
+        let labels = LABELS.into_iter().zip(values).map(|(name, value)| Label::new(name, value));
         Key::from_parts(name, labels.chain(extra).collect::<Vec<_>>())
+    }
+
+    /// In the order of [`LABELS`].
+    fn values(&self) -> [Arc<str>; LABELS.len()] {
+        let or = |value: Option<Arc<str>>, instead: &str| value.unwrap_or_else(|| instead.into());
+        let (source, destination, [service, service_namespace]) = match &self.ends {
+            None => (["other"; 3].map(Arc::from), ["other"; 3].map(Arc::from), ["other"; 2].map(Arc::from)),
+            Some(Ends { source, destination, service }) => {
+                let end = |end: &End| {
+                    let principal = end.principal.as_ref().map(|identity| identity.to_string().into());
+                    [end.workload.clone(), end.namespace.clone(), principal].map(|value| or(value, "unknown"))
+                };
+                let service = [service.as_ref().map(|s| s.name.clone()), service.as_ref().map(|s| s.namespace.clone())];
+                (end(source), end(destination), service.map(|value| or(value, "unknown")))
+            }
+        };
+        let [source_workload, source_namespace, source_principal] = source;
+        let [destination_workload, destination_namespace, destination_principal] = destination;
+        [
+            self.direction.reporter().into(),
+            self.direction.as_str().into(),
+            source_workload,
+            source_namespace,
+            source_principal,
+            destination_workload,
+            destination_namespace,
+            destination_principal,
+            service,
+            service_namespace,
+            self.transport.security().into(),
+            self.transport.as_str().into(),
+        ]
     }
 }
 
-/// The metrics of one label set. Keys, not handles: a series that expired while a connection was silent must come
-/// back when it speaks, and the recorder hashes a kept key no second time.
+/// The metrics of one label set.
 #[derive(Debug)]
 pub(super) struct Series {
     labels: Labels,
-    opened: Key,
-    closed: Key,
-    sent: Key,
-    received: Key,
+    keep: Duration,
+    opened: Kept<Counter>,
+    closed: Kept<Counter>,
+    sent: Kept<Counter>,
+    received: Kept<Counter>,
+    open: Kept<Gauge>,
+    connect: Kept<Histogram>,
     /// Seconds since the table was made.
     last_used: AtomicU64,
 }
 
 impl Series {
-    fn new(labels: Labels) -> Self {
+    fn new(labels: Labels, keep: Duration) -> Self {
+        let counter = |name| Kept::new(labels.key(name, None));
+        let direction = Label::from_static_parts("direction", labels.direction.as_str());
+        let transport = Label::from_static_parts("transport", labels.transport.as_str());
+        let reporter = Label::from_static_parts("reporter", labels.direction.reporter());
         Self {
-            opened: labels.key(catalogue::OPENED, None),
-            closed: labels.key(catalogue::CLOSED, None),
-            sent: labels.key(catalogue::SENT, None),
-            received: labels.key(catalogue::RECEIVED, None),
+            opened: counter(catalogue::OPENED),
+            closed: counter(catalogue::CLOSED),
+            sent: counter(catalogue::SENT),
+            received: counter(catalogue::RECEIVED),
+            open: Kept::new(Key::from_parts(catalogue::OPEN, vec![reporter, direction.clone(), transport.clone()])),
+            connect: Kept::new(Key::from_parts(catalogue::CONNECT, vec![direction, transport])),
             labels,
+            keep,
             last_used: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn opened(&self) {
-        counter(&self.opened).increment(1);
+    /// A connection has reached the far side, so long after it was accepted.
+    pub(super) fn opened(&self, after: Duration) {
+        self.count(&self.opened, 1);
+        self.open.with(self.keep, gauge, |open| open.increment(1.0));
+        self.connect.with(self.keep, histogram, |connect| connect.record(after.as_secs_f64()));
     }
 
+    /// One that was opened has ended.
     pub(super) fn closed(&self) {
-        counter(&self.closed).increment(1);
+        self.count(&self.closed, 1);
+        self.open.with(self.keep, gauge, |open| open.decrement(1.0));
     }
 
     pub(super) fn moved(&self, sent: u64, received: u64) {
         if sent > 0 {
-            counter(&self.sent).increment(sent);
+            self.count(&self.sent, sent);
         }
         if received > 0 {
-            counter(&self.received).increment(received);
+            self.count(&self.received, received);
         }
     }
 
     pub(super) fn failed(&self, reason: &'static str) {
         counter(&self.labels.key(catalogue::FAILED, Some(Label::from_static_parts("reason", reason)))).increment(1);
+    }
+
+    fn count(&self, counted: &Kept<Counter>, by: u64) {
+        counted.with(self.keep, counter, |counter| counter.increment(by));
+    }
+}
+
+/// A metric, and its handle for as long as it is used: the recorder takes microseconds to find one by a dozen labels.
+///
+/// After a rest it is asked for anew, for the recorder lets what rests expire, and counts in an expired one are lost.
+#[derive(Debug)]
+struct Kept<T> {
+    key: Key,
+    handle: Mutex<Option<(T, Instant)>>,
+}
+
+impl<T> Kept<T> {
+    fn new(key: Key) -> Self {
+        Self { key, handle: Mutex::new(None) }
+    }
+
+    fn with(&self, keep: Duration, find: impl FnOnce(&Key) -> T, then: impl FnOnce(&T)) {
+        let now = Instant::now();
+        let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+        let (metric, used) = match handle.take().filter(|(_, used)| now.duration_since(*used) < keep) {
+            Some(kept) => handle.insert(kept),
+            None => handle.insert((find(&self.key), now)),
+        };
+        *used = now;
+        then(metric);
     }
 }
 
@@ -97,14 +203,15 @@ impl SeriesTable {
 
     pub(super) fn get(&self, labels: &Labels) -> Arc<Series> {
         let now = self.made.elapsed().as_secs();
+        let keep = self.idle_timeout / 2;
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let series = match entries.by_labels.get(labels).cloned() {
             Some(series) => series,
-            None if entries.has_room(self.cap, now, self.idle_timeout.as_secs()) => entries.add(labels.clone()),
+            None if entries.has_room(self.cap, now, self.idle_timeout.as_secs()) => entries.add(labels.clone(), keep),
             None => {
                 metrics::counter!(catalogue::OVERFLOW).increment(1);
                 let other = labels.other();
-                entries.by_labels.get(&other).cloned().unwrap_or_else(|| entries.add(other))
+                entries.by_labels.get(&other).cloned().unwrap_or_else(|| entries.add(other, keep))
             }
         };
         series.last_used.store(now, Ordering::Relaxed);
@@ -113,8 +220,8 @@ impl SeriesTable {
 }
 
 impl Entries {
-    fn add(&mut self, labels: Labels) -> Arc<Series> {
-        let series = Arc::new(Series::new(labels.clone()));
+    fn add(&mut self, labels: Labels, keep: Duration) -> Arc<Series> {
+        let series = Arc::new(Series::new(labels.clone(), keep));
         self.by_labels.insert(labels, series.clone());
         series
     }
@@ -133,6 +240,14 @@ impl Entries {
 
 fn counter(key: &Key) -> Counter {
     metrics::with_recorder(|recorder| recorder.register_counter(key, &METADATA))
+}
+
+fn gauge(key: &Key) -> Gauge {
+    metrics::with_recorder(|recorder| recorder.register_gauge(key, &METADATA))
+}
+
+fn histogram(key: &Key) -> Histogram {
+    metrics::with_recorder(|recorder| recorder.register_histogram(key, &METADATA))
 }
 
 pub(super) const LABELS: [&str; 12] = [

@@ -13,7 +13,7 @@ mod tests;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub trait End {
 pub struct RelayControl {
     pub(super) sent: AtomicU64,
     pub(super) received: AtomicU64,
+    /// Whether `ending` has a reason: what is looked at each time that a relay is woken.
+    asked: AtomicBool,
     ending: Mutex<Ending>,
 }
 
@@ -88,6 +90,7 @@ impl RelayControl {
     pub fn reset(&self, reason: Reason) {
         let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
         ending.reason.get_or_insert(reason);
+        self.asked.store(true, Ordering::Release);
         if let Some(waker) = ending.waker.take() {
             waker.wake();
         }
@@ -95,17 +98,30 @@ impl RelayControl {
 
     /// Completes when a reset is asked for. One waits at a time: before the relay runs, which then waits itself.
     pub async fn reset_requested(&self) -> Reason {
-        poll_fn(|cx| self.poll_reset(cx)).await
+        let mut asking = Asking::default();
+        poll_fn(|cx| asking.poll(cx, self)).await
     }
+}
 
-    pub(super) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+/// The one who waits for a reset to be asked for.
+#[derive(Default)]
+pub(super) struct Asking {
+    /// Whom the control knows, so that it is told once and not each time.
+    told: Option<Waker>,
+}
+
+impl Asking {
+    pub fn poll(&mut self, cx: &mut Context<'_>, control: &RelayControl) -> Poll<Reason> {
+        let is_told = self.told.as_ref().is_some_and(|told| told.will_wake(cx.waker()));
+        if is_told && !control.asked.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        let mut ending = control.ending.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reason) = &ending.reason {
             return Poll::Ready(reason.clone());
         }
-        if !ending.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            ending.waker = Some(cx.waker().clone());
-        }
+        ending.waker = Some(cx.waker().clone());
+        self.told = Some(cx.waker().clone());
         Poll::Pending
     }
 }
@@ -148,9 +164,10 @@ async fn carry<D: End, U: End, L: Lane<D, U> + Lane<U, D>>(
     let mut ends = Guard { downstream, upstream, finished: false };
     let sent = Count { controls, counter: |control| &control.sent };
     let received = Count { controls, counter: |control| &control.received };
-    let poll_reset = |cx: &mut Context<'_>| {
+    let mut asking: Vec<Asking> = controls.iter().map(|_| Asking::default()).collect();
+    let mut poll_reset = |cx: &mut Context<'_>| {
         // Each is asked, so that each wakes this task.
-        let asked = controls.iter().map(|control| control.poll_reset(cx));
+        let asked = asking.iter_mut().zip(controls).map(|(asking, control)| asking.poll(cx, control));
         asked.fold(Poll::Pending, |first, next| if first.is_ready() { first } else { next })
     };
     let end = poll_fn(|cx| {

@@ -220,7 +220,12 @@ pub fn serve_swaps(pod: &Pod, port: u16) -> Result<Server> {
 }
 
 fn swap_once(web: &Pod, to: SocketAddr) -> Result<Outcome> {
-    Ok(swap(&web.connect(to).context("connect itself failed")?))
+    match web.connect(to) {
+        Ok(stream) => Ok(swap(&stream)),
+        // It stood already, and broke before the client came to see that.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(Outcome::Reset),
+        Err(error) => Err(error).context("connect itself failed"),
+    }
 }
 
 /// Both sides send the same body, piece by piece, and each checks what it gets to the last byte.

@@ -24,7 +24,11 @@ pub fn trials() -> Vec<Trial> {
             a_broken_tunnel_is_tried_again,
         ),
         trial_with("retry::what_was_delivered_once_is_never_sent_again", lab(), what_was_delivered_is_never_sent_again),
-        trial_with("retry::a_tunnel_port_where_nobody_listens_is_given_up_soon", lab(), nobody_listens),
+        trial_with(
+            "retry::who_waits_for_a_tunnel_port_where_nobody_listens_hears_nothing_and_who_is_connected_a_reset",
+            lab(),
+            nobody_listens,
+        ),
         trial_with("retry::a_restarted_agent_costs_its_peers_no_new_connection", lab(), a_restarted_agent),
     ]
 }
@@ -144,14 +148,25 @@ fn what_was_delivered_is_never_sent_again(lab: &Lab) -> Result<()> {
 fn nobody_listens(lab: &Lab) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a").service_account("web"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
-    let agent = lab.node("node-a").start_agent(&AgentOptions::default().arg("--connect=truthful"))?;
-    // Nothing listens at all: the connection ends with the reason, within bounds.
+    let eager = lab.pod(PodSpec::new("shop/eager", "node-a").annotation("selvedge.dev/connect", "eager"))?;
+    let agent = lab.node("node-a").start_agent(&AgentOptions::default())?;
+    // An agent that is away says nothing of the application: who can wait does, and the log says for whom.
+    let to = (cart.ip(), 8080).into();
+    let silence = web.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)));
+    ensure!(silence.as_ref().is_err_and(|error| error.kind() == ErrorKind::TimedOut), "{silence:?}");
+    let gave_up =
+        |line: &serde_json::Value| line["detail"].as_str().is_some_and(|detail| detail.contains("gave it up"));
+    let line = agent.access_line("given up", gave_up)?;
+    let explained = |line: &serde_json::Value| {
+        line["reason"] == "connect"
+            && line["detail"].as_str().is_some_and(|detail| detail.contains("blocking HBONE port 15008"))
+    };
+    ensure!(explained(&line), "{line}");
+    // Who is connected already is reset, within bounds.
     let started = std::time::Instant::now();
-    let refused = web.connect((cart.ip(), 8080));
-    ensure!(refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
-    ensure!(started.elapsed() < Duration::from_secs(10), "it took {:?}", started.elapsed());
-    let line = agent.access_line("refused", |line| line["reason"] == "connect")?;
-    ensure!(line["detail"].as_str().is_some_and(|detail| detail.contains("blocking HBONE port 15008")), "{line}");
+    let reset = echoed(&mut eager.connect(to)?);
+    ensure!(reset.is_err() && started.elapsed() < Duration::from_secs(10), "{reset:?} in {:?}", started.elapsed());
+    agent.access_line("reset", |line| explained(line) && !gave_up(line))?;
     Ok(())
 }
 

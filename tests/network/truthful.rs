@@ -1,5 +1,6 @@
 //! connect() tells the truth: it is told what it would hear without a mesh, and "prohibited" where the mesh says no.
 
+mod bounds;
 mod crowds;
 mod programs;
 mod upheaval;
@@ -14,6 +15,7 @@ use selvedge_lab::{AgentOptions, BOUND, Conversation, Lab, Namespace, Pod, PodSp
 use serde_json::json;
 
 use crate::lab;
+use crate::raw_peer::{self, Credential, Offer};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
@@ -26,8 +28,18 @@ pub fn trials() -> Vec<Trial> {
         trial_with("truthful::every_outcome_is_that_of_the_bare_network_by_legacy_tables", lab(), |lab| {
             every_outcome_is_that_of_the_bare_network(lab, &["--iptables=legacy"])
         }),
+        trial_with("truthful::every_outcome_is_that_of_the_bare_network_over_hbone", lab(), |lab| {
+            every_outcome_is_that_of_the_bare_network(lab, &["--tunnel=hbone"])
+        }),
+        trial_with(
+            "truthful::every_outcome_is_that_of_the_bare_network_where_neighbours_are_tunnelled_to",
+            lab(),
+            |lab| every_outcome_is_that_of_the_bare_network(lab, &["--same-node=tunnel"]),
+        ),
+        trial_with("truthful::a_server_that_proves_another_identity_is_prohibited", lab(), another_identity),
         trial_with("truthful::what_the_mesh_forbids_is_prohibited", lab(), what_the_mesh_forbids_is_prohibited),
     ];
+    trials.extend(bounds::trials());
     trials.extend(programs::trials());
     trials.extend(crowds::trials());
     trials.extend(upheaval::trials());
@@ -38,7 +50,7 @@ fn every_outcome_is_that_of_the_bare_network(lab: &Lab, arguments: &[&str]) -> R
     let scene = Scene::new(lab)?;
     let calls = scene.calls(lab);
     let bare: Vec<Told> = calls.iter().map(|call| call.told()).collect();
-    let options = arguments.iter().fold(truthful(), |options, argument| options.arg(argument));
+    let options = arguments.iter().fold(AgentOptions::default(), |options, argument| options.arg(argument));
     let agents = lab.start_agents(&options)?;
     for (call, bare) in calls.iter().zip(bare) {
         let told = call.told();
@@ -61,7 +73,7 @@ fn every_outcome_is_that_of_the_bare_network(lab: &Lab, arguments: &[&str]) -> R
 
 fn what_the_mesh_forbids_is_prohibited(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&truthful())?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
     lab.put(&json!({
         "apiVersion": "selvedge.dev/v1alpha1",
         "kind": "AuthorizationPolicy",
@@ -85,6 +97,37 @@ fn what_the_mesh_forbids_is_prohibited(lab: &Lab) -> Result<()> {
         agent.access_line("the denial", |line| line["reason"] == "policy:shop/not-this-port")?;
     }
     ensure!(scene.servers.iter().all(|server| server.peers().iter().all(|peer| peer.ip() != scene.stranger.ip())));
+    Ok(())
+}
+
+fn another_identity(lab: &Lab) -> Result<()> {
+    let scene = Scene::new(lab)?;
+    let live = |ip: &IpAddr| SocketAddr::new(*ip, LIVE);
+    ensure!(scene.cart.ips().iter().all(|ip| told(&scene.web, live(ip), BOUND) == Told::Connected), "the bare network");
+    // On its node no agent runs; at its tunnel port answers somebody whom the CA knows by another name.
+    let agent = lab.node("node-a").start_agent(&AgentOptions::default())?;
+    for ip in scene.cart.ips() {
+        let offer = Offer::new(Credential::of(&lab.ca(), "shop/impostor")?).acceptor(&lab.ca())?;
+        let listener = scene.cart.listen(SocketAddr::new(*ip, TUNNEL))?;
+        listener.set_nonblocking(true)?;
+        let serving = raw_peer::runtime().spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            loop {
+                let (stream, _) = listener.accept().await?;
+                // What comes of it is the client's to say.
+                let _ = offer.accept(stream).await;
+            }
+            #[expect(unreachable_code, reason = "it says what the block returns")]
+            io::Result::Ok(())
+        });
+        for _ in 0..4 {
+            let told = told(&scene.web, live(ip), BOUND);
+            ensure!(told == prohibited(*ip), "{ip}: {told:?}");
+        }
+        serving.abort();
+    }
+    agent.access_line("the impostor", |line| line["reason"] == "tls")?;
+    ensure!(answers(&agent, "outbound", "prohibited")? >= 4.0);
     Ok(())
 }
 
@@ -208,11 +251,8 @@ const LIVE: u16 = 8080;
 const DEAD: u16 = 7070;
 /// Packets to it vanish.
 const HOLE: u16 = 6060;
+const TUNNEL: u16 = 15008;
 const NOWHERE: &str = "203.0.113.7";
 const NOWHERE_V6: &str = "2001:db8:dead::7";
 /// How long a silent server is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-fn truthful() -> AgentOptions {
-    AgentOptions::default().arg("--connect=truthful")
-}

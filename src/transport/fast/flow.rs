@@ -8,7 +8,7 @@ use super::ProtocolError;
 use super::frame::Kind;
 use super::link::Link;
 use crate::mesh::Reason;
-use crate::transport::relay::{End, Ended, Outcome, RelayControl, TcpEnd};
+use crate::transport::relay::{Asking, End, Ended, Outcome, RelayControl, TcpEnd};
 
 /// On which side of the tunnel the application is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +73,8 @@ pub async fn carry(
         Side::Server => (&control.received, &control.sent),
     };
     let mut carrier = Carrier { application, link, progress, outwards, inwards, finished: false };
-    let carrying = poll_fn(|cx| match control.poll_reset(cx) {
+    let mut asking = Asking::default();
+    let carrying = poll_fn(|cx| match asking.poll(cx, control) {
         Poll::Ready(reason) => Poll::Ready(Err(Broken::Asked(reason))),
         Poll::Pending => carrier.poll(cx),
     });
@@ -185,12 +186,14 @@ impl Carrier<'_> {
                 return self.watch_application(cx);
             }
             match self.link.poll_take(cx, self.application.stream()) {
-                Poll::Ready(Ok(0)) => {
-                    self.link.push(Kind::End, &[]).map_err(Broken::Link)?;
-                    self.progress.end_sent = true;
-                }
+                Poll::Ready(Ok(0)) => self.say_end()?,
                 Poll::Ready(Ok(taken)) => {
                     self.outwards.fetch_add(taken as u64, Ordering::Relaxed);
+                    // The end goes with the last words, and not in a packet of its own.
+                    let has_ended = self.link.has_ended_behind(cx, self.application.stream());
+                    if has_ended.map_err(Broken::Application)? {
+                        self.say_end()?;
+                    }
                 }
                 Poll::Ready(Err(error)) => return Err(Broken::Application(error)),
                 Poll::Pending => return Ok(()),
@@ -241,10 +244,12 @@ impl Carrier<'_> {
                     if let Poll::Ready(Err(error)) = self.application.poll_shutdown(cx) {
                         return Err(Broken::Application(error));
                     }
-                    self.link.push(Kind::Done, &[]).map_err(Broken::Link)?;
-                    self.progress.done_sent = true;
-                    if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
-                        return Err(Broken::Link(error));
+                    // Else it goes with END: before that nobody waits for it.
+                    if self.progress.end_sent {
+                        self.say_done()?;
+                        if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
+                            return Err(Broken::Link(error));
+                        }
                     }
                 }
                 Kind::Done if self.progress.end_sent && !self.progress.done_received => {
@@ -259,6 +264,20 @@ impl Carrier<'_> {
             }
         }
         cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// The application has closed its direction.
+    fn say_end(&mut self) -> Result<(), Broken> {
+        self.link.push(Kind::End, &[]).map_err(Broken::Link)?;
+        self.progress.end_sent = true;
+        if self.progress.end_received { self.say_done() } else { Ok(()) }
+    }
+
+    /// The peer's direction was delivered, with its end.
+    fn say_done(&mut self) -> Result<(), Broken> {
+        self.link.push(Kind::Done, &[]).map_err(Broken::Link)?;
+        self.progress.done_sent = true;
         Ok(())
     }
 

@@ -145,6 +145,19 @@ impl Link {
         }
     }
 
+    /// Whether an application has closed its direction right behind what was taken last, as far as is known without
+    /// waiting for it. That it has reset is told once: here, or by the next read.
+    pub(super) fn has_ended_behind(&self, cx: &mut Context<'_>, application: &TcpStream) -> io::Result<bool> {
+        if self.sending.took_in_bulk() || application.poll_read_ready(cx)?.is_pending() {
+            return Ok(false);
+        }
+        match SockRef::from(application).peek(&mut [MaybeUninit::uninit()]) {
+            Ok(count) => Ok(count == 0),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// As [`Link::poll_take`], whatever the reactor knows of the socket.
     pub(super) fn take_now(&mut self, application: &TcpStream) -> io::Result<usize> {
         self.change_keys()?;

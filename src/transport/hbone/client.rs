@@ -503,6 +503,7 @@ fn words(status: u16) -> &'static str {
     match Refusal::from_status(status) {
         Some(Refusal::Malformed) => "it could not make sense of the request",
         Some(Refusal::Denied) => "policy denies it",
+        Some(Refusal::NotNow) => "it cannot say now whether the application is there",
         Some(Refusal::Unreachable) => "the application cannot be reached there",
         Some(Refusal::Silent) => "the application does not answer there",
         None => "no status that HBONE knows",

@@ -26,6 +26,8 @@ pub enum Refusal {
     Malformed,
     /// 401: policy.
     Denied,
+    /// 500: the server cannot say: its pod is leaving, or something is not there yet. To be asked again.
+    NotNow,
     /// 503: the application, or the next hop, could not be reached.
     Unreachable,
     /// 504: the application, or the next hop, did not answer in time.
@@ -37,13 +39,14 @@ impl Refusal {
         match self {
             Self::Malformed => 400,
             Self::Denied => 401,
+            Self::NotNow => 500,
             Self::Unreachable => 503,
             Self::Silent => 504,
         }
     }
 
     pub fn from_status(status: u16) -> Option<Self> {
-        let all = [Self::Malformed, Self::Denied, Self::Unreachable, Self::Silent];
+        let all = [Self::Malformed, Self::Denied, Self::NotNow, Self::Unreachable, Self::Silent];
         all.into_iter().find(|refusal| refusal.status() == status)
     }
 }

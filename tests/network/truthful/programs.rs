@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{BOUND, Lab, Namespace, Server, ServiceSpec, eventually, trial_with};
+use selvedge_lab::{AgentOptions, BOUND, Lab, Namespace, Server, ServiceSpec, eventually, trial_with};
 
 use super::{DEAD, HOLE, Scene, Told, told};
 use crate::lab;
@@ -37,7 +37,7 @@ fn nc_and_curl(lab: &Lab) -> Result<()> {
     }
     let bare: Vec<String> = calls.iter().map(|(client, call)| says(client, call)).collect::<Result<_>>()?;
     ensure!(bare[0].contains("exit 0") && bare[2].contains("refused") && bare[4].contains("exit 1"), "{bare:#?}");
-    let _agents = lab.start_agents(&super::truthful())?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
     for ((client, call), bare) in calls.iter().zip(bare) {
         let said = says(client, call)?;
         ensure!(said == bare, "{}:\n{said}\nand without the mesh:\n{bare}", call.join(" "));
@@ -51,7 +51,7 @@ fn libpq(lab: &Lab) -> Result<()> {
         Server::start(scene.cart.listen(5432)?, |stream| drop(speak_postgres(stream))),
         Server::start(scene.near.listen(5433)?, |stream| drop(speak_postgres(stream))),
     ];
-    let _agents = lab.start_agents(&super::truthful())?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
     // Down is: the first of two. On another node and on this one, in both families.
     for (down, up) in [((&scene.near, 5432), (&scene.cart, 5432)), ((&scene.cart, 5433), (&scene.near, 5433))] {
         for (down_ip, up_ip) in down.0.ips().iter().zip(up.0.ips()) {
@@ -73,7 +73,7 @@ fn one_dead_family(lab: &Lab) -> Result<()> {
         scene.cart.serve_http(std::net::SocketAddr::new(v4, 9004), "cart")?,
         scene.cart.serve_http(std::net::SocketAddr::new(v6, 9006), "cart")?,
     ];
-    let _agents = lab.start_agents(&super::truthful())?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
     for port in [9004, 9006] {
         let resolve = format!("cart.test:{port}:{v4},[{v6}]");
         let call = words(&format!("curl --silent --fail --max-time 20 --resolve {resolve} http://cart.test:{port}/"));
@@ -90,7 +90,7 @@ fn one_dead_endpoint(lab: &Lab) -> Result<()> {
     let none = ServiceSpec::new("shop/none").cluster_ip(NOBODY.parse()?).port("tcp", 80, ONLY_CART);
     lab.service(&none.endpoint(&scene.near))?;
     let _server = scene.cart.serve_echo(ONLY_CART)?;
-    let _agents = lab.start_agents(&super::truthful())?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
     let (any, nobody): (IpAddr, IpAddr) = (SERVICE.parse()?, NOBODY.parse()?);
     eventually("the Service is known", BOUND, || {
         (told(&scene.web, (any, 80).into(), BOUND) == Told::Connected).then_some(())

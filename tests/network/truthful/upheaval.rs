@@ -4,9 +4,9 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Lab, PodSpec, eventually, trial_with};
+use selvedge_lab::{AgentOptions, BOUND, Conversation, Lab, Namespace, PodSpec, eventually, trial_with};
 
 use super::{DEAD, HOLE, LIVE, PATIENCE, Scene, Told, answers, held, told};
 use crate::capture_modes::iptables_without;
@@ -19,6 +19,12 @@ pub fn trials() -> Vec<Trial> {
             lab(),
             the_agent_starts_anew,
         ),
+        trial_with(
+            "truthful::a_syn_that_waits_outlives_the_worker_and_is_not_sent_again",
+            lab(),
+            a_syn_outlives_the_worker,
+        ),
+        trial_with("truthful::a_peers_agent_that_is_away_is_waited_for", lab(), a_peers_agent_is_away),
         trial_with("truthful::a_server_that_comes_up_while_its_client_waits_is_reached", lab(), the_server_comes_up),
         trial_with("truthful::a_client_that_never_completes_lets_its_server_go", lab(), a_client_never_completes),
         trial_with("truthful::data_in_the_syn_arrives", lab(), data_in_the_syn_arrives),
@@ -29,7 +35,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn the_agent_starts_anew(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&super::truthful())?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
     let calls: Vec<(SocketAddr, Told)> = [(LIVE, Told::Connected), (DEAD, Told::Error(ErrorKind::ConnectionRefused))]
         .into_iter()
         .flat_map(|(port, told)| scene.cart.ips().iter().map(move |ip| (SocketAddr::new(*ip, port), told)))
@@ -44,9 +50,9 @@ fn the_agent_starts_anew(lab: &Lab) -> Result<()> {
                 .collect();
             for dialled in dialling {
                 let (client, to, wanted, told) = dialled.join().map_err(|_| anyhow::anyhow!("a client panicked"))?;
-                // A tunnel's far end that starts anew refuses, or breaks what it had accepted.
-                let broken = matches!(told, Told::Error(ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused));
-                ensure!(told == wanted || broken, "{} to {to}: {told:?}", client.full_name());
+                // Who is connected as the worker dies is reset.
+                let reset = wanted == Told::Connected && told == Told::Error(ErrorKind::ConnectionReset);
+                ensure!(told == wanted || reset, "{} to {to}: {told:?}", client.full_name());
             }
             anyhow::Ok(())
         })?;
@@ -58,9 +64,70 @@ fn the_agent_starts_anew(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+fn a_syn_outlives_the_worker(lab: &Lab) -> Result<()> {
+    let scene = Scene::new(lab)?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let ip = scene.cart.ip();
+    let _server = scene.cart.serve_echo(SocketAddr::new(ip, HOLE))?;
+    let drops = |change: &str| scene.cart.sh(&format!("iptables -w {change} INPUT -p tcp --dport {HOLE} -j DROP"));
+    // Where it takes the next worker longer than the client's first second, the client sends again all the same.
+    for _ in 0..20 {
+        let before = repeated_syns(&scene.web)?;
+        thread::scope(|scope| {
+            let dialling = scope.spawn(|| scene.web.connect((ip, HOLE)));
+            eventually("the client waits", BOUND, || (held(&agents[0]).ok()? == 1.0).then_some(()))?;
+            agents[0].kill_worker()?;
+            drops("-D")?;
+            let stream = dialling.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            Conversation::over(stream)?.exchange("hello")
+        })?;
+        drops("-A")?;
+        if repeated_syns(&scene.web)? == before {
+            return Ok(());
+        }
+        agents[0].wait_ready()?;
+    }
+    bail!("each client had to send its SYN again")
+}
+
+/// How many SYNs were sent a second time in this namespace.
+fn repeated_syns(namespace: &Namespace) -> Result<u64> {
+    let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat"))?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);
+    let (names, values) = (lines.next().context("no names")?, lines.next().context("no values")?);
+    let (_, count) = names.zip(values).find(|(name, _)| *name == "TCPSynRetrans").context("TCPSynRetrans")?;
+    Ok(count.parse()?)
+}
+
+fn a_peers_agent_is_away(lab: &Lab) -> Result<()> {
+    let scene = Scene::new(lab)?;
+    let mut agents = lab.start_agents(&AgentOptions::default())?;
+    ensure!(told(&scene.web, (scene.cart.ip(), LIVE).into(), BOUND) == Told::Connected);
+    agents.remove(1).crash();
+    let told_nothing = told(&scene.web, (scene.cart.ip(), LIVE).into(), PATIENCE);
+    ensure!(told_nothing == Told::Silence, "{told_nothing:?}");
+    let calls = [(LIVE, Told::Connected), (DEAD, Told::Error(ErrorKind::ConnectionRefused))];
+    let web = &scene.web;
+    let _back = thread::scope(|scope| {
+        let dialling: Vec<_> = (scene.cart.ips().iter())
+            .flat_map(|ip| calls.map(|(port, wanted)| (SocketAddr::new(*ip, port), wanted)))
+            .map(|(to, wanted)| (to, wanted, scope.spawn(move || told(web, to, BOUND))))
+            .collect();
+        let all = dialling.len() as f64;
+        eventually("they wait", BOUND, || (held(&agents[0]).ok()? == all).then_some(()))?;
+        let back = lab.node("node-b").start_agent(&AgentOptions::default())?;
+        for (to, wanted, dialling) in dialling {
+            let told = dialling.join().map_err(|_| anyhow::anyhow!("a client panicked"))?;
+            ensure!(told == wanted, "{to}: {told:?}");
+        }
+        anyhow::Ok(back)
+    })?;
+    Ok(())
+}
+
 fn the_server_comes_up(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&super::truthful())?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
     for ip in scene.cart.ips() {
         let tool = if ip.is_ipv4() { "iptables" } else { "ip6tables" };
         let _server = scene.cart.serve_echo(SocketAddr::new(*ip, HOLE))?;
@@ -78,7 +145,7 @@ fn the_server_comes_up(lab: &Lab) -> Result<()> {
 
 fn a_client_never_completes(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&super::truthful())?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
     let server = scene.cart.serve_echo(UNHEARD)?;
     // The server's answer to the SYN does not reach the client.
     for tool in ["iptables", "ip6tables"] {
@@ -105,7 +172,7 @@ fn data_in_the_syn_arrives(lab: &Lab) -> Result<()> {
     for pod in [&scene.web, &scene.stranger] {
         pod.sysctl("ipv4.tcp_fastopen", "5")?;
     }
-    let _agents = lab.start_agents(&super::truthful())?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
     for client in [&scene.web, &scene.stranger] {
         for ip in scene.cart.ips() {
             let heard = client.run(|| fast_open((*ip, LIVE).into())).with_context(|| format!("to {ip}"))?;
@@ -140,7 +207,7 @@ fn eager_on_demand(lab: &Lab) -> Result<()> {
         }))
     };
     namespace(serde_json::json!({"selvedge.dev/mesh": "enabled", "selvedge.dev/connect": "eager"}))?;
-    let agents = lab.start_agents(&super::truthful())?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
     ensure!(told(&by_pod, dead, BOUND) == deceived && told(&by_namespace, dead, BOUND) == deceived);
     ensure!(told(&scene.web, dead, BOUND) == refused);
     let shown = lab.selvedge("node-a", &["capture", "show", "shop/eager"])?;
@@ -165,7 +232,7 @@ fn eager_on_demand(lab: &Lab) -> Result<()> {
 
 fn eager_without_nfqueue(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let agents = lab.start_agents(&iptables_without(lab, "NFQUEUE")?.arg("--connect=truthful"))?;
+    let agents = lab.start_agents(&iptables_without(lab, "NFQUEUE")?)?;
     ensure!(told(&scene.web, (scene.cart.ip(), LIVE).into(), BOUND) == Told::Connected);
     let dead = told(&scene.web, (scene.cart.ip(), DEAD).into(), BOUND);
     ensure!(dead == Told::Error(ErrorKind::ConnectionReset), "{dead:?}");

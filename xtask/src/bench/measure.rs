@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -15,9 +16,16 @@ use crate::bench::{iperf, wrk};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Measurement {
     Idle,
-    Bytes { streams: u32, back: bool },
-    Requests { connections: u32 },
+    Bytes {
+        streams: u32,
+        back: bool,
+    },
+    Requests {
+        connections: u32,
+    },
     NewConnections,
+    /// One connection after the other: how long until it stands, and until it is of use.
+    Connect,
     OpenLoop,
 }
 
@@ -37,6 +45,7 @@ pub const GROUPS: [&[Measurement]; 2] = [
         Measurement::Requests { connections: 64 },
         Measurement::Requests { connections: 512 },
         Measurement::NewConnections,
+        Measurement::Connect,
         Measurement::OpenLoop,
     ],
 ];
@@ -49,6 +58,7 @@ pub const QUICK: [&[Measurement]; 1] = [&[
     Measurement::Requests { connections: 1 },
     Measurement::Requests { connections: 64 },
     Measurement::NewConnections,
+    Measurement::Connect,
     Measurement::OpenLoop,
 ]];
 
@@ -91,6 +101,7 @@ impl Measurement {
             }
             Self::Requests { connections } => format!("requests, {connections} connection{}", plural(connections)),
             Self::NewConnections => "new connection a request".into(),
+            Self::Connect => "connect".into(),
             Self::OpenLoop => "open loop".into(),
         }
     }
@@ -102,6 +113,7 @@ impl Measurement {
             Self::Bytes { streams, back } => bytes(self, stage, running, streams, back, seconds),
             Self::Requests { connections } => requests(self, stage, running, connections, seconds),
             Self::NewConnections => new_connections(self, stage, running, seconds),
+            Self::Connect => connect(stage, running, seconds),
             Self::OpenLoop => open_loop(stage, running, seconds, peak / 2.0),
         };
         taken.with_context(|| self.name())
@@ -139,9 +151,14 @@ pub fn memory_after_load(running: &Running) -> Option<Reading> {
 
 fn open_and_ask(running: &Running) -> Result<TcpStream> {
     let mut stream = TcpStream::connect((running.to, HTTP))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")?;
-    ensure!(stream.read(&mut [0; 4096])? > 0, "an idle connection was closed");
+    ask(&mut stream)?;
     Ok(stream)
+}
+
+fn ask(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+    ensure!(stream.read(&mut [0; 4096])? > 0, "a connection was closed without an answer");
+    Ok(())
 }
 
 fn bytes(
@@ -196,6 +213,32 @@ fn new_connections(this: Measurement, stage: &Stage, running: &Running, seconds:
         reading(&format!("{name}: p99"), "µs", Better::Less, answers.p99),
     ];
     readings.extend(cpu(running, &name, "s/1000", used * 1000.0 / answers.requests));
+    Ok(readings)
+}
+
+fn connect(stage: &Stage, running: &Running, seconds: u32) -> Result<Vec<Reading>> {
+    warm_up(stage, running, 1)?;
+    let (mut standing, mut answered) = (Vec::new(), Vec::new());
+    stage.client.run(|| -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(seconds.into()) {
+            let dialled = Instant::now();
+            let mut stream = TcpStream::connect((running.to, HTTP))?;
+            standing.push(dialled.elapsed());
+            ask(&mut stream)?;
+            answered.push(dialled.elapsed());
+        }
+        Ok(())
+    })?;
+    let mut readings = Vec::new();
+    for (what, mut times) in [("connect()", standing), ("connect() to first answer", answered)] {
+        times.sort_unstable();
+        for (percentile, part) in [("p50", 50), ("p99", 99)] {
+            let time = times.get(times.len() * part / 100).context("nothing was measured")?;
+            let micros = time.as_secs_f64() * 1e6;
+            readings.push(reading(&format!("{what}: {percentile}"), "µs", Better::Less, micros));
+        }
+    }
     Ok(readings)
 }
 

@@ -147,15 +147,15 @@ const TABLE: &[(Place, &str, Carrier)] = &[
     (Place::TwoNodes, "relay, 2 hops", Carrier::Relay),
     (Place::TwoNodes, "HBONE", Carrier::Agents(&[unless_default("--tunnel", "hbone")])),
     (Place::TwoNodes, "fast tunnel", Carrier::Agents(&[flag("--tunnel", "auto")])),
-    (Place::TwoNodes, "truthful", Carrier::Agents(&[flag("--connect", "truthful")])),
+    (Place::TwoNodes, "eager", Carrier::Agents(&[flag("--connect", "eager")])),
     (Place::OneNode, "no mesh", Carrier::Nothing),
     (Place::OneNode, "relay, 1 hop", Carrier::Relay),
     (Place::OneNode, "direct", Carrier::Agents(&[flag("--same-node", "direct")])),
-    (Place::OneNode, "truthful", Carrier::Agents(&[flag("--connect", "truthful")])),
+    (Place::OneNode, "eager", Carrier::Agents(&[flag("--connect", "eager")])),
     (Place::OneNode, "tunnel", Carrier::Agents(&[unless_default("--same-node", "tunnel")])),
     (Place::Outside, "relay, 1 hop", Carrier::Relay),
     (Place::Outside, "passthrough", Carrier::Agents(&[])),
-    (Place::Outside, "truthful", Carrier::Agents(&[flag("--connect", "truthful")])),
+    (Place::Outside, "eager", Carrier::Agents(&[flag("--connect", "eager")])),
 ];
 
 #[cfg(test)]

@@ -129,7 +129,7 @@ const SECTIONS: [Section; 14] = [
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
-const OVER_HBONE: [&str; 11] = [
+const OVER_HBONE: [&str; 12] = [
     "access_log",
     "drain",
     "identity",
@@ -141,6 +141,7 @@ const OVER_HBONE: [&str; 11] = [
     "reuse",
     "rotation",
     "transport",
+    "truthful",
 ];
 
 fn over_hbone() -> Result<Tally> {

@@ -26,6 +26,11 @@ impl Sending {
         self.start < self.end
     }
 
+    /// Whether the last read filled all the room there was, so that more is likely to be there.
+    pub fn took_in_bulk(&self) -> bool {
+        self.bulk
+    }
+
     /// Whether a full record of DATA fits, and behind it what a flow may have to say at its end.
     pub fn has_room(&self) -> bool {
         self.buffer.as_ref().is_none_or(|buffer| slots(buffer.len(), self.end) > 0)
