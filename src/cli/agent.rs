@@ -249,7 +249,7 @@ pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Reads `500ms`, `30s`, `15m`, `24h`. A time that nobody lives to see is a slip of the finger, and no clock counts it.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let refused = || format!("{text:?} is not a duration such as 500ms, 30s, 15m or 24h, at most 876000h");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refused)?;
     let number: u64 = text[..split].parse().map_err(|_| refused())?;

@@ -12,6 +12,7 @@ mod explain;
 mod status;
 mod table;
 mod terminal;
+mod uninstall;
 mod validate;
 mod workloads;
 
@@ -43,6 +44,7 @@ enum Verb {
     Cni(cni::CniArgs),
     CniInstall(cni::CniInstallArgs),
     Crd(crd::CrdArgs),
+    Uninstall(uninstall::UninstallArgs),
 }
 
 /// Reads the command line and runs the verb.
@@ -63,6 +65,7 @@ pub fn run() -> ExitCode {
         Verb::Cni(args) => Ok(cni::plugin(&args)),
         Verb::CniInstall(args) => cni::install(&args),
         Verb::Crd(args) => crd::run(&args),
+        Verb::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|failure| {
         if !failure.message.is_empty() {

@@ -3,6 +3,7 @@
 //! Each module is one subject. Each trial has a Kubernetes namespace of its own ([`scene::Scene`]), so that trials run
 //! side by side; what it tells of a failure are the events, the pods and the logs.
 
+mod charts;
 mod cluster;
 mod images;
 mod nodes;
@@ -18,7 +19,7 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let everyday = [nodes::trials(), policies::trials(), services::trials(), images::trials()];
+    let everyday = [nodes::trials(), policies::trials(), services::trials(), images::trials(), charts::trials()];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],
         None => everyday.into(),
