@@ -15,7 +15,7 @@ use tempfile::TempDir;
 fn help_names_every_verb_and_every_flag_of_the_agent_has_an_environment_variable() {
     let help = selvedge(&["--help"]);
     assert_eq!(help.code, 0);
-    for verb in ["agent", "validate", "explain", "capture", "crd"] {
+    for verb in ["agent", "validate", "explain", "capture", "cni", "cni-install", "crd", "uninstall"] {
         assert!(help.out.contains(&format!("\n  {verb} ")), "{verb} is not in\n{}", help.out);
         let help = selvedge(&[verb, "--help"]);
         assert_eq!(help.code, 0);
