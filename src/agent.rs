@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ca;
 mod dump;
 mod mesh_node;
 mod metrics;
@@ -25,7 +26,7 @@ use crate::capture::{CaptureSettings, Event, HandedOver, NetNs, OnExit, Ports, R
 use crate::cli::{AgentArgs, Failure};
 use crate::cni::{self, ServerSettings, keep_roster};
 use crate::handover::{self, Keeper, ListenerKey, Succession};
-use crate::identity::{EmbeddedCa, Identities, IdentitySettings};
+use crate::identity::{Identities, IdentitySettings};
 use crate::memory::{self, GivingBack};
 use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
@@ -35,6 +36,7 @@ use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsS
 use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
+use ca::Ca;
 use dump::AgentDump;
 use mesh_node::{Captured, Publisher};
 use turns::{Standing, Turns};
@@ -74,9 +76,9 @@ async fn worker(
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
     let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
 
-    let ca = EmbeddedCa::open(&args.ca_dir, &args.trust_domain).map_err(Failure::configuration)?;
+    let ca = Ca::open(&args, None).await?;
     let settings = IdentitySettings { validity: args.certificate_lifetime, ..IdentitySettings::default() };
-    let identities = Identities::new(args.trust_domain.clone(), ca.clone(), ca.trust(), settings);
+    let identities = Identities::new(args.trust_domain.clone(), ca.authority, ca.trust, settings);
 
     let settings = MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
     let model = Arc::new(Model::new(settings));
@@ -194,7 +196,7 @@ async fn worker(
     let mut essential = JoinSet::new();
     essential.spawn(metrics.upkeep());
     essential.spawn(identities.clone().run());
-    essential.spawn(async move { ca.watch().await });
+    essential.spawn(ca.upkeep);
     essential.spawn(follow(proxy.clone()));
     let (left, gone) = mpsc::unbounded_channel();
     essential.spawn(serve_captured(proxy.clone(), captured, own, left));

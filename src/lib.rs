@@ -19,6 +19,7 @@
 //! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
 //! | [`memory`] | what the process holds of the machine's memory | the allocator |
 //! | [`cli`] | one file a verb | everything |
+//! | [`controller`] | the CA in the cluster, and status on users' objects | the API server, `identity`, the core |
 //! | [`agent`] | wires the rooms together, nothing else | everything |
 
 pub mod admin;
@@ -27,6 +28,7 @@ pub mod api;
 pub mod capture;
 pub mod cli;
 pub mod cni;
+pub mod controller;
 pub mod handover;
 pub mod identity;
 pub mod memory;

@@ -15,7 +15,23 @@ use tempfile::TempDir;
 fn help_names_every_verb_and_every_flag_of_the_agent_has_an_environment_variable() {
     let help = selvedge(&["--help"]);
     assert_eq!(help.code, 0);
-    for verb in ["agent", "validate", "explain", "capture", "cni", "cni-install", "crd", "uninstall"] {
+    let verbs = [
+        "agent",
+        "controller",
+        "validate",
+        "explain",
+        "check",
+        "status",
+        "workloads",
+        "capture",
+        "cni",
+        "cni-install",
+        "certificate",
+        "rotate-root",
+        "crd",
+        "uninstall",
+    ];
+    for verb in verbs {
         assert!(help.out.contains(&format!("\n  {verb} ")), "{verb} is not in\n{}", help.out);
         let help = selvedge(&[verb, "--help"]);
         assert_eq!(help.code, 0);
@@ -36,18 +52,31 @@ fn help_names_every_verb_and_every_flag_of_the_agent_has_an_environment_variable
 
 #[test]
 fn the_documentation_of_the_verbs_names_no_flag_that_is_not_there() {
-    let known: BTreeSet<String> = [&["agent"][..], &["validate"], &["explain"], &["capture", "show"], &["crd"]]
-        .iter()
-        .flat_map(|verb| flags_in(&selvedge(&[verb, &["--help"][..]].concat()).out))
-        .collect();
+    let verbs = [
+        &["agent"][..],
+        &["controller"],
+        &["validate"],
+        &["explain"],
+        &["capture", "show"],
+        &["certificate"],
+        &["rotate-root"],
+        &["crd"],
+    ];
+    let known: BTreeSet<String> =
+        verbs.iter().flat_map(|verb| flags_in(&selvedge(&[verb, &["--help"][..]].concat()).out)).collect();
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    for page in ["how-it-works.md", "metrics.md", "standalone.md", "troubleshooting.md"] {
-        for line in fs::read_to_string(docs.join(page)).unwrap().lines().filter(|line| !line.contains("cargo")) {
+    for page in ["how-it-works.md", "identity.md", "metrics.md", "standalone.md", "troubleshooting.md"] {
+        for line in fs::read_to_string(docs.join(page)).unwrap().lines().filter(|line| !foreign(line)) {
             for flag in flags_in(line) {
                 assert!(known.contains(&flag), "docs/{page} speaks of {flag}: {line}");
             }
         }
     }
+}
+
+/// Lines that show the flags of other programs.
+fn foreign(line: &str) -> bool {
+    line.contains("cargo") || line.contains("kubectl ")
 }
 
 #[test]

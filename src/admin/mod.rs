@@ -208,7 +208,7 @@ async fn attend(server: Server, stream: TcpStream, sources: Sources) {
     let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
 }
 
-async fn listen_soon(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) async fn listen_soon(address: SocketAddr) -> io::Result<TcpListener> {
     let deadline = tokio::time::Instant::now() + PREDECESSOR_ENDS;
     loop {
         match listen(address) {
@@ -232,7 +232,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+pub(crate) fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
     use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
     address.is_ipv6() && matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EAFNOSUPPORT))
 }

@@ -60,7 +60,10 @@ mod tests {
 
     fn described() -> BTreeMap<String, (&'static str, SharedString)> {
         let descriptions = Descriptions::default();
-        metrics::with_local_recorder(&descriptions, super::describe);
+        metrics::with_local_recorder(&descriptions, || {
+            super::describe();
+            crate::controller::describe_metrics();
+        });
         descriptions.0.into_inner().unwrap()
     }
 

@@ -8,6 +8,8 @@ use ipnet::IpNet;
 
 use super::Failure;
 use crate::capture::{BackEnd, Mode};
+use crate::identity::CaAddress;
+use crate::identity::anchors::CaRoot;
 use crate::mesh::{Connect, TrustDomain};
 use crate::proxy::{PortRanges, SameNode};
 use crate::source::kube::Access;
@@ -42,6 +44,24 @@ pub struct AgentArgs {
     /// trust each other.
     #[arg(long, env = "SELVEDGE_CA_DIR", value_name = "DIR", default_value = "/var/lib/selvedge/ca")]
     pub ca_dir: PathBuf,
+
+    /// The CA that signs for this node's pods, which speaks the field's protocol: `selvedge controller`, istiod or
+    /// istio-csr. Default: in a cluster the controller, with a folder of manifests the CA of --ca-dir.
+    #[arg(long, env = "SELVEDGE_CA_ADDRESS", value_name = "URL")]
+    pub ca_address: Option<CaAddress>,
+
+    /// The roots that peers and the CA itself must lead to: a file of certificates in PEM, or `configmap` for ConfigMap
+    /// selvedge-trust-bundle. Both are followed.
+    #[arg(long, env = "SELVEDGE_CA_ROOT", value_name = "FILE|configmap", default_value = "configmap")]
+    pub ca_root: CaRoot,
+
+    /// The service account token that the CA is shown. It is read anew for each request.
+    #[arg(long, env = "SELVEDGE_CA_TOKEN", value_name = "FILE", default_value = "/var/run/secrets/selvedge/token")]
+    pub ca_token: PathBuf,
+
+    /// The namespace of the controller and the agents.
+    #[arg(long, env = "SELVEDGE_NAMESPACE", value_name = "NAME", default_value = "selvedge-system")]
+    pub namespace: String,
 
     /// The trust domain in every identity: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
     #[arg(long, env = "SELVEDGE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
@@ -175,6 +195,11 @@ impl AgentArgs {
             (None, None) => Some(Access::InCluster),
         }
     }
+
+    /// The CA of the controller beside this agent.
+    pub fn default_ca_address(&self) -> Result<CaAddress, Failure> {
+        CaAddress::of_controller(&self.namespace).map_err(Failure::usage)
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -265,7 +290,7 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 // Shorter ones could not be renewed in time: each is replaced at half of it.
-fn parse_lifetime(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_lifetime(text: &str) -> Result<Duration, String> {
     let lifetime = parse_duration(text)?;
     if lifetime < SHORTEST_LIFETIME {
         return Err(format!("certificates that live {text} could not be renewed in time; give at least 1s"));

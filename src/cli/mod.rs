@@ -4,11 +4,14 @@
 
 mod agent;
 mod capture;
+mod certificate;
 mod check;
 mod cluster;
 mod cni;
+mod controller;
 mod crd;
 mod explain;
+mod rotate_root;
 mod status;
 mod table;
 mod terminal;
@@ -21,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use agent::AgentArgs;
+pub use controller::ControllerArgs;
 
 /// Selvedge, a node-level ambient service mesh: encryption, identity and policy between pods, without sidecars and
 /// without touching applications, for the price of one small process a node.
@@ -34,6 +38,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Agent(Box<agent::AgentArgs>),
+    Controller(Box<controller::ControllerArgs>),
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
     Check(check::CheckArgs),
@@ -43,6 +48,8 @@ enum Verb {
     Capture(capture::CaptureVerb),
     Cni(cni::CniArgs),
     CniInstall(cni::CniInstallArgs),
+    Certificate(certificate::CertificateArgs),
+    RotateRoot(rotate_root::RotateRootArgs),
     Crd(crd::CrdArgs),
     Uninstall(uninstall::UninstallArgs),
 }
@@ -56,6 +63,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.verb {
         Verb::Agent(args) => agent::run(*args),
+        Verb::Controller(args) => controller::run(*args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Check(args) => check::run(&args),
@@ -64,6 +72,8 @@ pub fn run() -> ExitCode {
         Verb::Capture(verb) => capture::run(&verb),
         Verb::Cni(args) => Ok(cni::plugin(&args)),
         Verb::CniInstall(args) => cni::install(&args),
+        Verb::Certificate(args) => certificate::run(&args),
+        Verb::RotateRoot(args) => rotate_root::run(&args),
         Verb::Crd(args) => crd::run(&args),
         Verb::Uninstall(args) => uninstall::run(&args),
     };

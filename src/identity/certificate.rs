@@ -30,6 +30,12 @@ impl WorkloadCertificate {
         self.superseded.load(Ordering::Acquire)
     }
 
+    /// The name of whoever signed it.
+    pub fn issuer(&self) -> String {
+        let leaf = self.key.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
+        leaf.map(|(_, parsed)| parsed.issuer().to_string()).unwrap_or_default()
+    }
+
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
         self.not_before <= now && now < self.not_after
     }

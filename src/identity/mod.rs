@@ -6,18 +6,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod anchors;
 mod authority;
 pub mod ca;
 mod certificate;
 mod metrics;
+mod remote;
+mod signer;
 mod store;
 mod trust;
 pub mod verify;
+pub mod wire;
 
 pub use authority::{CaError, CertificateAuthority, Csr, SignedCertificate};
 pub use ca::EmbeddedCa;
 pub use certificate::WorkloadCertificate;
 pub use metrics::describe_metrics;
+pub use remote::{CaAddress, RemoteCa};
+pub use signer::{NewRoot, Signer, Unfit, is_root};
 pub use store::{CertificateError, CertificateStatus, Identities, IdentitySettings};
-pub use trust::{TrustBundle, TrustSource, hash_of};
+pub use trust::{
+    SIGNED_BY, TrustBundle, TrustKeeper, TrustSource, certificates_from_pem, certificates_to_pem, hash_of,
+};
 pub use verify::Refusal;

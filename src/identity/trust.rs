@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aws_lc_rs::digest;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::watch;
 
 use super::CaError;
@@ -37,6 +38,16 @@ impl TrustBundle {
         Ok(Self { roots: Arc::new(roots), generation, superseded: AtomicBool::new(false), certificates })
     }
 
+    /// No anchor at all: nobody is trusted yet.
+    pub fn empty() -> Self {
+        Self {
+            roots: Arc::new(RootCertStore::empty()),
+            generation: 0,
+            superseded: AtomicBool::new(false),
+            certificates: Vec::new(),
+        }
+    }
+
     /// Whether a newer bundle has taken this one's place.
     pub fn is_superseded(&self) -> bool {
         self.superseded.load(Ordering::Acquire)
@@ -56,6 +67,58 @@ impl TrustBundle {
     }
 }
 
+/// Where a trust bundle is kept for all who read it.
+pub struct TrustKeeper(watch::Sender<Arc<TrustBundle>>);
+
+impl TrustKeeper {
+    /// Nobody is trusted until the first [`TrustKeeper::replace`].
+    pub fn new() -> Self {
+        Self(watch::Sender::new(Arc::new(TrustBundle::empty())))
+    }
+
+    pub fn source(&self) -> TrustSource {
+        self.0.subscribe()
+    }
+
+    /// The bundle is this from now on. The same anchors make no change, unless others are said to sign now.
+    ///
+    /// # Errors
+    /// As [`TrustBundle::new`]; what stood stays in force.
+    pub fn replace(&self, certificates: Vec<CertificateDer<'static>>, others_sign: bool) -> Result<bool, CaError> {
+        let current = self.0.borrow().clone();
+        let is_news = others_sign || hash_of(current.certificates()) != hash_of(&certificates);
+        if is_news || current.certificates().is_empty() {
+            let bundle = TrustBundle::new(certificates, current.generation + 1)?;
+            self.0.send_replace(Arc::new(bundle)).supersede();
+        }
+        Ok(is_news)
+    }
+}
+
+impl Default for TrustKeeper {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Reads certificates in PEM, one or more.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn certificates_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| format!("{error:?}"))?;
+    if certificates.is_empty() {
+        return Err("it holds no certificate in PEM".to_owned());
+    }
+    Ok(certificates)
+}
+
+/// Writes certificates in PEM.
+pub fn certificates_to_pem(certificates: &[CertificateDer<'_>]) -> String {
+    certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect()
+}
+
 /// SHA-256 in hexadecimal over the certificates' DER, sorted and put end to end: the same for the same set, in whatever
 /// order it is written.
 pub fn hash_of(certificates: &[CertificateDer<'_>]) -> String {
@@ -71,3 +134,6 @@ impl fmt::Debug for TrustBundle {
         write!(f, "TrustBundle(generation {}, {} anchors)", self.generation, self.certificates.len())
     }
 }
+
+/// On the trust bundle's ConfigMap: moves when certificates under another anchor are to be used from now on.
+pub const SIGNED_BY: &str = "selvedge.dev/signed-by";

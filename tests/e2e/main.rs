@@ -5,12 +5,16 @@
 
 mod charts;
 mod cluster;
+mod controller;
+mod identity;
 mod images;
 mod nodes;
 mod policies;
+mod rotation;
 mod scale;
 mod scene;
 mod services;
+mod status;
 
 use std::process::ExitCode;
 
@@ -19,7 +23,16 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let everyday = [nodes::trials(), policies::trials(), services::trials(), images::trials(), charts::trials()];
+    let everyday = [
+        nodes::trials(),
+        policies::trials(),
+        services::trials(),
+        images::trials(),
+        charts::trials(),
+        identity::trials(),
+        status::trials(),
+        rotation::trials(),
+    ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],
         None => everyday.into(),

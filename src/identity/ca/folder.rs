@@ -2,20 +2,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, date_time_ymd,
-};
+use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{random_serial, since_1970};
 use crate::identity::CaError;
-use crate::identity::certificate::time;
+use crate::identity::signer::NewRoot;
 use crate::mesh::TrustDomain;
 
 /// The folder that holds `ca.crt` and `ca.key`.
@@ -110,21 +105,9 @@ impl Folder {
     }
 
     fn create(&self, trust_domain: &TrustDomain) -> Result<(), CaError> {
-        let failed = |error: rcgen::Error| CaError::Unusable(format!("no CA could be made: {error}").into());
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let now = SystemTime::now();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
-        params.distinguished_name.push(DnType::CommonName, "Selvedge root");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.serial_number = Some(random_serial());
-        params.not_before = date_time_ymd(1970, 1, 1) + since_1970(now - super::BACKDATE);
-        params.not_after = date_time_ymd(1970, 1, 1) + since_1970(now + ROOT_LIFE);
-        let certificate = params.self_signed(&key).map_err(failed)?;
-        self.place(&self.key_path(), key.serialize_pem().as_bytes(), 0o600)?;
-        self.place(&self.certificate_path(), certificate.pem().as_bytes(), 0o644)?;
+        let root = NewRoot::make(trust_domain, SystemTime::now())?;
+        self.place(&self.key_path(), root.key.as_bytes(), 0o600)?;
+        self.place(&self.certificate_path(), root.certificate.as_bytes(), 0o644)?;
         tracing::info!(folder = %self.dir.display(), %trust_domain, "Made a new CA.");
         Ok(())
     }
@@ -147,29 +130,6 @@ impl Folder {
     }
 }
 
-/// One certificate of `ca.crt`, as far as putting them in order takes.
-pub(super) struct Link {
-    pub subject: Vec<u8>,
-    pub issuer: Vec<u8>,
-    pub public_key: Vec<u8>,
-    pub is_ca: bool,
-    pub not_after: SystemTime,
-}
-
-pub(super) fn links(certificates: &[CertificateDer<'_>]) -> Result<Vec<Link>, String> {
-    let read = |der: &CertificateDer<'_>| {
-        let (_, parsed) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
-        Ok(Link {
-            subject: parsed.subject().as_raw().to_vec(),
-            issuer: parsed.issuer().as_raw().to_vec(),
-            public_key: parsed.public_key().raw.to_vec(),
-            is_ca: parsed.is_ca(),
-            not_after: time(parsed.validity().not_after.timestamp()),
-        })
-    };
-    certificates.iter().map(read).collect()
-}
-
 fn wrong(path: &Path, error: &io::Error, cure: &'static str) -> CaError {
     CaError::File { file: path.display().to_string(), cause: error.to_string(), cure }
 }
@@ -177,6 +137,3 @@ fn wrong(path: &Path, error: &io::Error, cure: &'static str) -> CaError {
 fn half(missing: &Path, cure: &'static str) -> CaError {
     CaError::File { file: missing.display().to_string(), cause: "it is missing beside its other half".to_owned(), cure }
 }
-
-/// Ten years: a root that a folder holds is replaced by hand.
-const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

@@ -3,7 +3,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use rcgen::{BasicConstraints, DnType, PKCS_ECDSA_P256_SHA256};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
@@ -71,7 +73,8 @@ async fn a_leaf_holds_one_identity_both_usages_and_never_outlives_its_ca() {
     let anchors = ca.trust().borrow().certificates().to_vec();
     let (_, root) = X509Certificate::from_der(&anchors[0]).unwrap();
     assert_eq!(leaf.validity().not_after, root.validity().not_after);
-    assert!(leaf.validity().not_before.timestamp() <= since_1970(SystemTime::now()).as_secs() as i64 - 59);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert!(leaf.validity().not_before.timestamp() <= now as i64 - 59);
     assert!(!leaf.is_ca());
     let usage = leaf.key_usage().unwrap().unwrap().value;
     assert!(usage.digital_signature() && !usage.key_cert_sign());
@@ -197,7 +200,7 @@ proptest! {
         match EmbeddedCa::open(dir.path(), &domain()) {
             Ok(ca) => {
                 let pending = PendingKey::new(&cart()).unwrap();
-                let signed = ca.signer.load().sign(&pending.csr, &cart(), Duration::from_secs(60), SystemTime::now());
+                let signed = ca.signer.load().sign(&pending.csr.der, &cart(), Duration::from_secs(60), SystemTime::now());
                 if let Ok(signed) = signed {
                     prop_assert!(pending.complete(&cart(), signed).is_ok());
                 }

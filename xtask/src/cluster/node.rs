@@ -107,6 +107,7 @@ fn kubelet_settings() -> serde_json::Value {
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "clusterDNS": [DNS_SERVICE],
         "clusterDomain": "cluster.local",
+        "staticPodPath": "/etc/kubernetes/manifests",
         "resolvConf": "/etc/resolv.conf",
         "cgroupDriver": "cgroupfs",
         // /usr is the host's.

@@ -1,0 +1,132 @@
+//! What the leader alone does: conditions on policies, Events on pods, taints of nodes.
+
+mod conditions;
+mod events;
+mod taints;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use kube::api::{Api, DynamicObject};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{Lookup, Store, reflector};
+use kube::runtime::watcher::{self, watcher};
+use kube::{Client, Resource};
+use metrics::counter;
+use serde::de::DeserializeOwned;
+use tracing::{debug, warn};
+
+use super::lease::Leadership;
+use super::mesh_node::MeshNodeView;
+use super::metrics::WRITES;
+use super::pods::Pods;
+use crate::api::{GROUP, VERSION};
+use crate::policy::PolicyKind;
+use conditions::Conditions;
+use events::Events;
+use taints::{TaintedNode, Taints};
+
+/// Does the leader's work whenever this replica leads.
+pub struct Leader {
+    pub client: Client,
+    /// This replica, for those who read Events.
+    pub name: String,
+    /// Of the agents.
+    pub namespace: String,
+    pub daemon_set: String,
+    pub pods: Arc<Pods>,
+}
+
+impl Leader {
+    pub async fn run(self, mut leadership: Leadership) {
+        loop {
+            leadership.gained().await;
+            tokio::select! {
+                () = leadership.lost() => debug!("What the leader does is left to another."),
+                () = self.lead() => {}
+            }
+        }
+    }
+
+    /// Never completes by itself. Dropped at any point it leaves nothing half done: every write stands alone.
+    async fn lead(&self) {
+        let kind = |kind: PolicyKind, plural: &str| {
+            let named = GroupVersionKind::gvk(GROUP, VERSION, &kind.to_string());
+            ApiResource::from_gvk_with_plural(&named, plural)
+        };
+        let authorization = kind(PolicyKind::AuthorizationPolicy, "authorizationpolicies");
+        let peer = kind(PolicyKind::PeerAuthentication, "peerauthentications");
+        let (authorizations, authorization_watch) = watch_policies(&self.client, &authorization);
+        let (peers, peer_watch) = watch_policies(&self.client, &peer);
+        let (reports, report_watch) = watch::<MeshNodeView>(&self.client);
+        let (nodes, node_watch) = watch::<TaintedNode>(&self.client);
+
+        let mut conditions = Conditions::new(self.client.clone());
+        let mut events = Events::new(self.client.clone(), &self.name);
+        let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
+        let work = async {
+            let mut ticks = tokio::time::interval(BREATH);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let told = reports.state();
+                conditions.tell(PolicyKind::AuthorizationPolicy, &authorization, authorizations.state(), &told).await;
+                conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
+                events.tell(&told).await;
+                taints.take_off(&nodes.state(), &self.pods).await;
+            }
+        };
+        tokio::join!(work, authorization_watch, peer_watch, report_watch, node_watch);
+    }
+}
+
+fn watch_policies(client: &Client, resource: &ApiResource) -> (Store<DynamicObject>, impl Future<Output = ()> + use<>) {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
+    let writer = Writer::new(resource.clone());
+    (writer.as_reader(), follow(api, writer, |object| object.metadata.managed_fields = None))
+}
+
+fn watch<K>(client: &Client) -> (Store<K>, impl Future<Output = ()> + use<K>)
+where
+    K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let writer = Writer::new(());
+    (writer.as_reader(), follow(Api::all(client.clone()), writer, |_| {}))
+}
+
+/// Keeps a store true to the API server.
+async fn follow<K>(api: Api<K>, writer: Writer<K>, lean: fn(&mut K))
+where
+    K: Resource
+        + Lookup<DynamicType = <K as Resource>::DynamicType>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
+    <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
+{
+    let events = watcher(api, watcher::Config::default()).modify(lean).default_backoff();
+    let mut events = Box::pin(reflector(writer, events));
+    while let Some(event) = events.next().await {
+        if let Err(error) = event {
+            debug!(%error, "A watch of the leader failed; it is tried again.");
+        }
+    }
+}
+
+/// Counts what was written for people, and says what could not be.
+fn record(kind: &'static str, what: &str, written: Result<(), &kube::Error>) {
+    let outcome = if written.is_ok() { "ok" } else { "failed" };
+    counter!(WRITES, "kind" => kind, "outcome" => outcome).increment(1);
+    if let Err(error) = written {
+        warn!(%error, kind, what, "It could not be written; it is tried again.");
+    }
+}
+
+/// Between two rounds: what changes in a burst is written once.
+const BREATH: Duration = Duration::from_secs(1);

@@ -1,0 +1,109 @@
+//! The root is replaced by one command, in phases that outlive the controller, and nobody is ever without a certificate.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use selvedge::identity::{certificates_from_pem, hash_of};
+use selvedge_lab::eventually;
+
+use crate::cluster::{agent_image, get, kubectl};
+use crate::controller::{Ca, account_and_pod, two_nodes};
+use crate::scene::{BOUND, Scene, trial_alone};
+use crate::status::install_definitions;
+
+pub fn trials() -> Vec<Trial> {
+    vec![trial_alone("ca: the root is rotated through all phases, with the controller killed in each", rotated)]
+}
+
+fn rotated(scene: &Scene) -> Result<()> {
+    install_definitions()?;
+    // The old root goes a minute after the last certificate under it.
+    let ca = Ca::open_with(scene, 2, "1s")?;
+    let [first, _] = two_nodes()?;
+    scene.apply(&account_and_pod("cart", &first))?;
+    let token = ca.agent_token(&first)?;
+    let mut asked = 0;
+    let mut ask = || -> Result<String> {
+        asked += 1;
+        let signed = ca.ask(&token, "cart", &format!("asks-{asked}"))?;
+        Ok(signed["issuer"].as_str().context("no issuer")?.to_owned())
+    };
+    let node = MeshNode { name: scene.namespace.clone() };
+    node.tell(&ca.bundle()?)?;
+    let old = ask()?;
+
+    scene.apply(&command(&scene.namespace)?)?;
+    let both = || ca.bundle().ok().filter(|bundle| bundle.matches("BEGIN CERTIFICATE").count() == 2);
+    let both = eventually("the new root stands beside the old one", BOUND, both)?;
+    ensure!(ask()? == old, "the new root signs, and a node does not hold it");
+    ca.restart()?;
+    ca.wait_until_ready()?;
+    ensure!(ask()? == old, "a controller that was killed signs by the new root, and a node does not hold it");
+
+    node.tell(&both)?;
+    let new = || ask().ok().filter(|issuer| *issuer != old);
+    let new = eventually("the new root signs", BOUND, new)?;
+    ca.restart()?;
+    ca.wait_until_ready()?;
+    ensure!(ask()? == new, "a controller that was killed went back to the old root");
+    ensure!(ca.bundle()? == both, "the old root went too early");
+
+    let one = || ca.bundle().ok().filter(|bundle| bundle.matches("BEGIN CERTIFICATE").count() == 1);
+    let one = eventually("the old root is gone", BOUND, one)?;
+    ensure!(both.contains(one.trim()) && ask()? == new, "another root than the new one stays");
+    let forgotten = || {
+        let secret = get(&["--namespace", &scene.namespace, "secret", "selvedge-ca"]).ok()?;
+        secret["data"]["previous.key"].is_null().then_some(())
+    };
+    eventually("the old root's key is gone", BOUND, forgotten)?;
+    scene.wait_for("jsonpath={.status.phase}=Succeeded", "rotates")?;
+    let said = scene.logs("rotates")?;
+    let phases = ["asked for a new root", "introducing", "retiring", "stable"];
+    ensure!(phases.iter().all(|phase| said.contains(phase)), "the command said {said}");
+    Ok(())
+}
+
+/// What a node's agent says of the bundle that it holds.
+struct MeshNode {
+    name: String,
+}
+
+impl MeshNode {
+    fn tell(&self, bundle: &str) -> Result<()> {
+        let certificates = certificates_from_pem(bundle.as_bytes()).map_err(|error| anyhow::anyhow!("{error}"))?;
+        crate::cluster::apply(
+            "default",
+            &format!(
+                "apiVersion: selvedge.dev/v1alpha1\n\
+                 kind: MeshNode\n\
+                 metadata: {{name: {}}}\n\
+                 status: {{trustBundleHash: {}}}\n",
+                self.name,
+                hash_of(&certificates)
+            ),
+        )
+    }
+}
+
+impl Drop for MeshNode {
+    fn drop(&mut self) {
+        let _ = kubectl(&["delete", "meshnode", &self.name, "--ignore-not-found"]);
+    }
+}
+
+/// `selvedge rotate-root`, by somebody who may.
+fn command(namespace: &str) -> Result<String> {
+    Ok(format!(
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata: {{name: rotates}}\n\
+         spec:\n  \
+           restartPolicy: Never\n  \
+           serviceAccountName: selvedge-controller\n  \
+           containers:\n  \
+           - name: main\n    \
+             image: \"{}\"\n    \
+             imagePullPolicy: Never\n    \
+             args: [rotate-root, --namespace, {namespace}, --to-the-end]\n",
+        agent_image()?
+    ))
+}
