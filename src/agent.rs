@@ -76,17 +76,17 @@ async fn worker(
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
     let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
 
-    let ca = Ca::open(&args, None).await?;
+    let cluster = match args.access() {
+        Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
+        None => None,
+    };
+    let ca = Ca::open(&args, cluster.as_ref()).await?;
     let settings = IdentitySettings { validity: args.certificate_lifetime, ..IdentitySettings::default() };
     let identities = Identities::new(args.trust_domain.clone(), ca.authority, ca.trust, settings);
 
     let settings = MeshSettings { trust_domain: args.trust_domain.clone(), cluster_cidrs: args.cluster_cidr.clone() };
     let model = Arc::new(Model::new(settings));
     let report = Report::new();
-    let cluster = match args.access() {
-        Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
-        None => None,
-    };
     if cluster.is_some() {
         model.update(|state| state.mesh.believe_mesh_nodes());
     }
