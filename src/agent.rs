@@ -27,6 +27,7 @@ use crate::cli::{AgentArgs, Failure};
 use crate::cni::{self, ServerSettings, keep_roster};
 use crate::handover::{self, Keeper, ListenerKey, Succession};
 use crate::identity::{Identities, IdentitySettings};
+use crate::memory::{self, GivingBack};
 use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
@@ -46,6 +47,7 @@ use uninstall::Uninstall;
 /// # Errors
 /// What a person must mend before the agent can run.
 pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
+    memory::tune();
     let log = LogControl::install(args.log_format, &args.log).map_err(Failure::usage)?;
     if !handover::is_worker() {
         // Before anything is made: a folder of that name is most likely a slip of the hand.
@@ -200,6 +202,7 @@ async fn worker(
     essential.spawn(serve_captured(proxy.clone(), captured, own, left));
     essential.spawn(retain_identities(args.node.clone(), model.clone(), identities.clone()));
     essential.spawn(housekeeping(proxy.clone(), report.clone()));
+    essential.spawn(keep_small(proxy.clone()));
     if let Some(publisher) = publisher {
         essential.spawn(publisher.run());
     }
@@ -357,6 +360,16 @@ async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
     }
 }
 
+/// What a load needed of memory is given back once most of it has gone.
+async fn keep_small(proxy: Arc<Proxy>) {
+    let mut ticks = tokio::time::interval(LOOKING_AT_MEMORY);
+    let mut giving_back = GivingBack::default();
+    loop {
+        ticks.tick().await;
+        giving_back.look(proxy.connections.total());
+    }
+}
+
 async fn finish(writer: AccessLogWriter) {
     let flushed = tokio::task::spawn_blocking(move || writer.finish(FLUSH)).await;
     if !matches!(flushed, Ok(true)) {
@@ -507,6 +520,7 @@ const LINGER: Duration = Duration::from_secs(3);
 const EVENTS: usize = 1024;
 const RECONCILE: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+const LOOKING_AT_MEMORY: Duration = Duration::from_secs(1);
 const TEARDOWN: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(2);

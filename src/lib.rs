@@ -17,6 +17,7 @@
 //! | [`telemetry`] | metrics and the access log | the core |
 //! | [`admin`] | health, metrics, state dump, drain | everything, read-only |
 //! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
+//! | [`memory`] | what the process holds of the machine's memory | the allocator |
 //! | [`cli`] | one file a verb | everything |
 //! | [`controller`] | the CA in the cluster, and status on users' objects | the API server, `identity`, the core |
 //! | [`agent`] | wires the rooms together, nothing else | everything |
@@ -30,6 +31,7 @@ pub mod cni;
 pub mod controller;
 pub mod handover;
 pub mod identity;
+pub mod memory;
 pub mod mesh;
 pub mod model;
 #[cfg(test)]

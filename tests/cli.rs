@@ -15,7 +15,23 @@ use tempfile::TempDir;
 fn help_names_every_verb_and_every_flag_of_the_agent_has_an_environment_variable() {
     let help = selvedge(&["--help"]);
     assert_eq!(help.code, 0);
-    for verb in ["agent", "controller", "validate", "explain", "capture", "certificate", "rotate-root", "crd"] {
+    let verbs = [
+        "agent",
+        "controller",
+        "validate",
+        "explain",
+        "check",
+        "status",
+        "workloads",
+        "capture",
+        "cni",
+        "cni-install",
+        "certificate",
+        "rotate-root",
+        "crd",
+        "uninstall",
+    ];
+    for verb in verbs {
         assert!(help.out.contains(&format!("\n  {verb} ")), "{verb} is not in\n{}", help.out);
         let help = selvedge(&[verb, "--help"]);
         assert_eq!(help.code, 0);

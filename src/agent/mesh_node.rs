@@ -108,6 +108,7 @@ impl Publisher {
             captured.mark_unchanged();
             looked.mark_unchanged();
             model.mark_unchanged();
+            trust.mark_unchanged();
             // What comes sooner may be of an earlier write of ours.
             if doubtful && next_write <= Instant::now() {
                 doubtful = false;
@@ -142,6 +143,7 @@ impl Publisher {
                 _ = looked.changed() => {}
                 _ = rewritten.changed() => doubtful = true,
                 () = sleep_until(next_write), if doubtful => {}
+                _ = trust.changed() => {}
                 _ = model.changed() => sleep(MODEL_BREATH).await,
             }
         }

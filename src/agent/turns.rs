@@ -71,7 +71,9 @@ impl Turns {
             let mut looks = self.cni.status.subscribe();
             let Some(before) = before else { return std::future::pending().await };
             // The first look is of what was before.
-            let _ = looks.changed().await;
+            let _ = looks.wait_for(|looks| !looks.resting).await;
+            let begun = looks.borrow_and_update().count;
+            let _ = looks.wait_for(|looks| looks.count > begun).await;
             while !(self.all_captured)() {
                 let _ = looks.changed().await;
             }

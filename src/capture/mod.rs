@@ -7,7 +7,7 @@
 //! | `pod` | one pod's capture: made, checked, taken away |
 //! | `rules`, `iptables`, `fingerprint` | the rules: their text, putting them in, seeing them changed |
 //! | `hold`, `icmp` | SYNs that wait until the agent knows what to tell their senders |
-//! | `routes`, [`socket`] | what else capture needs of the kernel |
+//! | `routes`, `sysctl`, [`socket`] | what else capture needs of the kernel |
 //! | `probe`, `nfqueue`, [`sock_diag`] | telling the node's probes from everything else |
 //! | [`show`] | all of it, for people |
 
@@ -30,6 +30,7 @@ mod rules;
 pub mod show;
 pub mod sock_diag;
 pub mod socket;
+mod sysctl;
 
 #[cfg(test)]
 mod tests;

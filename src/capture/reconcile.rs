@@ -162,6 +162,7 @@ impl Reconciler {
         };
         let inherited = std::mem::take(&mut settings.inherited).into_iter().collect();
         let status = CaptureStatus::new(&chosen, connect);
+        status.set_resting(settings.orders.is_some());
         let kernel = Kernel {
             chosen,
             node,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::netlink::Netlink;
 use super::rules::{IpVersion, MASK, Marks};
+use super::sysctl;
 
 /// What of our routing is in place in one family.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -117,7 +118,7 @@ impl Timeouts {
 
     pub fn write(self) -> io::Result<()> {
         for (path, value) in [(CLOSE_WAIT, self.close_wait), (FIN_WAIT, self.fin_wait)] {
-            std::fs::write(path, value.to_string()).map_err(|error| at(path, &error))?;
+            sysctl::write(path, &value.to_string()).map_err(|error| at(path, &error))?;
         }
         Ok(())
     }

@@ -199,15 +199,18 @@ impl RuleSet {
         // A packet from outside never belongs to a connection between us and the application.
         table.rule(IN, &format!("-m connmark --mark {back} -j DROP"));
         if capturing {
-            // Forwarded by nested containers.
-            table.rule(IN, "-m addrtype ! --dst-type LOCAL -j RETURN");
+            // What ends without capture, cheapest first: nearly every packet is of a tunnel.
+            table.rule(IN, &format!("-p tcp --dport {} -j RETURN", self.ports.tunnel));
             if tproxy {
                 // Our own connections' packets; --transparent, for an application bound to its pod IP must not match.
                 table.rule(IN, "-p tcp -m socket --transparent -j RETURN");
+            }
+            // Forwarded by nested containers.
+            table.rule(IN, "-m addrtype ! --dst-type LOCAL -j RETURN");
+            if tproxy {
                 // The application's established connections: made before joining, or left out.
                 table.rule(IN, "-p tcp ! --syn -m socket -j RETURN");
             }
-            table.rule(IN, &format!("-p tcp --dport {} -j RETURN", self.ports.tunnel));
             for ports in port_lists(&self.exclusions.inbound_ports) {
                 table.rule(IN, &format!("-p tcp -m multiport --dports {ports} -j RETURN"));
             }

@@ -19,7 +19,15 @@ use crate::mesh::{Connect, Workload};
 
 /// The state of every pod that is joined or leaving, shared.
 #[derive(Clone, Debug)]
-pub struct CaptureStatus(Arc<RwLock<Snapshot>>, watch::Sender<u64>);
+pub struct CaptureStatus(Arc<RwLock<Snapshot>>, watch::Sender<Looks>);
+
+/// How often every pod has been looked at, and whether it is this agent that does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Looks {
+    pub count: u64,
+    /// Another agent of this node programs the rules: what this one knows of them may be of yesterday.
+    pub resting: bool,
+}
 
 /// One moment of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -101,17 +109,21 @@ impl CaptureStatus {
             refused: chosen.refused.clone(),
             pods: Vec::new(),
         };
-        Self(Arc::new(RwLock::new(snapshot)), watch::Sender::new(0))
+        Self(Arc::new(RwLock::new(snapshot)), watch::Sender::default())
     }
 
-    /// Moves whenever every pod has been looked at once more.
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    /// Moves whenever every pod has been looked at once more, and when another agent of the node has its turn.
+    pub fn subscribe(&self) -> watch::Receiver<Looks> {
         self.1.subscribe()
     }
 
     /// Reads it without a copy.
     pub fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
         read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_resting(&self, resting: bool) {
+        self.1.send_modify(|looks| looks.resting = resting);
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -127,7 +139,7 @@ impl CaptureStatus {
             metrics::gauge!("selvedge_pods", "state" => label).set(count as f64);
         }
         self.0.write().unwrap_or_else(PoisonError::into_inner).pods = pods;
-        self.1.send_modify(|looks| *looks += 1);
+        self.1.send_modify(|looks| looks.count += 1);
     }
 }
 

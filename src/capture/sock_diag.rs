@@ -24,43 +24,56 @@ impl SockDiag {
     /// Whether a live socket there has exactly these ends: one that neither listens nor only remembers (TIME_WAIT,
     /// which a new connection may follow: RFC 6191).
     pub fn has(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
-        let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
-        let request = InetRequest {
-            family,
-            protocol: libc::IPPROTO_TCP as u8,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::all(),
-            socket_id: SocketId {
-                source_port: local.port(),
-                destination_port: remote.port(),
-                source_address: local.ip(),
-                destination_address: remote.ip(),
-                interface_id: scope(local),
-                // No cookie: any socket with these ends.
-                cookie: [0xff; 8],
-            },
-        };
-        match self.netlink.get(SockDiagMessage::InetRequest(request)) {
-            // The kernel answers with a listener where nothing closer matches.
-            Ok(SockDiagMessage::InetResponse(found)) => {
-                let id = &found.header.socket_id;
-                Ok(![TCP_LISTEN, TCP_TIME_WAIT].contains(&found.header.state)
-                    && (id.source_port, id.destination_port) == (local.port(), remote.port())
-                    && plain(id.source_address) == local.ip()
-                    && plain(id.destination_address) == remote.ip())
-            }
-            Ok(_) => Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(error),
+        let answer = self.netlink.get(SockDiagMessage::InetRequest(request(local, remote)));
+        is_live(answer, local, remote)
+    }
+
+    /// Whether one has them, whichever of them it calls its own.
+    pub fn has_either_way(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let questions = [request(local, remote), request(remote, local)].map(SockDiagMessage::InetRequest);
+        let [one, other] = self.netlink.get_both(questions)?;
+        Ok(is_live(one, local, remote)? || is_live(other, remote, local)?)
+    }
+}
+
+fn request(local: SocketAddr, remote: SocketAddr) -> InetRequest {
+    InetRequest {
+        family: if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8,
+        protocol: libc::IPPROTO_TCP as u8,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: SocketId {
+            source_port: local.port(),
+            destination_port: remote.port(),
+            source_address: local.ip(),
+            destination_address: remote.ip(),
+            interface_id: scope(local),
+            // No cookie: any socket with these ends.
+            cookie: [0xff; 8],
+        },
+    }
+}
+
+fn is_live(answer: io::Result<SockDiagMessage>, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    match answer {
+        // The kernel answers with a listener where nothing closer matches.
+        Ok(SockDiagMessage::InetResponse(found)) => {
+            let id = &found.header.socket_id;
+            Ok(![TCP_LISTEN, TCP_TIME_WAIT].contains(&found.header.state)
+                && (id.source_port, id.destination_port) == (local.port(), remote.port())
+                && plain(id.source_address) == local.ip()
+                && plain(id.destination_address) == remote.ip())
         }
+        Ok(_) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
 /// Whether a live connection in the namespace has these two ends, whichever of them it calls its own. A new socket
 /// with the same ends would kill it: both share one conntrack entry.
 pub fn tuple_in_use(netns: &NetNs, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
-    let mut diag = SockDiag::open(netns)?;
-    Ok(diag.has(local, remote)? || diag.has(remote, local)?)
+    SockDiag::open(netns)?.has_either_way(local, remote)
 }
 
 /// Whether a socket of the node itself has exactly these ends: what a probe's packet is known by.

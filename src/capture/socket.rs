@@ -38,8 +38,7 @@ pub struct Keepalive {
 /// A socket of the namespace, nonblocking and not yet connected.
 pub fn connect_socket(netns: &NetNs, to: SocketAddr, options: &ConnectOptions) -> io::Result<Socket> {
     netns.enter(|| {
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_mark(options.mark)?;
         apply(&socket, options)?;
         if let Some(from) = options.bind {

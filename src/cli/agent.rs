@@ -187,11 +187,6 @@ pub struct AgentArgs {
 }
 
 impl AgentArgs {
-    /// The CA of the controller beside this agent.
-    pub fn default_ca_address(&self) -> Result<CaAddress, Failure> {
-        CaAddress::of_controller(&self.namespace).map_err(Failure::usage)
-    }
-
     /// How the API server is reached; none where there is a folder instead.
     pub fn access(&self) -> Option<Access> {
         match (&self.manifests, &self.kubeconfig) {
@@ -199,6 +194,11 @@ impl AgentArgs {
             (None, Some(file)) => Some(Access::File(file.clone())),
             (None, None) => Some(Access::InCluster),
         }
+    }
+
+    /// The CA of the controller beside this agent.
+    pub fn default_ca_address(&self) -> Result<CaAddress, Failure> {
+        CaAddress::of_controller(&self.namespace).map_err(Failure::usage)
     }
 }
 
@@ -274,7 +274,7 @@ pub fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Reads `500ms`, `30s`, `15m`, `24h`. A time that nobody lives to see is a slip of the finger, and no clock counts it.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let refused = || format!("{text:?} is not a duration such as 500ms, 30s, 15m or 24h, at most 876000h");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refused)?;
     let number: u64 = text[..split].parse().map_err(|_| refused())?;

@@ -1,25 +1,63 @@
+//! The cluster that a person's kubeconfig names.
+
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use kube::Client;
 
 use super::Failure;
+use crate::mesh::{MeshSettings, TrustDomain};
 use crate::model::Model;
-use crate::source::kube::{self, Access, Loaded};
+use crate::source::Problem;
+use crate::source::kube::{self as source, Access, Loaded};
 
 /// Which cluster a person asks.
 #[derive(Args, Debug)]
 pub struct ClusterArgs {
     /// How to reach the cluster. Default: as kubectl does.
-    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 }
 
 impl ClusterArgs {
     /// Reads the cluster into a model, with the rights of whoever asks.
     pub fn load(&self, model: &Arc<Model>) -> Result<Loaded, Failure> {
-        let access = self.kubeconfig.clone().map_or(Access::Person, Access::File);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
-        runtime.block_on(kube::load(&access, model)).map_err(Failure::new)
+        block_on(async { source::load(&self.access(), model).await.map_err(Failure::new) })
+    }
+
+    /// What an agent would make of the cluster.
+    pub async fn view(&self, trust_domain: &TrustDomain) -> Result<View, Failure> {
+        let settings = MeshSettings { trust_domain: trust_domain.clone(), cluster_cidrs: Vec::new() };
+        let model = Arc::new(Model::new(settings));
+        let loaded = source::load(&self.access(), &model).await.map_err(Failure::new)?;
+        Ok(View { model, problems: loaded.problems })
+    }
+
+    pub async fn client(&self) -> Result<Client, Failure> {
+        source::client(&self.access()).await.map_err(Failure::new)
+    }
+
+    fn access(&self) -> Access {
+        self.kubeconfig.clone().map_or(Access::Person, Access::File)
     }
 }
+
+/// The model that an agent would have, and what is wrong with the objects behind it.
+pub struct View {
+    pub model: Arc<Model>,
+    pub problems: Arc<[Problem]>,
+}
+
+/// Runs what asks a cluster to its end.
+pub fn block_on<T>(ask: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
+    runtime.block_on(ask)
+}
+
+/// Where Selvedge lives in a cluster, and what it is called there.
+pub const NAMESPACE: &str = "selvedge-system";
+pub const AGENT: &str = "selvedge-agent";
+pub const CONTROLLER: &str = "selvedge-controller";
+pub const TRUST_BUNDLE: &str = "selvedge-trust-bundle";

@@ -31,7 +31,7 @@ pub struct ExplainArgs {
     port: Option<u16>,
 
     /// Instead of a cluster, a folder of manifests.
-    #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
+    #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
     manifests: Option<PathBuf>,
 
     #[command(flatten)]

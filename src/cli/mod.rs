@@ -5,14 +5,19 @@
 mod agent;
 mod capture;
 mod certificate;
+mod check;
 mod cluster;
 mod cni;
 mod controller;
 mod crd;
 mod explain;
 mod rotate_root;
+mod status;
+mod table;
 mod terminal;
+mod uninstall;
 mod validate;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -36,6 +41,9 @@ enum Verb {
     Controller(Box<controller::ControllerArgs>),
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
+    Check(check::CheckArgs),
+    Status(status::StatusArgs),
+    Workloads(workloads::WorkloadsArgs),
     #[command(subcommand)]
     Capture(capture::CaptureVerb),
     Cni(cni::CniArgs),
@@ -43,6 +51,7 @@ enum Verb {
     Certificate(certificate::CertificateArgs),
     RotateRoot(rotate_root::RotateRootArgs),
     Crd(crd::CrdArgs),
+    Uninstall(uninstall::UninstallArgs),
 }
 
 /// Reads the command line and runs the verb.
@@ -57,12 +66,16 @@ pub fn run() -> ExitCode {
         Verb::Controller(args) => controller::run(*args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Explain(args) => explain::run(&args),
+        Verb::Check(args) => check::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Workloads(args) => workloads::run(&args),
         Verb::Capture(verb) => capture::run(&verb),
         Verb::Cni(args) => Ok(cni::plugin(&args)),
         Verb::CniInstall(args) => cni::install(&args),
         Verb::Certificate(args) => certificate::run(&args),
         Verb::RotateRoot(args) => rotate_root::run(&args),
         Verb::Crd(args) => crd::run(&args),
+        Verb::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|failure| {
         if !failure.message.is_empty() {

@@ -55,8 +55,8 @@ pub struct Mesh {
     network_policies: NetworkPolicies,
     /// The pods that each node's agent says it has captured. None: joined counts as captured, for nobody says it.
     captured: Option<SharedMap<Arc<str>, Arc<BTreeSet<PodUid>>>>,
-    /// Addresses of pods that start, from the container runtime: by sandbox, until their objects say them.
-    handed: SharedMap<PodUid, (Arc<str>, Vec<IpAddr>)>,
+    /// Addresses of pods that start, from the container runtime, until their objects say them.
+    handed: SharedMap<PodUid, pods::Handed>,
 }
 
 /// What holds for the whole mesh and does not change while the agent runs.

@@ -53,7 +53,8 @@ pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, d
         passing: Cell::default(),
     };
     let upstream = tokio::select! {
-        upstream = attempt.run(&application) => upstream,
+        // On the heap: what connecting needs is gone once there is a connection, which may then be silent for long.
+        upstream = Box::pin(attempt.run(&application)) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         () = application.gone(&pod) => Err(attempt.given_up()),
     };

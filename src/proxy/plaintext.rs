@@ -46,7 +46,8 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstrea
     let connection = proxy.connections.register(&proxy.telemetry, opening);
     let arrival = Arrival { proxy: &proxy, pod: &pod, client, identity: None, to };
     let upstream = tokio::select! {
-        upstream = admit(&arrival, &connection) => upstream,
+        // On the heap: a connection that is silent for long needs nothing of it.
+        upstream = Box::pin(admit(&arrival, &connection)) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
     match upstream {

@@ -163,7 +163,7 @@ impl ServedPod {
 
     /// Whether a live connection in the pod's namespace has these two ends.
     pub fn tuple_in_use(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
-        self.ask(|sockets| Ok(sockets.has(local, remote)? || sockets.has(remote, local)?))
+        self.ask(|sockets| sockets.has_either_way(local, remote))
     }
 
     fn ask(&self, question: impl FnOnce(&mut SockDiag) -> io::Result<bool>) -> io::Result<bool> {

@@ -24,7 +24,8 @@ use crate::transport::tls::{PeerInfo, Spoken};
 pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let Ok((stream, local)) = prepare(&pod, stream) else { return };
-    let opened = handshake(&proxy, &pod, stream, client, local).await.and_then(|spoken| {
+    // What only the beginning needs, and what only one of both kinds does, is on the heap: a tunnel may be silent for long.
+    let opened = Box::pin(handshake(&proxy, &pod, stream, client, local)).await.and_then(|spoken| {
         let kind = match &spoken {
             Spoken::Hbone(_) => TunnelKind::Hbone,
             Spoken::Fast(_) => TunnelKind::Fast,
@@ -69,9 +70,8 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
                 let flow = Arriving { proxy, pod, peer, client, local, transport: Transport::Hbone };
                 tokio::task::spawn_local(flow.serve(request));
             };
-            hbone::serve(session, ServerSettings { idle, ..ServerSettings::default() }, flows, drain)
-                .await
-                .map_err(|error| error.to_string())
+            let settings = ServerSettings { idle, ..ServerSettings::default() };
+            Box::pin(hbone::serve(session, settings, flows, drain)).await.map_err(|error| error.to_string())
         }
         Spoken::Fast(session) => {
             let mut drain = pin!(drain);
@@ -136,7 +136,7 @@ impl Arriving {
         let to = SocketAddr::new(request.authority.ip().to_canonical(), request.authority.port());
         let connection = self.register(to);
         let admitted = tokio::select! {
-            admitted = self.admit(to, &connection) => admitted,
+            admitted = Box::pin(self.admit(to, &connection)) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
         };
@@ -165,7 +165,7 @@ impl Arriving {
         };
         let connection = self.register(to);
         let admitted = tokio::select! {
-            admitted = self.admit(to, &connection) => admitted,
+            admitted = Box::pin(self.admit(to, &connection)) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => {
                 connection.failed(&Failure::new(Reason::Reset, "the client gave it up while connecting"));

@@ -12,6 +12,11 @@ pub fn kubectl(arguments: &[&str]) -> Result<String> {
     succeed(xtask("kubectl")?.args(arguments))
 }
 
+/// Runs helm, and returns what it prints.
+pub fn helm(arguments: &[&str]) -> Result<String> {
+    succeed(xtask("helm")?.args(arguments))
+}
+
 /// Objects as kubectl tells them.
 pub fn get(arguments: &[&str]) -> Result<Value> {
     let text = kubectl(&[&["get", "--output", "json"], arguments].concat())?;

@@ -3,6 +3,7 @@
 //! Each module is one subject. Each trial has a Kubernetes namespace of its own ([`scene::Scene`]), so that trials run
 //! side by side; what it tells of a failure are the events, the pods and the logs.
 
+mod charts;
 mod cluster;
 mod controller;
 mod identity;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         policies::trials(),
         services::trials(),
         images::trials(),
+        charts::trials(),
         identity::trials(),
         status::trials(),
         rotation::trials(),

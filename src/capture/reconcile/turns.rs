@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 
-use super::{Order, Reconciler};
+use super::{Event, Order, Reconciler};
 use crate::handover::ListenerKey;
 use crate::mesh::PodUid;
 
@@ -23,6 +23,7 @@ impl Reconciler {
     fn work(&mut self, listeners: Vec<(ListenerKey, OwnedFd)>) {
         self.kernel.inherited.lock().unwrap_or_else(PoisonError::into_inner).extend(listeners);
         self.resting = false;
+        self.status.set_resting(false);
         self.first_pass = true;
         self.evidence = None;
         // Whatever was captured before is looked at anew, and told to the proxy again, which had stopped to accept.
@@ -37,6 +38,7 @@ impl Reconciler {
     /// are dropped, and come again.
     async fn rest(&mut self) -> Vec<(ListenerKey, OwnedFd)> {
         self.resting = true;
+        self.status.set_resting(true);
         let mut listeners = Vec::new();
         for pod in self.pods.values_mut().filter(|pod| pod.leaving.is_none()) {
             pod.capture.close_queues().await;
@@ -45,11 +47,13 @@ impl Reconciler {
         listeners
     }
 
-    fn let_go(&mut self, pod: &PodUid) {
+    fn let_go(&mut self, uid: &PodUid) {
         if self.resting
-            && let Some(pod) = self.pods.remove(pod)
+            && let Some(pod) = self.pods.remove(uid)
         {
             pod.capture.forget_listeners(&self.kernel);
+            // Its connections hold the listeners too, and there are no rules any more that could carry them.
+            let _ = self.events.send(Event::Gone(uid.clone()));
         }
     }
 }

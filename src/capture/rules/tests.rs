@@ -45,10 +45,10 @@ fn tproxy_rules_are_in_the_order_that_was_tried() {
             "-i lo -p tcp -m mark --mark 0x222a/0xffff -j TPROXY --on-port 15001 --on-ip 127.0.0.1 --tproxy-mark 0x222a/0xffff",
             "-i lo -j RETURN",
             "-m connmark --mark 0x111a/0xffff -j DROP",
-            "-m addrtype ! --dst-type LOCAL -j RETURN",
-            "-p tcp -m socket --transparent -j RETURN",
-            "-p tcp ! --syn -m socket -j RETURN",
             "-p tcp --dport 15008 -j RETURN",
+            "-p tcp -m socket --transparent -j RETURN",
+            "-m addrtype ! --dst-type LOCAL -j RETURN",
+            "-p tcp ! --syn -m socket -j RETURN",
             "-p tcp -j TPROXY --on-port 15006 --on-ip 127.0.0.1",
         ]
     );
@@ -72,10 +72,15 @@ fn a_syn_is_held_after_every_exception_and_before_it_is_captured() {
         assert_eq!(out[held + 1..].is_empty(), mode == Mode::Redirect, "{text}");
         let arriving = chain(&text, "mangle", IN);
         let held = arriving.iter().position(|rule| rule.contains("NFQUEUE")).expect("inbound SYNs are held");
+        let last_exception = match mode {
+            Mode::Tproxy => "-p tcp ! --syn -m socket -j RETURN",
+            Mode::Redirect => "-m addrtype ! --dst-type LOCAL -j RETURN",
+        };
+        assert!(arriving[..held].contains(&"-p tcp --dport 15008 -j RETURN"), "{text}");
         assert_eq!(
             arriving[held - 2..=held],
             [
-                "-p tcp --dport 15008 -j RETURN",
+                last_exception,
                 "-p tcp --syn -m mark --mark 0x80000/0x80000 -j RETURN",
                 "-p tcp --syn -m mark --mark 0x0/0xc0000 -j NFQUEUE --queue-num 15001",
             ]

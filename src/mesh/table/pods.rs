@@ -8,30 +8,28 @@ use super::super::{Identity, Membership, Namespace, Node, Pod, PodUid, Workload}
 use super::{Change, Mesh};
 
 impl Mesh {
-    /// Takes the addresses that a starting pod was given, from whoever gave them: its object says them only later.
+    /// Takes the addresses that a starting pod was given, from whoever gave them. Its object says them only later; what
+    /// it says until then is nothing, or the addresses of a sandbox that is gone.
     pub fn hand_over(&mut self, uid: &PodUid, sandbox: &str, ips: Vec<IpAddr>) {
         let Some(workload) = self.pods.get(uid).cloned() else { return };
-        if workload.pod.ips.is_empty() || self.handed.contains_key(uid) {
-            self.handed.insert(uid.clone(), (sandbox.into(), ips));
-            self.apply_pod(Pod { ips: Vec::new(), ..Pod::clone(&workload.pod) });
-        }
+        let stale = self.handed.get(uid).map_or_else(|| workload.pod.ips.clone(), |before| before.stale.clone());
+        self.handed.insert(uid.clone(), Handed { sandbox: sandbox.into(), ips, stale: stale.clone() });
+        self.apply_pod(Pod { ips: stale, ..Pod::clone(&workload.pod) });
     }
 
     /// Takes them back, if they are still those of this sandbox.
     pub fn take_back(&mut self, uid: &PodUid, sandbox: &str) {
-        if self.handed.get(uid).is_none_or(|(of, _)| &**of != sandbox) {
-            return;
-        }
+        let Some(handed) = self.handed.get(uid).filter(|handed| &*handed.sandbox == sandbox).cloned() else { return };
         self.handed.remove(uid);
         if let Some(workload) = self.pods.get(uid).cloned() {
-            self.apply_pod(Pod { ips: Vec::new(), ..Pod::clone(&workload.pod) });
+            self.apply_pod(Pod { ips: handed.stale, ..Pod::clone(&workload.pod) });
         }
     }
 
     pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Change {
         let mut change = Change::default();
         match self.handed.get(&pod.uid) {
-            Some((_, ips)) if pod.ips.is_empty() && pod.is_live() => pod.ips.clone_from(ips),
+            Some(handed) if pod.ips == handed.stale && pod.is_live() => pod.ips.clone_from(&handed.ips),
             Some(_) => _ = self.handed.remove(&pod.uid),
             None => {}
         }
@@ -186,6 +184,15 @@ impl Mesh {
             pod,
         }
     }
+}
+
+/// What the container runtime gave a pod that its object does not say yet.
+#[derive(Clone, Debug)]
+pub(super) struct Handed {
+    sandbox: Arc<str>,
+    ips: Vec<IpAddr>,
+    /// What the object said when they were given.
+    stale: Vec<IpAddr>,
 }
 
 /// The addresses that a pod holds: none of its own on the host's network, none any more once it has finished.

@@ -373,3 +373,30 @@ fn an_address_that_two_services_claim_passes_on_when_the_first_leaves_or_changes
     delete(&mut mesh, ObjectKind::Service, "b");
     assert!(matches!(mesh.destination(addr("10.96.0.1:80")), Destination::Unknown));
 }
+
+#[test]
+fn what_the_runtime_gave_a_pod_counts_until_its_object_says_something_new() {
+    let mut mesh = mesh();
+    let ips = |mesh: &Mesh| mesh.workload(&PodUid::new("u")).unwrap().pod.ips.clone();
+    let parse = |ip: &str| vec![ip.parse::<IpAddr>().unwrap()];
+    let say = |mesh: &mut Mesh, ips: &[&str]| drop(mesh.apply(Delta::Apply(Object::Pod(pod("web", "u", ips)))));
+    say(&mut mesh, &[]);
+    mesh.hand_over(&PodUid::new("u"), "first", parse("10.1.0.5"));
+    say(&mut mesh, &[]);
+    assert_eq!(ips(&mesh), parse("10.1.0.5"));
+    assert!(mesh.workload_by_ip("10.1.0.5".parse().unwrap()).is_some());
+    say(&mut mesh, &["10.1.0.5"]);
+    // A new sandbox, while the object still says the old one's address.
+    mesh.hand_over(&PodUid::new("u"), "second", parse("10.1.0.6"));
+    mesh.take_back(&PodUid::new("u"), "first");
+    say(&mut mesh, &["10.1.0.5"]);
+    assert_eq!(ips(&mesh), parse("10.1.0.6"));
+    assert!(mesh.workload_by_ip("10.1.0.5".parse().unwrap()).is_none());
+    say(&mut mesh, &["10.1.0.6"]);
+    say(&mut mesh, &["10.1.0.5"]);
+    assert_eq!(ips(&mesh), parse("10.1.0.5"), "its object's word is the last one");
+    // A sandbox that came to nothing.
+    mesh.hand_over(&PodUid::new("u"), "third", parse("10.1.0.7"));
+    mesh.take_back(&PodUid::new("u"), "third");
+    assert_eq!(ips(&mesh), parse("10.1.0.5"));
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::ProtocolError;
 use super::frame::Kind;
-use super::link::Link;
+use super::link::{Behind, Link};
 use crate::mesh::Reason;
 use crate::transport::relay::{Asking, End, Ended, Outcome, RelayControl, TcpEnd};
 
@@ -189,10 +189,17 @@ impl Carrier<'_> {
                 Poll::Ready(Ok(0)) => self.say_end()?,
                 Poll::Ready(Ok(taken)) => {
                     self.outwards.fetch_add(taken as u64, Ordering::Relaxed);
-                    // The end goes with the last words, and not in a packet of its own.
-                    let has_ended = self.link.has_ended_behind(cx, self.application.stream());
-                    if has_ended.map_err(Broken::Application)? {
-                        self.say_end()?;
+                    let behind = self.link.behind(cx, self.application.stream());
+                    match behind.map_err(Broken::Application)? {
+                        // The end goes with the last words, and not in a packet of its own.
+                        Behind::End => self.say_end()?,
+                        Behind::More => {}
+                        Behind::Nothing => {
+                            return match self.link.poll_flush(cx) {
+                                Poll::Ready(outcome) => outcome.map_err(Broken::Link),
+                                Poll::Pending => self.watch_application(cx),
+                            };
+                        }
                     }
                 }
                 Poll::Ready(Err(error)) => return Err(Broken::Application(error)),

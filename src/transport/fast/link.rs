@@ -34,6 +34,16 @@ pub struct Link {
     closed: bool,
 }
 
+/// What follows the bytes that were taken from an application.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Behind {
+    /// Nothing yet: it wakes the task.
+    Nothing,
+    /// Perhaps.
+    More,
+    End,
+}
+
 struct Ciphers {
     sealer: Sealer,
     opener: Opener,
@@ -145,15 +155,21 @@ impl Link {
         }
     }
 
-    /// Whether an application has closed its direction right behind what was taken last, as far as is known without
-    /// waiting for it. That it has reset is told once: here, or by the next read.
-    pub(super) fn has_ended_behind(&self, cx: &mut Context<'_>, application: &TcpStream) -> io::Result<bool> {
-        if self.sending.took_in_bulk() || application.poll_read_ready(cx)?.is_pending() {
-            return Ok(false);
+    /// What an application has behind what was taken last, as far as is known without waiting for it. That it has
+    /// reset is told once: here, or by the next read.
+    pub(super) fn behind(&self, cx: &mut Context<'_>, application: &TcpStream) -> io::Result<Behind> {
+        if self.sending.took_in_bulk() {
+            return Ok(Behind::More);
+        }
+        if application.poll_read_ready(cx)?.is_pending() {
+            return Ok(Behind::Nothing);
         }
         match SockRef::from(application).peek(&mut [MaybeUninit::uninit()]) {
-            Ok(count) => Ok(count == 0),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(false),
+            Ok(0) => Ok(Behind::End),
+            Ok(_) => Ok(Behind::More),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Ok(Behind::More)
+            }
             Err(error) => Err(error),
         }
     }
@@ -219,6 +235,7 @@ impl Link {
     pub(super) fn rest(&mut self) {
         self.failure = Watch::default();
         self.receiving.rest();
+        self.sending.begin_flow();
     }
 
     /// Closes in order: the peer learns that no flow was under way. It is given a moment to close too, for a reset

@@ -27,18 +27,16 @@ pub fn trials() -> Vec<Trial> {
 fn beyond_a_pods_bound(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
     let agents = lab.start_agents(&few())?;
+    let refused = Told::Error(ErrorKind::ConnectionRefused);
     let dead = SocketAddr::new(scene.cart.ip(), DEAD);
     for (client, agent, direction) in [(&scene.stranger, &agents[1], "inbound"), (&scene.web, &agents[0], "outbound")] {
-        let waiting = wait_there(client, scene.cart.ip(), OF_A_POD, agent, OF_A_POD)?;
-        ensure!(answers(agent, direction, "eager")? == 0.0, "there was room");
-        for ip in scene.cart.ips() {
-            is_eager(client, SocketAddr::new(*ip, LIVE), SocketAddr::new(*ip, DEAD))?;
-        }
-        ensure!(answers(agent, direction, "eager")? >= 2.0, "they were not counted");
-        drop(waiting);
-        eventually("nobody waits any more", BOUND, || (held(agent).ok()? == 0.0).then_some(()))?;
-        let told = told(client, dead, BOUND);
-        ensure!(told == Told::Error(ErrorKind::ConnectionRefused), "{}: {told:?}", client.full_name());
+        again_and_again(&agents, || {
+            let _waiting = wait_there(client, scene.cart.ip(), OF_A_POD, agent, OF_A_POD)?;
+            scene.cart.ips().iter().try_for_each(|ip| is_eager(client, *ip))
+        })?;
+        ensure!(answers(agent, direction, "eager")? >= 4.0, "they were not counted");
+        nobody_is_there(&agents)?;
+        ensure!(told(client, dead, BOUND) == refused, "{} is not told the truth any more", client.full_name());
     }
     Ok(())
 }
@@ -50,17 +48,39 @@ fn beyond_the_bound(lab: &Lab) -> Result<()> {
     let agents = lab.start_agents(&few())?;
     agents[0].wait_pod(&other)?;
     agents[0].wait_pod(&third)?;
+    let refused = Told::Error(ErrorKind::ConnectionRefused);
     let ip = scene.cart.ip();
-    let (live, dead) = (SocketAddr::new(ip, LIVE), SocketAddr::new(ip, DEAD));
-    let first = wait_there(&scene.web, ip, OF_A_POD, &agents[0], OF_A_POD)?;
-    ensure!(told(&third, dead, BOUND) == Told::Error(ErrorKind::ConnectionRefused), "there is room for others");
-    let second = wait_there(&other, ip, IN_ALL - OF_A_POD, &agents[0], IN_ALL)?;
-    is_eager(&third, live, dead)?;
+    let dead = SocketAddr::new(ip, DEAD);
+    again_and_again(&agents, || {
+        let _first = wait_there(&scene.web, ip, OF_A_POD, &agents[0], OF_A_POD)?;
+        ensure!(told(&third, dead, BOUND) == refused, "there is room for others");
+        let _second = wait_there(&other, ip, IN_ALL - OF_A_POD, &agents[0], IN_ALL)?;
+        is_eager(&third, ip)
+    })?;
     ensure!(answers(&agents[0], "outbound", "eager")? >= 2.0, "they were not counted");
-    drop((first, second));
-    eventually("nobody waits any more", BOUND, || (held(&agents[0]).ok()? == 0.0).then_some(()))?;
-    ensure!(told(&third, dead, BOUND) == Told::Error(ErrorKind::ConnectionRefused));
+    nobody_is_there(&agents)?;
+    ensure!(told(&third, dead, BOUND) == refused, "it is not told the truth any more");
     Ok(())
+}
+
+/// Who waits for a silent server does so for ten seconds; on a busy machine they may be over too soon.
+fn again_and_again(agents: &[Agent], attempt: impl Fn() -> Result<()>) -> Result<()> {
+    for _ in 0..4 {
+        if attempt().is_ok() {
+            return Ok(());
+        }
+        nobody_is_there(agents)?;
+    }
+    attempt()
+}
+
+fn nobody_is_there(agents: &[Agent]) -> Result<()> {
+    agents.iter().try_for_each(|agent| {
+        eventually("no connection is left", BOUND, || {
+            let dump = agent.dump().ok()?;
+            dump["connections"].as_array()?.is_empty().then_some(())
+        })
+    })
 }
 
 /// So many clients whose server is silent, and who wait for it.
@@ -70,12 +90,12 @@ fn wait_there(client: &Pod, ip: IpAddr, count: usize, agent: &Agent, held_then: 
     Ok(sockets)
 }
 
-fn is_eager(client: &Pod, live: SocketAddr, dead: SocketAddr) -> Result<()> {
-    let connected = told(client, live, BOUND);
-    ensure!(connected == Told::Connected, "{} to {live}: {connected:?}", client.full_name());
-    let deceived = told(client, dead, BOUND);
+fn is_eager(client: &Pod, ip: IpAddr) -> Result<()> {
+    let connected = told(client, (ip, LIVE).into(), BOUND);
+    ensure!(connected == Told::Connected, "{} to a live port: {connected:?}", client.full_name());
+    let deceived = told(client, (ip, DEAD).into(), BOUND);
     let reset = Told::Error(ErrorKind::ConnectionReset);
-    ensure!(deceived == reset, "{} to {dead}: {deceived:?}, which is not eager", client.full_name());
+    ensure!(deceived == reset, "{} to a dead port: {deceived:?}, which is not eager", client.full_name());
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -142,11 +143,12 @@ fn idle(stage: &Stage, running: &Running) -> Result<Vec<Reading>> {
     ])
 }
 
-/// Memory of the larger agent after all that went before.
+/// Memory of the larger agent after all that went before, and a moment for what has gone to be gone.
 pub fn memory_after_load(running: &Running) -> Option<Reading> {
-    running
-        .is_carried()
-        .then(|| reading("memory of one agent, after load", "MB", Better::Less, largest(&running.resident())))
+    running.is_carried().then(|| {
+        thread::sleep(AFTER_LOAD);
+        reading("memory of one agent, after load", "MB", Better::Less, largest(&running.resident()))
+    })
 }
 
 fn open_and_ask(running: &Running) -> Result<TcpStream> {
@@ -298,3 +300,4 @@ const IDLE_CONNECTIONS: usize = 1000;
 const NEW_CONNECTIONS: u32 = 16;
 const OPEN_LOOP_CONNECTIONS: u32 = 64;
 const WARM_UP_MS: u32 = 300;
+const AFTER_LOAD: Duration = Duration::from_millis(2500);

@@ -52,6 +52,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Runs helm against the cluster; `helm template` needs none.
+    #[command(disable_help_flag = true)]
+    Helm {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Loads an image into every node.
     Load {
         /// A tar file, as `cargo xtask image` and `docker save` write them.
@@ -98,6 +104,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Verb::Up { nodes } => up(name, *nodes)?.print(),
         Verb::Down => Cluster::remove(name)?,
         Verb::Kubectl { arguments } => return replace(Cluster::find(name)?.kubectl()?.args(arguments)),
+        Verb::Helm { arguments } => return replace(Cluster::find(name)?.helm()?.args(arguments)),
         Verb::Load { images } => Cluster::find(name)?.load(images)?,
         Verb::Shell { machine, command } => return shell(&Cluster::find(name)?, machine, command),
         Verb::Start(target) => order(name, "start", target)?,

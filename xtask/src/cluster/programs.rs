@@ -64,6 +64,15 @@ impl Programs {
         self.coredns.join("coredns")
     }
 
+    /// Helm, which only some commands want: built when the first of them does.
+    pub fn helm() -> Result<PathBuf> {
+        if !HELM.is_built() {
+            check_go()?;
+            HELM.build()?;
+        }
+        Ok(HELM.folder().join("helm"))
+    }
+
     /// Everything that a person or a node may call by its name.
     pub fn path(&self) -> String {
         let folders = [&self.kubernetes, &self.containerd].map(|folder| folder.display().to_string());
@@ -108,6 +117,7 @@ const MODULES: [Module; 4] = [
 ];
 
 const KWOK: Module = Module { name: "kwok", flags: &[], linker: "" };
+const HELM: Module = Module { name: "helm", flags: &[], linker: "" };
 
 impl Module {
     fn source(&self) -> PathBuf {
@@ -211,7 +221,7 @@ mod tests {
 
     #[test]
     fn every_module_is_there_with_its_checksums() {
-        for module in MODULES.iter().chain([&KWOK]) {
+        for module in MODULES.iter().chain([&KWOK, &HELM]) {
             let go_mod = fs::read_to_string(module.source().join("go.mod")).unwrap();
             assert!(go_mod.contains("\ntool "), "{}: no tool lines", module.name);
             assert!(module.source().join("go.sum").is_file(), "{}: no go.sum", module.name);

@@ -34,6 +34,12 @@ pub fn enter(root: &Path, programs: &Path) -> Result<()> {
     for (folder, options) in [("run", "mode=755"), ("tmp", "mode=1777")] {
         mount_new("tmpfs", &root.join(folder), Some(options))?;
     }
+    // As on every Linux: containerd names pods' network namespaces in /var/run/netns, others look in /run/netns.
+    fs::create_dir_all(root.join("var"))?;
+    match symlink("/run", root.join("var/run")) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error).context("cannot link /var/run")?,
+        _ => {}
+    }
     let old = root.join("mnt");
     fs::create_dir_all(&old)?;
     chdir(root)?;

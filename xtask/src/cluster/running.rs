@@ -93,6 +93,12 @@ impl Cluster {
         Ok(command)
     }
 
+    pub fn helm(&self) -> Result<Command> {
+        let mut command = Command::new(Programs::helm()?);
+        command.env("KUBECONFIG", self.kubeconfig());
+        Ok(command)
+    }
+
     /// Loads images into every node.
     pub fn load(&self, images: &[PathBuf]) -> Result<()> {
         images.iter().try_for_each(|image| self.nodes.iter().try_for_each(|at| node::load(&self.programs, at, image)))

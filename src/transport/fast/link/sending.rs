@@ -17,6 +17,8 @@ pub struct Sending {
     end: usize,
     /// The last read filled all the room there was.
     bulk: bool,
+    /// Of the present flow's DATA.
+    taken: usize,
     /// The peer asked for new keys.
     pub rekey: bool,
 }
@@ -33,15 +35,17 @@ impl Sending {
 
     /// Whether a full record of DATA fits, and behind it what a flow may have to say at its end.
     pub fn has_room(&self) -> bool {
-        self.buffer.as_ref().is_none_or(|buffer| slots(buffer.len(), self.end) > 0)
+        self.buffer.as_ref().is_none_or(|buffer| slots(buffer.len(), self.end, MOST_DATA) > 0)
     }
 
     /// One read of an application, into as many records as there is room for.
     pub fn take(&mut self, application: &TcpStream, sealer: &mut Sealer) -> io::Result<usize> {
         let bulk = self.bulk;
         let mut buffer = self.buffer.take().unwrap_or_else(|| if bulk { Buffer::large() } else { Buffer::small() });
-        let most = slots(buffer.len(), self.end);
-        let read = read_records(application, &mut buffer[self.end..self.end + most * SLOT]);
+        // A record can be read once it is there to its end: at first in a packet of its own each, in bulk as few as can be.
+        let size = if self.taken < FIRST { FIRST_DATA } else { MOST_DATA };
+        let most = slots(buffer.len(), self.end, size);
+        let read = read_records(application, &mut buffer[self.end..self.end + most * slot(size)], size);
         self.buffer = Some(buffer);
         let read = match read {
             Ok(read) if read > 0 => read,
@@ -50,10 +54,11 @@ impl Sending {
                 return other;
             }
         };
-        self.bulk = read == most * MOST_DATA;
+        self.bulk = read == most * size;
+        self.taken = self.taken.saturating_add(read);
         let mut left = read;
         while left > 0 {
-            let length = left.min(MOST_DATA);
+            let length = left.min(size);
             left -= length;
             let room = self.grow(HEAD + length)?;
             room[HEADER..HEADER + HEAD].copy_from_slice(&Kind::Data.head(length));
@@ -110,6 +115,11 @@ impl Sending {
         self.buffer.as_deref_mut().unwrap_or_default()
     }
 
+    /// What comes next is of another flow.
+    pub fn begin_flow(&mut self) {
+        (self.bulk, self.taken) = (false, 0);
+    }
+
     fn rest(&mut self) {
         if self.start == self.end {
             self.buffer = None;
@@ -118,19 +128,19 @@ impl Sending {
     }
 }
 
-/// Reads to where the payloads of consecutive full records of DATA will lie.
-fn read_records(application: &TcpStream, slots: &mut [u8]) -> io::Result<usize> {
+/// Reads to where the payloads of consecutive records of DATA of this size will lie.
+fn read_records(application: &TcpStream, room: &mut [u8], size: usize) -> io::Result<usize> {
     let mut rooms: [IoSliceMut<'_>; MOST_SLOTS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
     let mut count = 0;
-    for (room, slot) in rooms.iter_mut().zip(slots.chunks_exact_mut(SLOT)) {
-        *room = IoSliceMut::new(&mut slot[HEADER + HEAD..HEADER + HEAD + MOST_DATA]);
+    for (room, slot) in rooms.iter_mut().zip(room.chunks_exact_mut(slot(size))) {
+        *room = IoSliceMut::new(&mut slot[HEADER + HEAD..HEADER + HEAD + size]);
         count += 1;
     }
     let mut read = 0;
     let outcome = application.try_io(Interest::READABLE, || {
         read = retried(|| nix::sys::uio::readv(application, &mut rooms[..count]))?;
         // A short read emptied the socket: saying so now saves the read that would find nothing.
-        if read > 0 && read < count * MOST_DATA { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        if read > 0 && read < count * size { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     match outcome {
         Err(error) if read == 0 => Err(error),
@@ -138,14 +148,22 @@ fn read_records(application: &TcpStream, slots: &mut [u8]) -> io::Result<usize> 
     }
 }
 
-fn slots(length: usize, end: usize) -> usize {
-    (length.saturating_sub(end + CONTROL) / SLOT).min(MOST_SLOTS)
+/// How many records with so much DATA fit.
+fn slots(length: usize, end: usize, size: usize) -> usize {
+    (length.saturating_sub(end + CONTROL) / slot(size)).min(MOST_SLOTS)
+}
+
+/// A record with so much DATA.
+const fn slot(size: usize) -> usize {
+    HEADER + HEAD + size + TRAILER
 }
 
 /// The payload of a DATA frame that fills its record.
 const MOST_DATA: usize = MOST_CONTENT - HEAD;
-/// A full record.
-const SLOT: usize = HEADER + MOST_CONTENT + TRAILER;
-const MOST_SLOTS: usize = 8;
+/// One whose record fits a packet, also of an overlay network.
+const FIRST_DATA: usize = 1300;
+/// So much of a flow goes in such records: what the kernel sends before it has heard of the peer.
+const FIRST: usize = 10 * FIRST_DATA;
+const MOST_SLOTS: usize = 12;
 /// Kept free behind DATA: END, DONE, RESET, RESET-ACK, new keys and a close, of under 32 bytes each.
 const CONTROL: usize = 512;
