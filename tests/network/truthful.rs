@@ -14,6 +14,7 @@ use libtest_mimic::Trial;
 use selvedge_lab::{AgentOptions, BOUND, Conversation, Lab, Namespace, Pod, PodSpec, Server, eventually, trial_with};
 use serde_json::json;
 
+use self::programs::Firewalled;
 use crate::lab;
 use crate::raw_peer::{self, Credential, Offer};
 
@@ -73,6 +74,9 @@ fn every_outcome_is_that_of_the_bare_network(lab: &Lab, arguments: &[&str]) -> R
 
 fn what_the_mesh_forbids_is_prohibited(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
+    let live: Vec<SocketAddr> = scene.cart.ips().iter().map(|ip| SocketAddr::new(*ip, LIVE)).collect();
+    let firewalled = [&scene.web, &scene.stranger]
+        .map(|client| Firewalled::ask(client, &scene.cart, &live).map(|firewalled| (client, firewalled)));
     let agents = lab.start_agents(&AgentOptions::default())?;
     lab.put(&json!({
         "apiVersion": "selvedge.dev/v1alpha1",
@@ -96,6 +100,10 @@ fn what_the_mesh_forbids_is_prohibited(lab: &Lab) -> Result<()> {
         }
         agent.access_line("the denial", |line| line["reason"] == "policy:shop/not-this-port")?;
     }
+    for firewalled in firewalled {
+        let (client, firewalled) = firewalled?;
+        firewalled.is_the_same(client)?;
+    }
     ensure!(scene.servers.iter().all(|server| server.peers().iter().all(|peer| peer.ip() != scene.stranger.ip())));
     Ok(())
 }
@@ -104,9 +112,15 @@ fn another_identity(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
     let live = |ip: &IpAddr| SocketAddr::new(*ip, LIVE);
     ensure!(scene.cart.ips().iter().all(|ip| told(&scene.web, live(ip), BOUND) == Told::Connected), "the bare network");
+    let firewalled: Vec<_> = scene
+        .cart
+        .ips()
+        .iter()
+        .map(|ip| Firewalled::ask(&scene.web, &scene.cart, &[live(ip)]))
+        .collect::<Result<_>>()?;
     // On its node no agent runs; at its tunnel port answers somebody whom the CA knows by another name.
     let agent = lab.node("node-a").start_agent(&AgentOptions::default())?;
-    for ip in scene.cart.ips() {
+    for (ip, firewalled) in scene.cart.ips().iter().zip(firewalled) {
         let offer = Offer::new(Credential::of(&lab.ca(), "shop/impostor")?).acceptor(&lab.ca())?;
         let listener = scene.cart.listen(SocketAddr::new(*ip, TUNNEL))?;
         listener.set_nonblocking(true)?;
@@ -124,6 +138,7 @@ fn another_identity(lab: &Lab) -> Result<()> {
             let told = told(&scene.web, live(ip), BOUND);
             ensure!(told == prohibited(*ip), "{ip}: {told:?}");
         }
+        firewalled.is_the_same(&scene.web)?;
         serving.abort();
     }
     agent.access_line("the impostor", |line| line["reason"] == "tls")?;

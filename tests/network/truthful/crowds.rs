@@ -152,6 +152,8 @@ pub fn rush(
                 None => "connected",
                 Some(error) if error.kind() == ErrorKind::ConnectionRefused => "refused",
                 Some(error) if error.kind() == ErrorKind::ConnectionReset => "reset",
+                Some(error) if error.kind() == ErrorKind::TimedOut => "timed out",
+                Some(error) if error.kind() == ErrorKind::HostUnreachable => "unreachable",
                 Some(_) => "something else",
             };
             *told.entry(word).or_default() += 1;
@@ -182,5 +184,5 @@ pub fn begin(client: &Namespace, count: usize, to: impl Fn(usize) -> SocketAddr 
 }
 
 const CROWD: usize = 10_000;
-const SMALL_CROWD: usize = 2000;
+const SMALL_CROWD: usize = 500;
 const KEEPING: u16 = 8282;

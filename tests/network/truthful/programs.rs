@@ -1,7 +1,7 @@
 //! Unchanged programs, with and without the mesh.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,48 @@ pub fn trials() -> Vec<Trial> {
         trial_with("truthful::a_name_with_one_dead_family_is_reached_by_the_other", lab(), one_dead_family),
         trial_with("truthful::a_service_with_one_dead_endpoint_always_connects", lab(), one_dead_endpoint),
     ]
+}
+
+/// What programs say of a server behind a firewall that tells them so.
+pub struct Firewalled {
+    calls: Vec<(String, Vec<String>)>,
+    said: Vec<String>,
+}
+
+impl Firewalled {
+    /// Asks without a mesh, with a rule of the server's own host that rejects.
+    pub fn ask(client: &Namespace, server: &Namespace, to: &[SocketAddr]) -> Result<Self> {
+        let rule = |change: &str, to: &SocketAddr| {
+            let (tool, with) = if to.is_ipv4() {
+                ("iptables", "icmp-admin-prohibited")
+            } else {
+                ("ip6tables", "icmp6-adm-prohibited")
+            };
+            server.sh(&format!("{tool} -w {change} INPUT -p tcp --dport {} -j REJECT --reject-with {with}", to.port()))
+        };
+        let calls: Vec<_> = (to.iter())
+            .flat_map(|to| {
+                let (ip, port) = (to.ip(), to.port());
+                let curl = "curl --silent --show-error --output /dev/null --max-time 20";
+                [format!("nc -z -v -w 20 {ip} {port}"), format!("{curl} http://{to}/")]
+            })
+            .map(|call| (call.clone(), words(&call)))
+            .collect();
+        to.iter().try_for_each(|to| rule("-A", to).map(drop))?;
+        let said: Vec<_> = calls.iter().map(|(_, call)| says(client, call)).collect::<Result<_>>()?;
+        to.iter().try_for_each(|to| rule("-D", to).map(drop))?;
+        ensure!(said.iter().all(|said| !said.contains("exit 0")), "{said:#?}");
+        Ok(Self { calls, said })
+    }
+
+    /// Whether they say the same now.
+    pub fn is_the_same(&self, client: &Namespace) -> Result<()> {
+        for ((call, words), before) in self.calls.iter().zip(&self.said) {
+            let said = says(client, words)?;
+            ensure!(said == *before, "{call}:\n{said}\nand of a firewall:\n{before}");
+        }
+        Ok(())
+    }
 }
 
 fn nc_and_curl(lab: &Lab) -> Result<()> {
@@ -70,8 +112,8 @@ fn one_dead_family(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab)?;
     let [v4, v6] = *scene.cart.ips() else { return Ok(()) };
     let _servers = [
-        scene.cart.serve_http(std::net::SocketAddr::new(v4, 9004), "cart")?,
-        scene.cart.serve_http(std::net::SocketAddr::new(v6, 9006), "cart")?,
+        scene.cart.serve_http(SocketAddr::new(v4, 9004), "cart")?,
+        scene.cart.serve_http(SocketAddr::new(v6, 9006), "cart")?,
     ];
     let _agents = lab.start_agents(&AgentOptions::default())?;
     for port in [9004, 9006] {
