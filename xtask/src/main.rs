@@ -6,6 +6,7 @@ mod cluster;
 mod demo;
 mod e2e;
 mod image;
+mod soak;
 mod style;
 mod test;
 mod tools;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Bench(options) => bench::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Build => build::release().map(|binary| {
             println!("{}", binary.display());
@@ -42,6 +44,8 @@ enum Command {
     Bench(bench::Options),
     /// Shows two nodes' pods talk over mutual TLS, with real namespaces, iptables, TLS and traffic.
     Demo(demo::Options),
+    /// Lets everything talk at once over every path, for minutes, and counts every byte.
+    Soak(soak::Options),
     /// Runs everything that guards the project, and ends with a count.
     Test(test::Options),
     /// Builds the static release binary and prints where it is.
