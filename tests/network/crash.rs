@@ -234,8 +234,11 @@ fn swap(stream: &TcpStream) -> Outcome {
     match swap_pieces(stream, &mut got) {
         Ok(outcome) => outcome,
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Outcome::Reset,
-        // tcp(7): a reset behind an orderly end. The end came first.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Outcome::Truncated(got),
+        // tcp(7): a reset behind an orderly end. The end came first, and is right if the last piece lies before it.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => match read_piece(stream, &mut got) {
+            Ok(Outcome::Complete) if got == BODY => Outcome::Reset,
+            _ => Outcome::Truncated(got),
+        },
         Err(error) => Outcome::Failed(error.to_string()),
     }
 }
@@ -249,22 +252,31 @@ fn swap_pieces(mut stream: &TcpStream, got: &mut usize) -> io::Result<Outcome> {
         if *got + PIECE == BODY {
             stream.shutdown(Shutdown::Write)?;
         }
-        let (mut piece, mut filled) = (vec![0; PIECE], 0);
-        while filled < PIECE {
-            match stream.read(&mut piece[filled..])? {
-                0 => return Ok(Outcome::Truncated(*got + filled)),
-                count => filled += count,
-            }
+        match read_piece(stream, got)? {
+            Outcome::Complete => {}
+            other => return Ok(other),
         }
-        if piece != body_at(*got, PIECE) {
-            return Ok(Outcome::Corrupt(*got));
-        }
-        *got += PIECE;
     }
     match stream.read(&mut [0])? {
         0 => Ok(Outcome::Complete),
         _ => Ok(Outcome::Corrupt(BODY)),
     }
+}
+
+/// Reads the next piece, and checks it.
+fn read_piece(mut stream: &TcpStream, got: &mut usize) -> io::Result<Outcome> {
+    let (mut piece, mut filled) = (vec![0; PIECE], 0);
+    while filled < PIECE {
+        match stream.read(&mut piece[filled..])? {
+            0 => return Ok(Outcome::Truncated(*got + filled)),
+            count => filled += count,
+        }
+    }
+    if piece != body_at(*got, PIECE) {
+        return Ok(Outcome::Corrupt(*got));
+    }
+    *got += PIECE;
+    Ok(Outcome::Complete)
 }
 
 /// A part of the body: the needle, over and over, each time with another last byte.

@@ -17,18 +17,29 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::lab;
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial_with("load::ten_thousand_connections_at_once_leave_nothing_behind", lab(), ten_thousand_at_once)]
+    vec![
+        trial_with("load::ten_thousand_connections_at_once_leave_nothing_behind", lab(), |lab| {
+            ten_thousand_at_once(lab, "node-b")
+        }),
+        trial_with("load::thousands_on_one_node_leave_nothing_behind", lab(), |lab| {
+            ten_thousand_at_once(lab, "node-a")
+        }),
+    ]
 }
 
-fn ten_thousand_at_once(lab: &Lab) -> Result<()> {
+/// From a pod of `node-a` to one of a node.
+fn ten_thousand_at_once(lab: &Lab, node: &str) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a").service_account("web"))?;
-    let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
+    let cart = lab.pod(PodSpec::new("shop/cart", node).service_account("cart"))?;
     let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Who carries both sides counts each connection twice, and holds four descriptors for it where it tunnels to itself.
+    let (sides, held) = if node == "node-a" { (2, 4) } else { (1, 1) };
     // One for each application's end in the agents and in the applications; some for everything else.
-    let count = usize::try_from(descriptors.saturating_sub(1000))?.min(10_000);
+    let count = usize::try_from(descriptors.saturating_sub(1000))?.min(10_000) / held;
     println!("load: {count} connections at once, as {descriptors} descriptors a process allow");
     // Not one connection more than is asked for may count: a SYN that waits and is given up would, for a moment.
-    let options = AgentOptions::default().arg("--max-connections").arg(&count.to_string()).arg("--connect=eager");
+    let options =
+        AgentOptions::default().arg("--max-connections").arg(&(count * sides).to_string()).arg("--connect=eager");
     let agents = lab.start_agents(&options)?;
 
     let mut server = Application::start(&cart, "server", &["8080".into()])?;
@@ -42,15 +53,15 @@ fn ten_thousand_at_once(lab: &Lab) -> Result<()> {
 
     let mut client = Application::start(&web, "client", &[to, count.to_string()])?;
     client.expect(&format!("open {count}"))?;
-    for agent in &agents {
+    for agent in agents.iter().filter(|agent| sides == 1 || agent.node() == node) {
         let open = agent.metrics()?.sum("selvedge_connections_open", &[]);
-        ensure!(open as usize == count, "{} carries {open}", agent.node());
+        ensure!(open as usize == count * sides, "{} carries {open}", agent.node());
     }
     client.close()?;
     for (agent, baseline) in agents.iter().zip(baseline) {
         // Tunnels without a flow stay in the pool for a while: of HBONE's a hundred streams share one, of the fast ones
         // each thread keeps 64.
-        let tunnels = count.div_ceil(100) * 2 + 64 * std::thread::available_parallelism()?.get();
+        let tunnels = sides * (count.div_ceil(100) * 2 + 64 * std::thread::available_parallelism()?.get());
         eventually(&format!("{} has let everything go", agent.node()), Duration::from_secs(30), || {
             let (metrics, dump) = (agent.metrics().ok()?, agent.dump().ok()?);
             let open = metrics.sum("selvedge_connections_open", &[]) + metrics.sum("selvedge_hbone_streams", &[]);

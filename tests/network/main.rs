@@ -39,6 +39,7 @@ mod reuse;
 mod rotation;
 mod same_node;
 mod services;
+mod soak;
 mod source_address;
 mod transport;
 mod truthful;
@@ -84,6 +85,7 @@ fn trials() -> Vec<Trial> {
         rotation::trials(),
         same_node::trials(),
         services::trials(),
+        soak::trials(),
         source_address::trials(),
         transport::trials(),
         truthful::trials(),

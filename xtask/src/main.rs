@@ -7,6 +7,7 @@ mod demo;
 mod e2e;
 mod image;
 mod install;
+mod soak;
 mod style;
 mod test;
 mod tools;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Bench(options) => bench::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Build => build::release().map(|binary| {
             println!("{}", binary.display());
@@ -43,6 +45,8 @@ enum Command {
     Bench(bench::Options),
     /// Shows two nodes' pods talk over mutual TLS, with real namespaces, iptables, TLS and traffic.
     Demo(demo::Options),
+    /// Lets everything talk at once over every path, for minutes, and counts every byte.
+    Soak(soak::Options),
     /// Runs everything that guards the project, and ends with a count.
     Test(test::Options),
     /// Builds the static release binary and prints where it is.

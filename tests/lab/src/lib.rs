@@ -50,6 +50,6 @@ pub use netfilter::Networking;
 pub use packets::{Capture, Found};
 pub use pod::{Pod, PodSpec};
 pub use server::Server;
-pub use trial::{trial, trial_with};
+pub use trial::{trial, trial_of, trial_with};
 pub use wait::{BOUND, eventually};
 pub use world::{World, enter};

@@ -17,6 +17,17 @@ pub fn trial(name: &str, body: impl FnOnce(&Lab) -> Result<()> + Send + 'static)
 
 /// A test in a lab as described. It fails by an error, by a panic, or by taking longer than any test may.
 pub fn trial_with(name: &str, options: LabOptions, body: impl FnOnce(&Lab) -> Result<()> + Send + 'static) -> Trial {
+    trial_of(name, Duration::ZERO, options, body)
+}
+
+/// As [`trial_with`], of a test that is meant to take so long, and may take what any test may besides.
+pub fn trial_of(
+    name: &str,
+    time: Duration,
+    options: LabOptions,
+    body: impl FnOnce(&Lab) -> Result<()> + Send + 'static,
+) -> Trial {
+    let bound = LONGEST + time;
     let named = name.to_owned();
     Trial::test(name, move || {
         let (sender, receiver) = mpsc::channel();
@@ -25,9 +36,9 @@ pub fn trial_with(name: &str, options: LabOptions, body: impl FnOnce(&Lab) -> Re
             let _ = sender.send(run(options, body));
         });
         test.map_err(|error| Failed::from(error.to_string()))?;
-        match receiver.recv_timeout(LONGEST) {
+        match receiver.recv_timeout(bound) {
             Ok(result) => result.map_err(Failed::from),
-            Err(_) => Err(Failed::from(format!("still running after {LONGEST:?}"))),
+            Err(_) => Err(Failed::from(format!("still running after {bound:?}"))),
         }
     })
 }

@@ -92,7 +92,7 @@ impl Section {
     }
 }
 
-const SECTIONS: [Section; 14] = [
+const SECTIONS: [Section; 15] = [
     Section { name: "formatting", live: false, run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -119,6 +119,7 @@ const SECTIONS: [Section; 14] = [
         },
     },
     Section { name: "real network over HBONE", live: true, run: over_hbone },
+    Section { name: "real network, tunnels on one node", live: true, run: tunnels_on_one_node },
     Section { name: "real network without root", live: true, run: unprivileged::network },
     Section { name: "dependencies and licences", live: false, run: dependencies::check },
     Section { name: "generated files", live: false, run: generated::check },
@@ -144,10 +145,22 @@ const OVER_HBONE: [&str; 12] = [
     "truthful",
 ];
 
+/// Those to repeat with the tunnel also between pods of one node, which are joined directly else.
+const TUNNELS_ON_ONE_NODE: [&str; 6] = ["access_log", "drain", "load", "policy", "services", "source_address"];
+
 fn over_hbone() -> Result<Tally> {
-    OVER_HBONE.iter().try_fold(Tally::default(), |tally, beginning| {
+    network_again(&OVER_HBONE, ("SELVEDGE_TUNNEL", "hbone"))
+}
+
+fn tunnels_on_one_node() -> Result<Tally> {
+    network_again(&TUNNELS_ON_ONE_NODE, ("SELVEDGE_SAME_NODE", "tunnel"))
+}
+
+/// Repeats network tests with agents that find this in their environment.
+fn network_again(beginnings: &[&str], (name, value): (&str, &str)) -> Result<Tally> {
+    beginnings.iter().try_fold(Tally::default(), |tally, beginning| {
         let mut command = cargo();
-        command.args(["test", "--test", "network", "--locked", "--", beginning]).env("SELVEDGE_TUNNEL", "hbone");
+        command.args(["test", "--test", "network", "--locked", "--", beginning]).env(name, value);
         Ok(tally + &count_tests(&mut command)?)
     })
 }
