@@ -6,6 +6,8 @@
 mod charts;
 mod cluster;
 mod images;
+mod joining;
+mod mesh;
 mod nodes;
 mod scene;
 mod services;
@@ -17,6 +19,6 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let subjects = [nodes::trials(), services::trials(), images::trials(), charts::trials()];
+    let subjects = [nodes::trials(), services::trials(), images::trials(), charts::trials(), joining::trials()];
     libtest_mimic::run(&arguments, subjects.into_iter().flatten().collect()).exit_code()
 }
