@@ -8,6 +8,8 @@ mod cluster;
 mod controller;
 mod identity;
 mod images;
+mod joining;
+mod mesh;
 mod nodes;
 mod policies;
 mod rotation;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         identity::trials(),
         status::trials(),
         rotation::trials(),
+        joining::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],
