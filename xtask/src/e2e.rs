@@ -56,7 +56,7 @@ fn on_cluster(options: &Options, images: &[std::path::PathBuf]) -> Result<Tally>
     cluster.load(images)?;
     eprintln!("  images of the tests {}", dim(format!("{:.1} s", began.elapsed().as_secs_f64())));
     let mut command = cargo();
-    command.args(["test", "--package", "selvedge-e2e", "--test", "e2e", "--locked", "--"]).args(&options.filter);
+    command.args(["test", "--workspace", "--test", "e2e", "--locked", "--"]).args(&options.filter);
     command.env("SELVEDGE_XTASK", env::current_exe()?).env("SELVEDGE_CLUSTER", &options.name);
     if options.scale {
         command.arg("--nocapture").env("SELVEDGE_KWOK", kwok()?);

@@ -19,7 +19,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     tools::require(&[&tools::IPTABLES, &tools::IPROUTE2])?;
     let mut command = cargo();
-    command.args(["test", "--locked", "--test", "network", "--", "soak", "--nocapture"]);
+    command.args(["test", "--workspace", "--locked", "--test", "network", "--", "soak", "--nocapture"]);
     let status = command.env("SELVEDGE_SOAK_SECONDS", (options.minutes * 60).to_string()).status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -114,8 +114,8 @@ const SECTIONS: [Section; 15] = [
         name: "real network",
         live: true,
         run: || {
-            let lab = count_tests(cargo().args(["test", "--package", "selvedge-lab", "--test", "lab", "--locked"]))?;
-            Ok(lab + &count_tests(cargo().args(["test", "--test", "network", "--locked"]))?)
+            let lab = count_tests(cargo().args(["test", "--workspace", "--test", "lab", "--locked"]))?;
+            Ok(lab + &count_tests(cargo().args(["test", "--workspace", "--test", "network", "--locked"]))?)
         },
     },
     Section { name: "real network over HBONE", live: true, run: over_hbone },
@@ -160,7 +160,7 @@ fn tunnels_on_one_node() -> Result<Tally> {
 fn network_again(beginnings: &[&str], (name, value): (&str, &str)) -> Result<Tally> {
     beginnings.iter().try_fold(Tally::default(), |tally, beginning| {
         let mut command = cargo();
-        command.args(["test", "--test", "network", "--locked", "--", beginning]).env(name, value);
+        command.args(["test", "--workspace", "--test", "network", "--locked", "--", beginning]).env(name, value);
         Ok(tally + &count_tests(&mut command)?)
     })
 }
@@ -168,7 +168,7 @@ fn network_again(beginnings: &[&str], (name, value): (&str, &str)) -> Result<Tal
 /// The test targets of the main package beside `network`: one a file in `tests/`.
 fn process_tests() -> Result<Tally> {
     let mut command = cargo();
-    command.args(["test", "--package", "selvedge", "--locked", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
     for entry in fs::read_dir(root().join("tests")).context("cannot read tests/")? {
         let file = entry?.path();
         if let (Some(name), Some("rs")) = (file.file_stem(), file.extension().and_then(|extension| extension.to_str()))

@@ -21,9 +21,9 @@ pub fn network() -> Result<Tally> {
         return Ok(Tally::passed_check());
     }
     let place = Place::make()?;
-    let lab = place.put(&test_program(&["--package", "selvedge-lab", "--test", "lab"], "lab")?)?;
+    let lab = place.put(&test_program(&["--workspace", "--test", "lab"], "lab")?)?;
     let tally = count_tests(&mut place.command(&lab))?;
-    let network = place.put(&test_program(&["--package", "selvedge", "--test", "network"], "network")?)?;
+    let network = place.put(&test_program(&["--workspace", "--test", "network"], "network")?)?;
     let selvedge = place.put(&test_program(&["--package", "selvedge", "--bin", "selvedge"], "selvedge")?)?;
     Ok(tally + &count_tests(place.command(&network).env("SELVEDGE_BIN", &selvedge))?)
 }
