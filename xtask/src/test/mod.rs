@@ -17,6 +17,7 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{cargo, release, root};
+use crate::e2e;
 use crate::image;
 use crate::style::{bad, bold, dim, mark};
 use crate::test::runner::check;
@@ -92,7 +93,7 @@ impl Section {
     }
 }
 
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     Section { name: "formatting", live: false, run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -127,6 +128,7 @@ const SECTIONS: [Section; 15] = [
     Section { name: "demo", live: true, run: demo },
     Section { name: "demo without root", live: true, run: unprivileged::demo },
     Section { name: "bench", live: true, run: bench::check },
+    Section { name: "real cluster", live: true, run: real_cluster },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
@@ -205,6 +207,14 @@ impl SectionResult {
     fn words(&self) -> String {
         format!("{} in {:.1} s", self.tally.words(), self.took.as_secs_f64())
     }
+}
+
+fn real_cluster() -> Result<Tally> {
+    if !is_root() {
+        println!("left out: a cluster needs root; sudo env \"PATH=$PATH\" cargo xtask e2e");
+        return Ok(Tally::default());
+    }
+    e2e::section()
 }
 
 fn demo() -> Result<Tally> {
