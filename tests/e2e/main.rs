@@ -17,6 +17,7 @@ mod scale;
 mod scene;
 mod services;
 mod status;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         status::trials(),
         rotation::trials(),
         joining::trials(),
+        tools::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],
