@@ -18,6 +18,7 @@ mod scene;
 mod services;
 mod status;
 mod tools;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         rotation::trials(),
         joining::trials(),
         tools::trials(),
+        traffic::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],
