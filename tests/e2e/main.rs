@@ -10,6 +10,7 @@ mod identity;
 mod images;
 mod joining;
 mod mesh;
+mod network_policy;
 mod nodes;
 mod policies;
 mod rotation;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         joining::trials(),
         tools::trials(),
         traffic::trials(),
+        network_policy::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],
