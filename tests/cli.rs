@@ -51,6 +51,23 @@ fn help_names_every_verb_and_every_flag_of_the_agent_has_an_environment_variable
 }
 
 #[test]
+fn as_a_plugin_of_kubectl_it_speaks_of_itself_as_it_was_called() {
+    let called = |arguments: &[&str]| {
+        let mut selvedge = Selvedge::new();
+        selvedge.0.arg0("/usr/local/bin/kubectl-selvedge").args(arguments);
+        selvedge.run()
+    };
+    let help = called(&["--help"]);
+    assert!(help.code == 0 && help.out.contains("Usage: kubectl selvedge <COMMAND>"), "{}", help.out);
+    let help = called(&["capture", "show", "--help"]);
+    assert!(help.out.contains("Usage: kubectl selvedge capture show"), "{}", help.out);
+    let wrong = called(&["status", "--nosuch"]);
+    assert!(wrong.code == 2 && wrong.err.contains("Usage: kubectl selvedge status"), "{}", wrong.err);
+    let incomplete = called(&["explain"]);
+    assert!(incomplete.code == 2 && incomplete.err.contains("Usage: kubectl selvedge explain"), "{}", incomplete.err);
+}
+
+#[test]
 fn the_documentation_of_the_verbs_names_no_flag_that_is_not_there() {
     let verbs = [
         &["agent"][..],

@@ -58,11 +58,15 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
         installation::judge(&facts, &mut findings);
         certificates::judge(&facts, &mut findings);
         clocks::judge(&facts, &mut findings);
-        let view = args.cluster.view(&args.trust_domain).await?;
-        let state = view.model.read();
-        pods::judge(&facts, &state, &mut findings);
-        policies::judge(&facts, &view.problems, &mut findings);
-        network_policies::judge(&facts, &state, &mut findings);
+        match args.cluster.view(&args.trust_domain).await {
+            Ok(view) => {
+                let state = view.model.read();
+                pods::judge(&facts, &state, &mut findings);
+                policies::judge(&facts, &view.problems, &mut findings);
+                network_policies::judge(&facts, &state, &mut findings);
+            }
+            Err(cause) => findings.error(Area::Pods, "pods and policies could not be read", cause.to_string()),
+        }
         Ok(findings)
     })?;
     match args.output {
@@ -153,9 +157,17 @@ impl fmt::Display for Findings {
         let (errors, warnings, unknown) = (count(Verdict::Error), count(Verdict::Warning), count(Verdict::Unknown));
         match errors + warnings + unknown {
             0 => writeln!(f, "\nAll {} checks passed.", self.0.len()),
-            _ => writeln!(f, "\n{errors} errors, {warnings} warnings, {unknown} could not be found out."),
+            _ => {
+                let (errors, warnings) = (counted(errors, "error"), counted(warnings, "warning"));
+                writeln!(f, "\n{errors}, {warnings}, {unknown} could not be found out.")
+            }
         }
     }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 impl Area {

@@ -35,8 +35,11 @@ impl ClusterArgs {
         Ok(View { model, problems: loaded.problems })
     }
 
+    /// A client of an API server that answers.
     pub async fn client(&self) -> Result<Client, Failure> {
-        source::client(&self.access()).await.map_err(Failure::new)
+        let client = source::client(&self.access()).await.map_err(Failure::new)?;
+        source::answers(&client).await.map_err(Failure::new)?;
+        Ok(client)
     }
 
     fn access(&self) -> Access {

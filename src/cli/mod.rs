@@ -19,9 +19,10 @@ mod uninstall;
 mod validate;
 mod workloads;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use agent::AgentArgs;
 pub use controller::ControllerArgs;
@@ -60,7 +61,7 @@ pub fn run() -> ExitCode {
     if std::env::args_os().len() == 1 && crate::cni::is_called() {
         return crate::cni::run();
     }
-    let cli = Cli::parse();
+    let cli = parse();
     let result = match cli.verb {
         Verb::Agent(args) => agent::run(*args),
         Verb::Controller(args) => controller::run(*args),
@@ -83,6 +84,17 @@ pub fn run() -> ExitCode {
         }
         ExitCode::from(failure.exit_code)
     })
+}
+
+/// Under the name of a plugin of kubectl it speaks of itself as its user typed it.
+fn parse() -> Cli {
+    let name = std::env::args_os().next().unwrap_or_default();
+    let mut command = Cli::command();
+    if Path::new(&name).file_stem().is_some_and(|name| name == "kubectl-selvedge") {
+        command = command.bin_name("kubectl selvedge");
+    }
+    let parsed = Cli::from_arg_matches_mut(&mut command.clone().get_matches());
+    parsed.unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
 /// A verb that could not do its work: a sentence for the person at the terminal.

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -38,9 +39,13 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
         let leases = Api::<Lease>::namespaced(client.clone(), NAMESPACE);
         // Who may not read it is told the rest.
         let lease = leases.get_opt(CONTROLLER).await.ok().flatten();
-        let view = args.cluster.view(&args.trust_domain).await?;
-        let state = view.model.read();
-        Ok(Status::of(&facts, lease, &state))
+        let view = args.cluster.view(&args.trust_domain).await;
+        let mut status = Status::of(&facts, lease);
+        match view {
+            Ok(view) => status.namespaces = Some(namespaces(&view.model.read())),
+            Err(cause) => status.unknown.push(format!("the namespaces: {cause}")),
+        }
+        Ok(status)
     })?;
     match args.output {
         Output::Text => terminal::say(&status)?,
@@ -53,22 +58,22 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct Status {
     kubernetes: String,
-    controllers_ready: i32,
-    controllers: i32,
+    controllers_ready: Option<i32>,
+    controllers: Option<i32>,
     leader: Option<String>,
     nodes: Vec<NodeLine>,
-    namespaces: Vec<NamespaceLine>,
+    namespaces: Option<Vec<NamespaceLine>>,
+    /// What could not be read, and why.
+    unknown: Vec<String>,
 }
 
 /// One node, as its agent and its pod tell.
 #[derive(Serialize, Default)]
-#[serde(rename_all = "camelCase")]
 struct NodeLine {
     node: String,
-    /// `ready`, `not ready` or `none`.
+    /// `ready`, `not ready`, `none` or `unknown`.
     agent: &'static str,
     version: String,
     capture: String,
@@ -88,26 +93,35 @@ struct NamespaceLine {
 }
 
 impl Status {
-    fn of(facts: &Facts, lease: Option<Lease>, state: &State) -> Self {
-        let controller = facts.controller.as_ref().ok().and_then(Option::as_ref);
-        let wanted = controller.and_then(|deployment| deployment.spec.replicas);
-        let ready = controller.and_then(|deployment| deployment.status.as_ref()?.ready_replicas);
+    fn of(facts: &Facts, lease: Option<Lease>) -> Self {
+        let wanted = |deployment: &Deployment| deployment.spec.replicas.unwrap_or(1);
+        let ready = |deployment: &Deployment| deployment.status.as_ref()?.ready_replicas;
+        let controller = facts.controller.as_ref().ok().map(Option::as_ref);
+        let unread = [
+            ("the controller", facts.controller.as_ref().err()),
+            ("the nodes", facts.nodes.as_ref().err()),
+            ("the agents", facts.agent_pods.as_ref().err()),
+            ("what the agents say", facts.mesh_nodes.as_ref().err()),
+        ];
+        let unknown = unread.into_iter().filter_map(|(what, cause)| Some(format!("{what}: {}", cause?)));
         Self {
             kubernetes: facts.version.clone(),
-            controllers: wanted.unwrap_or(0),
-            controllers_ready: ready.unwrap_or(0),
+            controllers: controller.map(|deployment| deployment.map_or(0, wanted)),
+            controllers_ready: controller.map(|deployment| deployment.and_then(ready).unwrap_or(0)),
             leader: lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty()),
             nodes: nodes(facts),
-            namespaces: namespaces(state),
+            namespaces: None,
+            unknown: unknown.collect(),
         }
     }
 }
 
 fn nodes(facts: &Facts) -> Vec<NodeLine> {
     let mut lines: BTreeMap<String, NodeLine> = BTreeMap::new();
+    let agent = if facts.agent_pods.is_ok() { "none" } else { "unknown" };
     let names = facts.nodes.iter().flatten().filter_map(|node| node.metadata.name.clone());
     for name in names.chain(facts.mesh_nodes.iter().flatten().filter_map(|node| node.metadata.name.clone())) {
-        lines.insert(name.clone(), NodeLine { node: name, agent: "none", ..NodeLine::default() });
+        lines.insert(name.clone(), NodeLine { node: name, agent, ..NodeLine::default() });
     }
     for pod in facts.agent_pods.iter().flatten() {
         let Some(line) = pod.spec.as_ref().and_then(|spec| lines.get_mut(spec.node_name.as_deref()?)) else { continue };
@@ -153,7 +167,28 @@ impl std::fmt::Display for Status {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "Kubernetes   {}", self.kubernetes)?;
         let leader = self.leader.as_ref().map(|leader| format!(", {leader} leads")).unwrap_or_default();
-        writeln!(f, "Controller   {} of {} ready{leader}\n", self.controllers_ready, self.controllers)?;
+        match self.controllers_ready.zip(self.controllers) {
+            None => writeln!(f, "Controller   unknown")?,
+            Some((_, 0)) => writeln!(f, "Controller   none")?,
+            Some((ready, wanted)) => writeln!(f, "Controller   {ready} of {wanted} ready{leader}")?,
+        }
+        if !self.nodes.is_empty() {
+            write!(f, "\n{}", self.node_table())?;
+        }
+        match &self.namespaces {
+            Some(lines) if lines.is_empty() => writeln!(f, "\n{NOBODY_JOINED}")?,
+            Some(lines) => write!(f, "\n{}", namespace_table(lines))?,
+            None => {}
+        }
+        if !self.unknown.is_empty() {
+            writeln!(f, "\nNot known:")?;
+        }
+        self.unknown.iter().try_for_each(|cause| writeln!(f, "  ? {cause}"))
+    }
+}
+
+impl Status {
+    fn node_table(&self) -> Table<8> {
         let mut table =
             Table::new(["NODE", "AGENT", "VERSION", "CAPTURE", "CONNECT", "CAPTURED", "FAILED", "NOT ENFORCED"]);
         for line in &self.nodes {
@@ -168,16 +203,17 @@ impl std::fmt::Display for Status {
                 line.policies_not_enforced.to_string(),
             ]);
         }
-        writeln!(f, "{table}")?;
-        if self.namespaces.is_empty() {
-            return writeln!(f, "No namespace has joined: kubectl annotate namespace NAME selvedge.dev/mesh=enabled");
-        }
-        let mut table = Table::new(["NAMESPACE", "JOINED", "CAPTURED", "OUTSIDE"]);
-        for line in &self.namespaces {
-            let counts = [line.joined, line.captured, line.outside].map(|count| count.to_string());
-            let [joined, captured, outside] = counts;
-            table.row([line.namespace.clone(), joined, captured, outside]);
-        }
-        write!(f, "{table}")
+        table
     }
 }
+
+fn namespace_table(lines: &[NamespaceLine]) -> Table<4> {
+    let mut table = Table::new(["NAMESPACE", "JOINED", "CAPTURED", "OUTSIDE"]);
+    for line in lines {
+        let [joined, captured, outside] = [line.joined, line.captured, line.outside].map(|count| count.to_string());
+        table.row([line.namespace.clone(), joined, captured, outside]);
+    }
+    table
+}
+
+const NOBODY_JOINED: &str = "No namespace has joined: kubectl annotate namespace NAME selvedge.dev/mesh=enabled";

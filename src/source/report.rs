@@ -14,6 +14,7 @@ use crate::mesh::PodUid;
 pub struct Report {
     state: Mutex<State>,
     own_node: watch::Sender<Option<BTreeSet<PodUid>>>,
+    forbidden: watch::Sender<Vec<&'static str>>,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +31,11 @@ pub type Generations = BTreeMap<Key, i64>;
 
 impl Report {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), own_node: watch::Sender::new(None) })
+        Arc::new(Self {
+            state: Mutex::default(),
+            own_node: watch::Sender::new(None),
+            forbidden: watch::Sender::default(),
+        })
     }
 
     /// What is not in force as written, in the order of files and lines.
@@ -64,6 +69,19 @@ impl Report {
     /// The pods that the API server lists as captured on this agent's own node; none: it has no such list.
     pub fn own_node(&self) -> watch::Receiver<Option<BTreeSet<PodUid>>> {
         self.own_node.subscribe()
+    }
+
+    /// Comes back once all that is still waited for are kinds that may not be read: these.
+    pub(super) async fn forbidden(&self) -> Vec<&'static str> {
+        let mut kinds = self.forbidden.subscribe();
+        match kinds.wait_for(|kinds| !kinds.is_empty()).await {
+            Ok(kinds) => kinds.clone(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn set_forbidden(&self, kinds: Vec<&'static str>) {
+        self.forbidden.send_replace(kinds);
     }
 
     /// Sets the gauges; called every few seconds, since an age grows by itself.

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,15 @@ pub fn kubectl(arguments: &[&str]) -> Result<String> {
 /// Runs helm, and returns what it prints.
 pub fn helm(arguments: &[&str]) -> Result<String> {
     succeed(xtask("helm")?.args(arguments))
+}
+
+/// Runs kubectl with a folder of plugins, whatever comes of it.
+pub fn kubectl_with_plugins(folder: &Path, arguments: &[&str]) -> Result<Output> {
+    let mut path = folder.as_os_str().to_owned();
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
+    let mut command = xtask("kubectl")?;
+    command.args(arguments).env("PATH", path).stdin(Stdio::null()).output().context("cannot run kubectl")
 }
 
 /// Objects as kubectl tells them.
@@ -54,6 +64,11 @@ pub fn order(order: &str, machine: &str, program: &str) -> Result<()> {
 /// The image of the agent and the controller.
 pub fn agent_image() -> Result<String> {
     variable("SELVEDGE_IMAGE")
+}
+
+/// The binary that is in that image, for use from outside of the cluster.
+pub fn program() -> Result<PathBuf> {
+    variable("SELVEDGE_PROGRAM").map(PathBuf::from)
 }
 
 /// The image of servers and clients.

@@ -35,10 +35,14 @@ fn own_pods_only(scene: &Scene) -> Result<()> {
     ensure!(signed["identity"] == ca.identity("cart"), "it signed {signed}");
     let refused = ca.refusal(&stolen, "till", "others")?;
     ensure!(refused.contains(&format!("no live pod on {first} runs as")), "{refused}");
+    // An account as which nobody runs.
+    kubectl(&["create", "serviceaccount", "idle", "--namespace", &scene.namespace])?;
+    let refused = ca.refusal(&stolen, "idle", "idle-account")?;
+    ensure!(refused.contains(&format!("no live pod on {first} runs as")), "{refused}");
     // The other node's agent gets it.
     ca.ask(&ca.agent_token(&second)?, "till", "rightful")?;
     let metrics = ca.metrics()?;
-    ensure!(metrics.contains(r#"selvedge_ca_requests_total{outcome="denied"} 1"#), "not counted: {metrics}");
+    ensure!(metrics.contains(r#"selvedge_ca_requests_total{outcome="denied"} 2"#), "not counted: {metrics}");
     ca.says("No certificate was signed")
 }
 

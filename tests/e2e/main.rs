@@ -10,6 +10,7 @@ mod identity;
 mod images;
 mod joining;
 mod mesh;
+mod network_policy;
 mod nodes;
 mod policies;
 mod rotation;
@@ -17,6 +18,8 @@ mod scale;
 mod scene;
 mod services;
 mod status;
+mod tools;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -35,6 +38,9 @@ fn main() -> ExitCode {
         status::trials(),
         rotation::trials(),
         joining::trials(),
+        tools::trials(),
+        traffic::trials(),
+        network_policy::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],

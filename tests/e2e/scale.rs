@@ -16,9 +16,10 @@ use kube::{Api, Client};
 use libtest_mimic::Trial;
 use selvedge_lab::{Metrics, eventually};
 use serde_json::json;
+use tempfile::NamedTempFile;
 
 use crate::cluster::{agent_image, get, kubectl};
-use crate::scene::{BOUND, Scene, trial_alone};
+use crate::scene::{Scene, trial_alone};
 
 pub fn trials() -> Vec<Trial> {
     vec![trial_alone("an agent among ten thousand pods stays small", stays_small)]
@@ -263,34 +264,38 @@ fn namespace_name(number: usize) -> String {
 }
 
 /// Pretends to be the kubelets of the nodes that are annotated for it.
-struct Kwok(Child);
+struct Kwok {
+    program: Child,
+    #[expect(dead_code, reason = "it is removed with this")]
+    kubeconfig: NamedTempFile,
+}
 
 impl Kwok {
     fn start() -> Result<Self> {
         let program =
             env::var("SELVEDGE_KWOK").context("SELVEDGE_KWOK is not set: this runs as cargo xtask e2e --scale")?;
-        let kubeconfig = env::temp_dir().join(format!("selvedge-kwok-{}", std::process::id()));
+        let kubeconfig = NamedTempFile::new()?;
         std::fs::write(&kubeconfig, kubectl(&["config", "view", "--raw"])?)?;
         let mut command = Command::new(program);
         command
             .arg("--kubeconfig")
-            .arg(&kubeconfig)
+            .arg(kubeconfig.path())
             .arg("--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake");
         // Addresses that no other node hands out.
         command.args(["--cidr=10.250.0.0/16", "--node-ip=10.251.0.1", "--node-lease-duration-seconds=40"]);
         command.arg("--config").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scale-stages.yaml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().context("cannot run kwok")?;
-        let nodes = eventually("kwok runs", BOUND, || child.try_wait().ok());
-        ensure!(nodes?.is_none(), "kwok ended at once");
-        Ok(Self(child))
+        let mut program = command.spawn().context("cannot run kwok")?;
+        let ended = program.try_wait()?;
+        ensure!(ended.is_none(), "kwok ended at once");
+        Ok(Self { program, kubeconfig })
     }
 }
 
 impl Drop for Kwok {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.program.kill();
+        let _ = self.program.wait();
     }
 }
 

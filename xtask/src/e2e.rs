@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 
-use crate::build::cargo;
+use crate::build::{cargo, release_path};
 use crate::cluster::{Cluster, kwok, up};
 use crate::image;
 use crate::style::dim;
@@ -66,7 +66,12 @@ fn on_cluster(options: &Options, images: &[std::path::PathBuf]) -> Result<Tally>
     if options.scale {
         command.arg("--nocapture").env("SELVEDGE_KWOK", kwok()?);
     }
-    count_tests(command.env("SELVEDGE_IMAGE", image::AGENT).env("SELVEDGE_TEST_IMAGE", image::TEST))
+    count_tests(
+        command
+            .env("SELVEDGE_IMAGE", image::AGENT)
+            .env("SELVEDGE_TEST_IMAGE", image::TEST)
+            .env("SELVEDGE_PROGRAM", release_path()?),
+    )
 }
 
 const NODES: u8 = 2;

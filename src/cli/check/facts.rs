@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::super::Failure;
 use super::super::cluster::{AGENT, CONTROLLER, NAMESPACE, TRUST_BUNDLE};
 use crate::api::MeshNode;
+use crate::source::kube::sentence;
 
 /// Read from the API server, each kind once.
 pub struct Facts {
@@ -37,7 +38,7 @@ impl Facts {
     /// # Errors
     /// An API server that does not answer at all.
     pub async fn ask(client: &Client) -> Result<Self, Failure> {
-        let about = |cause: kube::Error| Failure::new(format!("the API server does not answer: {cause}"));
+        let about = |cause: kube::Error| Failure::new(format!("the API server does not answer: {}", sentence(&cause)));
         let version = client.apiserver_version().await.map_err(about)?.git_version;
         let agents = ListParams::default().labels(&format!("app.kubernetes.io/name={AGENT}"));
         let all = ListParams::default();
@@ -81,7 +82,7 @@ pub async fn rights(client: &Client) -> Vec<Right> {
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
         let answer = reviews.create(&PostParams::default(), &review).await;
         let allowed = answer.map(|review| review.status.is_some_and(|status| status.allowed));
-        rights.push(Right { resource, allowed: allowed.map_err(|error| error.to_string()) });
+        rights.push(Right { resource, allowed: allowed.map_err(|error| sentence(&error)) });
     }
     rights
 }
@@ -100,7 +101,7 @@ where
     match api.list(which).await {
         Ok(found) => Ok(found.items),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(sentence(&error)),
     }
 }
 
@@ -108,7 +109,7 @@ async fn get<K>(api: Api<K>, name: &str) -> Fact<Option<K>>
 where
     K: Clone + DeserializeOwned + std::fmt::Debug,
 {
-    api.get_opt(name).await.map_err(|error| error.to_string())
+    api.get_opt(name).await.map_err(|error| sentence(&error))
 }
 
 const CREATED: &[(&str, &str)] = &[

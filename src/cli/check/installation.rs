@@ -113,7 +113,8 @@ fn nodes_without_agent(facts: &Facts, findings: &mut Findings) {
         findings.error(
             Area::Installation,
             format!("no agent runs on {}", bare.join(", ")),
-            "give the DaemonSet their tolerations and selectors; pods there that join stay uncaptured",
+            "give the DaemonSet their tolerations and selectors; until then connections of captured pods there wait, and \
+             pods that join stay uncaptured",
         );
     }
 }

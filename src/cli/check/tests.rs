@@ -14,7 +14,7 @@ Pods
       give it some
   ? the rest
 
-1 errors, 0 warnings, 1 could not be found out.
+1 error, 0 warnings, 1 could not be found out.
 ";
     assert_eq!(findings.to_string(), expected);
 }

@@ -1,9 +1,10 @@
 //! The way to the API server: by a kubeconfig, or as the pod's service account.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::kube::config::{KubeConfigOptions, Kubeconfig};
+use ::kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig};
 use ::kube::{Client, Config};
 
 /// How to reach the API server.
@@ -26,7 +27,7 @@ pub enum ConnectError {
         "not in a pod of a cluster ({0}); name a kubeconfig by --kubeconfig, or a folder of manifests by --manifests"
     )]
     NotInCluster(String),
-    #[error("no cluster to ask ({0}); set KUBECONFIG, or name a folder of manifests by --manifests")]
+    #[error("no cluster to ask ({0}); name a kubeconfig by --kubeconfig or KUBECONFIG")]
     NoCluster(String),
     #[error("the credentials for {server} cannot be used: {cause}")]
     Credentials { server: String, cause: String },
@@ -36,6 +37,10 @@ pub enum ConnectError {
         LEAST.1
     )]
     TooOld { version: String },
+    #[error("the API server does not know you (401 Unauthorized); are the credentials of your kubeconfig still good?")]
+    Stranger,
+    #[error("the API server does not answer: {0}")]
+    Silent(String),
 }
 
 /// A client that has not said a word yet.
@@ -43,13 +48,18 @@ pub async fn client(access: &Access) -> Result<Client, ConnectError> {
     let mut config = match access {
         Access::File(path) => from_file(path).await?,
         Access::InCluster => Config::incluster().map_err(|cause| ConnectError::NotInCluster(cause.to_string()))?,
-        Access::Person => Config::infer().await.map_err(|cause| ConnectError::NoCluster(cause.to_string()))?,
+        Access::Person => Config::infer().await.map_err(no_cluster)?,
     };
     config.connect_timeout = Some(CONNECT_LIMIT);
     // Watches are tried again here, at a pace that knows what they are.
     config.default_retry = false;
     let server = config.cluster_url.to_string();
     Client::try_from(config).map_err(|cause| ConnectError::Credentials { server, cause: cause.to_string() })
+}
+
+/// That a person is not in a pod either is no news to them.
+fn no_cluster(cause: InferConfigError) -> ConnectError {
+    ConnectError::NoCluster(cause.source().map_or_else(|| cause.to_string(), ToString::to_string))
 }
 
 async fn from_file(path: &Path) -> Result<Config, ConnectError> {

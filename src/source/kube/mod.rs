@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::kube::Client;
-use ::kube::core::response::Status;
 use ::kube::runtime::watcher::DefaultBackoff;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use self::discovery::Discovery;
+use self::error::WatchError;
 use self::objects::{Objects, Unsynced};
 use self::watch::{News, Watch};
 use super::decode::Kind;
@@ -25,12 +25,14 @@ use crate::model::{Delta, Model};
 
 mod connect;
 mod discovery;
+mod error;
 mod lean;
 mod objects;
 mod standing;
 mod watch;
 
 pub use connect::{Access, ConnectError, client};
+pub use error::sentence;
 
 /// Feeds the model from the API server. Comes back only where the server is one that cannot be used.
 ///
@@ -78,6 +80,7 @@ pub async fn run(
 /// A sentence for that person.
 pub async fn load(access: &Access, model: &Arc<Model>) -> Result<Loaded, LoadError> {
     let client = client(access).await?;
+    answers(&client).await?;
     model.update(|state| state.mesh.believe_mesh_nodes());
     let report = Report::new();
     tokio::select! {
@@ -85,6 +88,7 @@ pub async fn load(access: &Access, model: &Arc<Model>) -> Result<Loaded, LoadErr
             Ok(never) => match never {},
             Err(refused) => Err(refused.into()),
         },
+        kinds = report.forbidden() => Err(LoadError::Forbidden(kinds.join(", "))),
         synced = tokio::time::timeout(LOAD_LIMIT, model.synced()) => match synced {
             Ok(()) => Ok(Loaded { objects: report.objects(), problems: report.problems() }),
             Err(_) => Err(LoadError::Incomplete(report.waiting().join("; "))),
@@ -105,8 +109,22 @@ pub struct Loaded {
 pub enum LoadError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    #[error("you may not list and watch all of these: {0}; ask for the rights that ClusterRole selvedge-agent has")]
+    Forbidden(String),
     #[error("the cluster could not be read in {limit} s: {0}", limit = LOAD_LIMIT.as_secs())]
     Incomplete(String),
+}
+
+/// Whether the API server talks to us, for a person who would rather hear why not than wait.
+///
+/// # Errors
+/// A sentence for that person.
+pub async fn answers(client: &Client) -> Result<(), ConnectError> {
+    match ask(client).await {
+        Ok(usable) => usable,
+        Err(WatchError::Api(status)) if status.code == 401 => Err(ConnectError::Stranger),
+        Err(error) => Err(ConnectError::Silent(error.to_string())),
+    }
 }
 
 /// Waits until the API server is one that we can use, and has read its own objects: before that it may not know of
@@ -162,6 +180,7 @@ struct Feed {
     watched: BTreeSet<Kind>,
     open: BTreeSet<Kind>,
     lost: BTreeMap<Kind, String>,
+    forbidden: BTreeSet<Kind>,
     is_reachable: bool,
     model: Arc<Model>,
     report: Arc<Report>,
@@ -175,6 +194,7 @@ impl Feed {
             watched: BTreeSet::new(),
             open: BTreeSet::new(),
             lost: BTreeMap::new(),
+            forbidden: BTreeSet::new(),
             is_reachable: true,
             model,
             report,
@@ -224,12 +244,16 @@ impl Feed {
                 }
                 News::Open => {
                     self.open.insert(kind);
+                    self.forbidden.remove(&kind);
                     if self.lost.remove(&kind).is_some() && self.lost.is_empty() {
                         info!("The API server tells of changes of every kind again.");
                     }
                 }
-                News::Lost(cause) => {
+                News::Lost { cause, is_forbidden } => {
                     self.open.remove(&kind);
+                    if is_forbidden {
+                        self.forbidden.insert(kind);
+                    }
                     // A server that is gone is told of once, not once a kind.
                     if !self.lost.values().any(|told| *told == cause) {
                         warn!(
@@ -245,6 +269,7 @@ impl Feed {
                     self.watched.remove(&kind);
                     self.open.remove(&kind);
                     self.lost.remove(&kind);
+                    self.forbidden.remove(&kind);
                 }
             }
         }
@@ -270,6 +295,10 @@ impl Feed {
             None => format!("{} objects have not all been listed yet", kind.as_str()),
         });
         self.report.set_waiting(waiting.collect());
+        // Whoever waits for these waits in vain.
+        if !self.unsynced.is_empty() && self.unsynced.iter().all(|kind| self.forbidden.contains(&kind)) {
+            self.report.set_forbidden(self.unsynced.iter().map(Kind::as_str).collect());
+        }
         // While kinds are missing, much looks wrong that is not.
         if !self.unsynced.is_empty() {
             return;
@@ -283,77 +312,6 @@ impl Feed {
             self.model.set_synced();
         }
     }
-}
-
-/// Why a watch does not go on.
-#[derive(Debug, thiserror::Error)]
-enum WatchError {
-    #[error("nobody listens any more")]
-    Closed,
-    #[error("the version from which to go on is too old")]
-    Expired,
-    #[error("the server streams no lists")]
-    NoStreaming,
-    #[error("{}", say(.0))]
-    Api(Box<Status>),
-    #[error("{0}")]
-    Transport(String),
-    #[error("no answer in time")]
-    Timeout(#[from] tokio::time::error::Elapsed),
-    #[error("what the API server sent is no object: {0}")]
-    Json(#[from] serde_json::Error),
-}
-
-impl WatchError {
-    fn request(error: ::kube::core::request::Error) -> Self {
-        Self::Transport(error.to_string())
-    }
-
-    /// For a label: few.
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Closed | Self::Transport(_) => "transport",
-            Self::Expired => "expired",
-            Self::NoStreaming => "no-streaming",
-            Self::Api(status) if status.code == 401 => "unauthorized",
-            Self::Api(status) if status.code == 403 => "forbidden",
-            Self::Api(status) if status.code == 429 => "throttled",
-            Self::Api(_) => "server",
-            Self::Timeout(_) => "timeout",
-            Self::Json(_) => "json",
-        }
-    }
-}
-
-impl From<::kube::Error> for WatchError {
-    fn from(error: ::kube::Error) -> Self {
-        match error {
-            ::kube::Error::Api(status) if status.code == 410 => Self::Expired,
-            ::kube::Error::Api(status) => Self::Api(status),
-            error => Self::Transport(causes(&error)),
-        }
-    }
-}
-
-fn say(status: &Status) -> String {
-    match status.code {
-        403 => format!("{}: give this account the right, as daemonset/base/rbac.yaml does", status.message),
-        _ => status.message.clone(),
-    }
-}
-
-/// An error with what lies behind it: its own words are seldom the reason.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !words.contains(&text) {
-            words = format!("{words}: {text}");
-        }
-        source = cause.source();
-    }
-    words
 }
 
 /// Tells the exporter what this room's metrics mean.

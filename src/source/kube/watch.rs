@@ -37,7 +37,10 @@ pub(super) enum News {
     /// Changes arrive from now on.
     Open,
     /// They do not, for this reason.
-    Lost(String),
+    Lost {
+        cause: String,
+        is_forbidden: bool,
+    },
     /// The cluster does not have the kind, or not any more. What is known of it stays in force.
     Absent,
 }
@@ -95,7 +98,8 @@ impl Watch {
             metrics::counter!(FAILURES, "kind" => self.kind.as_str(), "code" => code).increment(1);
             let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
             debug!(kind = self.kind.as_str(), %error, again = ?pause, "The watch failed.");
-            if self.news.send((self.kind, News::Lost(error.to_string()))).await.is_err() {
+            let lost = News::Lost { cause: error.to_string(), is_forbidden: code == "forbidden" };
+            if self.news.send((self.kind, lost)).await.is_err() {
                 return;
             }
             tokio::time::sleep(pause).await;
