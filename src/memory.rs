@@ -12,30 +12,72 @@ pub fn tune() {
     }
 }
 
-/// Gives memory back once most of a load has gone.
+/// Gives memory back once starting is over, and once most of a load has gone.
 #[derive(Debug, Default)]
 pub struct GivingBack {
     /// The most connections at once since memory was given back.
     peak: usize,
+    looks: u32,
 }
 
 impl GivingBack {
     /// To be called now and then, with the number of connections that there are.
     pub fn look(&mut self, connections: usize) {
         self.peak = self.peak.max(connections);
-        if self.peak >= WORTH_IT && connections <= self.peak / 2 {
+        self.looks = self.looks.saturating_add(1);
+        let has_started = self.looks == STARTING;
+        if has_started || (self.peak >= WORTH_IT && connections <= self.peak / 2) {
             self.peak = connections;
             give_back();
         }
     }
 }
 
-fn give_back() {
+/// Gives back what nothing lies in, and the pages of the program itself: those that are needed come again from the page
+/// cache when they are, and most of them only starting needed.
+pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim gives free pages of the allocator back to the kernel, under its own locks.
     unsafe {
         libc::malloc_trim(0);
     }
+    for (start, length) in pages_of_program() {
+        // SAFETY: the mapping is the program's file and never written to: what is read there next comes from that file,
+        // which the kernel keeps from being changed while it runs (ETXTBSY).
+        unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Where the program lies in memory as it is in its file: parts that are not writable, and have not been.
+fn pages_of_program() -> Vec<(usize, usize)> {
+    let Ok(program) = std::fs::read_link("/proc/self/exe") else { return Vec::new() };
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    clean_parts(&maps, &program.to_string_lossy())
+}
+
+/// proc_pid_smaps(5): each mapping's line, and below it what is there of it.
+fn clean_parts(maps: &str, program: &str) -> Vec<(usize, usize)> {
+    let mut parts = Vec::new();
+    let mut here = None;
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next().unwrap_or_default(), words.next()) {
+            // Relocated, or otherwise of its own.
+            ("Anonymous:", Some("0")) => parts.extend(here.take()),
+            ("Anonymous:", _) => here = None,
+            (range, Some(rights)) if !range.ends_with(':') => {
+                here = (rights.starts_with('r') && !rights.contains('w') && line.ends_with(program))
+                    .then(|| range.split_once('-'))
+                    .flatten()
+                    .and_then(|(start, end)| {
+                        let number = |text| usize::from_str_radix(text, 16).ok();
+                        Some((number(start)?, number(end)?.checked_sub(number(start)?)?))
+                    });
+            }
+            _ => {}
+        }
+    }
+    parts
 }
 
 /// Larger pieces are asked of the kernel, and given back as soon as they are free.
@@ -45,6 +87,8 @@ const LARGE: libc::c_int = 128 * 1024;
 const KEPT_AT_THE_END: libc::c_int = 1024 * 1024;
 /// Fewer connections hold too little.
 const WORTH_IT: usize = 16;
+/// The look by which starting is over.
+const STARTING: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -62,5 +106,26 @@ mod tests {
         assert_eq!(peak_after(50), 50, "half of it has gone");
         assert_eq!(peak_after(10), 10);
         assert_eq!(peak_after(0), 10, "too little to be worth it");
+    }
+
+    #[test]
+    fn of_the_program_only_what_is_as_in_its_file_is_let_go() {
+        let maps = "\
+7f0000000000-7f0000002000 r--p 00000000 fe:00 7 /bin/agent\nRss: 8 kB\nAnonymous: 0 kB\n\
+7f0000002000-7f0000006000 r-xp 00002000 fe:00 7 /bin/agent\nRss: 16 kB\nAnonymous: 0 kB\n\
+7f0000006000-7f0000007000 r--p 00006000 fe:00 7 /bin/agent\nRss: 4 kB\nAnonymous: 4 kB\n\
+7f0000007000-7f0000008000 rw-p 00007000 fe:00 7 /bin/agent\nRss: 4 kB\nAnonymous: 0 kB\n\
+7f0000008000-7f0000009000 rw-p 00000000 00:00 0 \nRss: 4 kB\nAnonymous: 0 kB\n\
+7f0000009000-7f000000a000 r-xp 00000000 fe:00 9 /lib/other\nRss: 4 kB\nAnonymous: 0 kB\n";
+        let parts = [(0x7f00_0000_0000, 0x2000), (0x7f00_0000_2000, 0x4000)];
+        assert_eq!(clean_parts(maps, "/bin/agent"), parts);
+    }
+
+    #[test]
+    fn what_was_let_go_is_there_again() {
+        assert!(!pages_of_program().is_empty(), "a program without pages");
+        give_back();
+        let text: String = ["still", "here"].join(" ");
+        assert_eq!(text, "still here");
     }
 }

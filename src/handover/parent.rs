@@ -20,6 +20,7 @@ use super::restart::Restarts;
 use super::shelf::Shelf;
 use super::wire::{self, Request, Word};
 use super::{EXIT_CONFIG, EXIT_USAGE, FD_VARIABLE, RESTARTS_VARIABLE};
+use crate::memory;
 
 /// Runs the parent: starts this same program as a worker, with these arguments (without the program's name) and this
 /// environment, keeps its listeners, and starts it again when it dies. Returns when a worker has ended in order, or
@@ -85,6 +86,8 @@ impl Parent {
 
     /// Serves one worker until it has ended.
     fn attend(&mut self, mut worker: Worker) -> io::Result<End> {
+        // All that is left to do is to wait.
+        memory::give_back();
         loop {
             let interest = if worker.outbox.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLOUT };
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];

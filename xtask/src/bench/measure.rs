@@ -121,17 +121,17 @@ impl Measurement {
     }
 }
 
-/// Memory before any load, and what a thousand connections that do nothing add.
+/// Memory before any load, once what only starting needs has gone, and what a thousand connections that do nothing add.
 fn idle(stage: &Stage, running: &Running) -> Result<Vec<Reading>> {
     if !running.is_carried() {
         return Ok(Vec::new());
     }
-    let before = running.resident();
+    thread::sleep(SETTLING);
+    let (before, own) = (running.resident(), running.own_memory());
     let connections =
         stage.client.run(|| (0..IDLE_CONNECTIONS).map(|_| open_and_ask(running)).collect::<Result<Vec<_>>>())?;
-    let with = running.resident();
+    let added = running.own_memory() - own;
     drop(connections);
-    let added = with.iter().sum::<f64>() - before.iter().sum::<f64>();
     Ok(vec![
         reading("memory of one agent, idle", "MB", Better::Less, largest(&before)),
         reading(
@@ -146,7 +146,7 @@ fn idle(stage: &Stage, running: &Running) -> Result<Vec<Reading>> {
 /// Memory of the larger agent after all that went before, and a moment for what has gone to be gone.
 pub fn memory_after_load(running: &Running) -> Option<Reading> {
     running.is_carried().then(|| {
-        thread::sleep(AFTER_LOAD);
+        thread::sleep(SETTLING);
         reading("memory of one agent, after load", "MB", Better::Less, largest(&running.resident()))
     })
 }
@@ -300,4 +300,4 @@ const IDLE_CONNECTIONS: usize = 1000;
 const NEW_CONNECTIONS: u32 = 16;
 const OPEN_LOOP_CONNECTIONS: u32 = 64;
 const WARM_UP_MS: u32 = 300;
-const AFTER_LOAD: Duration = Duration::from_millis(2500);
+const SETTLING: Duration = Duration::from_millis(2500);

@@ -189,6 +189,11 @@ impl Running {
         self.carriers.iter().map(Carriers::resident).collect()
     }
 
+    /// Resident memory in MB of all carriers, without pages of files.
+    pub fn own_memory(&self) -> f64 {
+        self.carriers.iter().map(Carriers::own).sum()
+    }
+
     /// Ends it in order: agents take their rules out of the pods.
     pub fn stop(self) -> Result<()> {
         for agent in self.agents {

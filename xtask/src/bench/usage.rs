@@ -34,6 +34,12 @@ impl Carriers {
         let files = all.iter().map(|resident| resident.files).max().unwrap_or_default();
         (own + files) as f64 * 1024.0 / 1e6
     }
+
+    /// That of it which is theirs alone, and of no file.
+    pub fn own(&self) -> f64 {
+        let own: u64 = self.0.iter().filter_map(|pid| Resident::of(*pid)).map(|resident| resident.own).sum();
+        own as f64 * 1024.0 / 1e6
+    }
 }
 
 /// The ids of all processes that there are.
