@@ -17,6 +17,7 @@ mod authorization_policy;
 mod mesh_node;
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod peer_authentication;
+mod schema;
 mod status;
 mod target;
 
@@ -49,7 +50,7 @@ pub fn files() -> Result<Vec<CrdFile>, CrdError> {
     let mut files = crds()?;
     let mut guards = admission::mesh_nodes();
     for crd in [AuthorizationPolicy::crd(), PeerAuthentication::crd()] {
-        guards.extend(admission::unknown_fields(&crd)?);
+        guards.extend(admission::policies(&crd)?);
     }
     let documents: Vec<String> = guards.iter().map(serde_yaml::to_string).collect::<Result<_, _>>()?;
     let name = format!("{GROUP}_admission.yaml");
@@ -63,7 +64,8 @@ pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
     let file = |crd: CustomResourceDefinition| {
         let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
         let mut crd = serde_yaml::to_value(&crd)?;
-        refuse_null(&mut crd);
+        schema::refuse_null(&mut crd);
+        schema::explain_refusals(&mut crd);
         let yaml = serde_yaml::to_string(&crd)?;
         Ok(CrdFile { name, yaml: format!("{GENERATED}{yaml}") })
     };
@@ -80,22 +82,6 @@ pub enum CrdError {
 }
 
 const GENERATED: &str = "# Generated from src/api by `cargo xtask crd`; edit the types there.\n";
-
-/// Takes `nullable` from every field: what is left out is left out, and a `null` in a policy is a list that somebody
-/// has yet to fill.
-fn refuse_null(value: &mut serde_yaml::Value) {
-    match value {
-        serde_yaml::Value::Mapping(fields) => {
-            // A property of that name would be an object; the keyword is a boolean.
-            if fields.get("nullable").is_some_and(serde_yaml::Value::is_bool) {
-                fields.remove("nullable");
-            }
-            fields.values_mut().for_each(refuse_null);
-        }
-        serde_yaml::Value::Sequence(items) => items.iter_mut().for_each(refuse_null),
-        _ => {}
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
 //! Holding a SYN: `connect()` waits in the kernel until the agent knows what to tell it.
 //!
 //! The rules send each new connection's SYN to a queue, outbound in `OUTPUT` before anything has been done to it, inbound
-//! in `PREROUTING` where TPROXY would take it. The agent lets the SYN run through the chains again with an answer in its
-//! mark, on into capture or to a rule that resets it; or it drops the SYN, with or without a word by ICMP. A SYN that is
-//! dropped without one comes again, by the sender's own clock, so that neither an overrun queue nor an agent that starts
-//! anew loses a connection. Where only the worker starts anew, its parent keeps the queue, and the SYNs wait on.
+//! in `PREROUTING` where TPROXY would take it. The agent lets the SYN run through the chains again, with a mark, on into
+//! capture; or it drops the SYN, and says why by a reset or by ICMP, or says nothing. Then it comes again, by the sender's
+//! own clock, so that neither an overrun queue nor an agent that starts anew loses a connection. Where only the worker
+//! starts anew, its parent keeps the queue, and the SYNs wait on.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,8 +16,10 @@ use tokio::io::unix::AsyncFd;
 
 use super::icmp::{Icmp, Unreachable};
 use super::netns::NetNs;
-use super::nfqueue::{Hook, Queue, Verdict, Waiting};
-use super::rules::{IN, InPlace, OUT, Table};
+pub use super::nfqueue::Room;
+use super::nfqueue::{Hook, Queue, Tcp, Verdict, Waiting};
+use super::reset::{Resets, Syn};
+use super::rules::{IN, OUT, Table};
 
 /// What becomes of a SYN that waits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -37,6 +39,7 @@ pub enum Answer {
 pub struct HoldQueue {
     queue: Queue,
     icmp: Icmp,
+    resets: Resets,
     failed: AtomicBool,
 }
 
@@ -74,14 +77,17 @@ impl Answer {
 impl HoldQueue {
     /// Begins a pod's queue.
     pub fn open(pod: &NetNs) -> io::Result<Self> {
-        let (queue, icmp) = pod.enter(|| Ok((Queue::open(HOLD_QUEUE, MOST_WAITING)?, Icmp::open())))?;
-        Ok(Self { queue, icmp, failed: AtomicBool::new(false) })
+        pod.enter(|| Self::over(Queue::open(HOLD_QUEUE, MOST_WAITING)?))
     }
 
     /// Goes on with a pod's queue that a worker before this one opened: the SYNs that wait in it go on waiting.
     pub fn adopt(pod: &NetNs, queue: OwnedFd) -> io::Result<Self> {
-        let icmp = pod.enter(|| Ok(Icmp::open()))?;
-        Ok(Self { queue: Queue::adopt(HOLD_QUEUE, queue)?, icmp, failed: AtomicBool::new(false) })
+        pod.enter(|| Self::over(Queue::adopt(HOLD_QUEUE, queue)?))
+    }
+
+    /// In the pod's namespace.
+    fn over(queue: Queue) -> io::Result<Self> {
+        Ok(Self { queue, icmp: Icmp::open(), resets: Resets::open()?, failed: AtomicBool::new(false) })
     }
 
     /// Readable while SYNs wait unseen. Call within a runtime; several may watch at a time.
@@ -91,10 +97,10 @@ impl HoldQueue {
         unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(io::Error::from)
     }
 
-    /// The SYNs that came meanwhile; `WouldBlock` when none did. `buffer` is only room.
-    pub fn receive(&self, buffer: &mut Vec<u8>, mut each: impl FnMut(WaitingSyn)) -> io::Result<()> {
-        self.queue.receive(buffer, |packet| {
-            let Some((client, dialled)) = packet.ends else {
+    /// The SYNs that came meanwhile. `WouldBlock` says that no more wait unseen, also behind the last ones.
+    pub fn receive(&self, room: &mut Room, mut each: impl FnMut(WaitingSyn)) -> io::Result<()> {
+        self.queue.receive(room, |packet| {
+            let Some(Tcp { source: client, destination: dialled, .. }) = packet.tcp else {
                 // No rule of ours sends such a packet here.
                 return drop(self.queue.verdict(&packet, Verdict::Drop));
             };
@@ -108,23 +114,27 @@ impl HoldQueue {
 
     /// Ends a SYN's wait. One that the queue does not know any more comes again by itself.
     pub fn answer(&self, syn: &WaitingSyn, answer: Answer) -> io::Result<()> {
-        let marked = |answer| Verdict::Repeat { mark: syn.packet.mark & !ANSWER | answer };
-        let verdict = match answer {
-            Answer::Connect => marked(CONNECT),
-            Answer::Refuse => marked(REJECT),
-            Answer::Unreachable(what) => match self.explain(syn, what) {
-                Ok(()) => Verdict::Drop,
-                // A client that cannot be told why hears at least that.
-                Err(_) => marked(REJECT),
-            },
-            Answer::Ignore => Verdict::Drop,
+        let told = match answer {
+            Answer::Connect => {
+                return self.queue.verdict(&syn.packet, Verdict::Repeat { mark: syn.packet.mark | CONNECT });
+            }
+            Answer::Refuse => self.reset(syn),
+            // A client that cannot be told why hears at least that.
+            Answer::Unreachable(what) => self.explain(syn, what).or_else(|_| self.reset(syn)),
+            Answer::Ignore => Ok(()),
         };
-        self.queue.verdict(&syn.packet, verdict)
+        self.queue.verdict(&syn.packet, Verdict::Drop)?;
+        told
     }
 
     fn explain(&self, syn: &WaitingSyn, what: Unreachable) -> io::Result<()> {
         let beginning = syn.packet.beginning().ok_or(io::ErrorKind::InvalidInput)?;
         self.icmp.send(syn.client.ip(), what, beginning)
+    }
+
+    fn reset(&self, syn: &WaitingSyn) -> io::Result<()> {
+        let Tcp { source: from, destination: to, sequence } = syn.packet.tcp.ok_or(io::ErrorKind::InvalidInput)?;
+        self.resets.send(&Syn { from, to, sequence, interface: syn.packet.interface })
     }
 
     /// Gives the queue's number back, so that it can be opened anew; SYNs that wait are dropped, and come again.
@@ -152,16 +162,14 @@ impl AsFd for HoldQueue {
 impl WaitingSyn {
     /// One that no kernel knows.
     pub fn unknown(direction: HoldDirection, client: SocketAddr, dialled: SocketAddr) -> Self {
-        let ends = Some((client, dialled));
-        let packet = Waiting { id: u32::MAX, mark: 0, hook: Hook::Output, ends, head: [0; 48] };
+        let tcp = Some(Tcp { source: client, destination: dialled, sequence: 0 });
+        let packet = Waiting { id: u32::MAX, mark: 0, hook: Hook::Output, interface: 0, tcp, head: [0; 48] };
         Self { direction, client, dialled, packet }
     }
 }
 
 /// The rules of `mangle` for connections that the pod dials. They stand after all exceptions.
 pub(super) fn outbound(table: &mut Table<'_>) {
-    // A rejected connection is not marked as captured: if its SYN comes again it is a question again.
-    table.rule(OUT, &format!("-p tcp --syn {REJECTED} -j RETURN"));
     // No --queue-bypass here or below: without an agent the SYN would go on undecided. It is dropped, and comes again.
     table
         .rule(OUT, &format!("-p tcp --syn -m conntrack --ctstate NEW {UNDECIDED} -j NFQUEUE --queue-num {HOLD_QUEUE}"));
@@ -169,22 +177,7 @@ pub(super) fn outbound(table: &mut Table<'_>) {
 
 /// The rules of `mangle` for plaintext that arrives. They stand after all exceptions.
 pub(super) fn inbound(table: &mut Table<'_>) {
-    table.rule(IN, &format!("-p tcp --syn {REJECTED} -j RETURN"));
     table.rule(IN, &format!("-p tcp --syn {UNDECIDED} -j NFQUEUE --queue-num {HOLD_QUEUE}"));
-}
-
-/// The rule of `nat` that keeps rejected SYNs from being redirected.
-pub(super) fn not_redirected(table: &mut Table<'_>, chain: &str) {
-    table.rule(chain, &format!("{REJECTED} -j RETURN"));
-}
-
-/// The table that resets SYNs which are to be rejected.
-pub(super) fn filter(in_place: &InPlace, text: &mut String) {
-    let mut table = Table::begin_at("filter", "INPUT", in_place, text);
-    for chain in [OUT, IN] {
-        table.rule(chain, &format!("-p tcp --syn {REJECTED} -j REJECT --reject-with tcp-reset"));
-    }
-    table.end();
 }
 
 /// Queues have numbers of their own in each namespace; this one is named after the port that its SYNs go on to.
@@ -192,12 +185,9 @@ const HOLD_QUEUE: u16 = 15001;
 /// How many SYNs may wait in the kernel; one more is dropped, and comes again.
 const MOST_WAITING: u32 = 65_536;
 
-// The bits of a mark that hold an answer: above those that say whose it is, and above those of probes.
+// The bit of a mark that says that a SYN may go on: above those that say whose it is, and above those of probes.
 const CONNECT: u32 = 0x4_0000;
-const REJECT: u32 = 0x8_0000;
-const ANSWER: u32 = CONNECT | REJECT;
-const UNDECIDED: &str = "-m mark --mark 0x0/0xc0000";
-const REJECTED: &str = "-m mark --mark 0x80000/0x80000";
+const UNDECIDED: &str = "-m mark --mark 0x0/0x40000";
 
 #[cfg(test)]
 mod tests {
@@ -205,9 +195,8 @@ mod tests {
     use crate::capture::rules::{MASK, PROBE_PROVEN, PROBE_REFUTED};
 
     #[test]
-    fn an_answer_has_bits_of_its_own_in_the_mark() {
-        assert_eq!(ANSWER & (MASK | PROBE_PROVEN | PROBE_REFUTED), 0);
-        assert!(UNDECIDED.ends_with(&format!("0x0/{ANSWER:#x}")), "{UNDECIDED}");
-        assert!(REJECTED.ends_with(&format!("{REJECT:#x}/{REJECT:#x}")), "{REJECTED}");
+    fn an_answer_has_a_bit_of_its_own_in_the_mark() {
+        assert_eq!(CONNECT & (MASK | PROBE_PROVEN | PROBE_REFUTED), 0);
+        assert!(UNDECIDED.ends_with(&format!("0x0/{CONNECT:#x}")), "{UNDECIDED}");
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address;
 use super::netns::{self, NetNs};
+use super::reset::Resets;
 use super::rules::{InPlace, IpVersion, Marks, Mode, OtherMesh, Phase, Ports, Probes, RuleSet, removal};
 use crate::mesh::Exclusions;
 
@@ -32,7 +33,7 @@ pub struct Chosen {
     pub back_end: BackEnd,
     /// Whether probes can wait in a queue (`NFQUEUE`).
     pub queue: bool,
-    /// Whether SYNs can wait for the agent's answer (`NFQUEUE`, `REJECT`, the `filter` table).
+    /// Whether SYNs can wait for the agent's answer (`NFQUEUE`, raw sockets).
     pub hold: bool,
     /// Why anything better was not chosen, for the log.
     pub refused: Vec<String>,
@@ -80,7 +81,7 @@ impl Chosen {
                         Ok(()) => return Ok(Self { refused, ..chosen }),
                         Err(cause) => {
                             let with = match (queue, hold) {
-                                (_, true) => " with NFQUEUE and REJECT",
+                                (_, true) => " with SYNs that wait",
                                 (true, false) => " with NFQUEUE",
                                 (false, false) => "",
                             };
@@ -94,6 +95,9 @@ impl Chosen {
     }
 
     fn try_out(&self) -> io::Result<()> {
+        if self.hold {
+            Resets::open()?;
+        }
         let probes = self.queue.then(|| Probes {
             queue: 0,
             ports: [80].into(),

@@ -25,6 +25,7 @@ mod pod;
 mod probe;
 mod proof;
 mod reconcile;
+mod reset;
 mod routes;
 mod rules;
 pub mod show;
@@ -37,7 +38,7 @@ mod tests;
 
 pub use address::{addresses_in, ipv6_usable};
 pub use handed::HandedOver;
-pub use hold::{Answer, HoldDirection, HoldQueue, WaitingSyn};
+pub use hold::{Answer, HoldDirection, HoldQueue, Room, WaitingSyn};
 pub use icmp::Unreachable;
 pub use iptables::{BackEnd, CaptureUnavailable, Found};
 pub use keeper::ListenerKeeper;

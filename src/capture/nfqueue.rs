@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ptr;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
@@ -17,6 +18,9 @@ pub struct Queue {
     number: u16,
 }
 
+/// Where packets are received.
+pub struct Room(Box<[[u8; ROOM]; AT_ONCE]>);
+
 /// A packet that waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Waiting {
@@ -25,10 +29,19 @@ pub struct Waiting {
     pub mark: u32,
     /// Where it waits.
     pub hook: Hook,
-    /// The two ends, if the packet is TCP.
-    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// The interface that it came by; zero for none.
+    pub interface: u32,
+    pub tcp: Option<Tcp>,
     /// How the packet begins: the IP header and eight bytes behind it, where there are no IP options.
     pub head: [u8; HEAD],
+}
+
+/// What a packet of TCP's begins with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tcp {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub sequence: u32,
 }
 
 /// Where in its way through the kernel a packet waits.
@@ -78,8 +91,8 @@ impl Queue {
         socket.set_non_blocking(true)?;
         let queue = Self { socket, number };
         // What nobody has read yet would be heard of twice.
-        let mut buffer = Vec::new();
-        while queue.receive(&mut buffer, |_| ()).is_ok() {}
+        let mut room = Room::default();
+        while queue.receive(&mut room, |_| ()).is_ok() {}
         // A batch is of all up to a number, as numbers are compared that may wrap: one half after the other.
         for last in [u32::MAX / 2, u32::MAX] {
             let mut attributes = Vec::new();
@@ -89,14 +102,15 @@ impl Queue {
         Ok(queue)
     }
 
-    /// The next packets that wait unseen; `WouldBlock` when none does. `buffer` is only room.
-    pub fn receive(&self, buffer: &mut Vec<u8>, mut each: impl FnMut(Waiting)) -> io::Result<()> {
-        buffer.clear();
-        buffer.reserve(RECEIVE_ROOM);
-        self.socket.recv(buffer, 0)?;
-        let packets = messages(buffer).filter(|(kind, _)| *kind == QUEUE | NFQNL_MSG_PACKET);
-        packets.filter_map(|(_, body)| waiting(body)).for_each(&mut each);
-        Ok(())
+    /// The next packets that wait unseen. `WouldBlock` says that none does any more, also behind the last ones: saying so
+    /// now saves the call that would find nothing.
+    pub fn receive(&self, room: &mut Room, mut each: impl FnMut(Waiting)) -> io::Result<()> {
+        let all = room.receive(self.as_fd())?;
+        for datagram in &all {
+            let packets = messages(datagram).filter(|(kind, _)| *kind == QUEUE | NFQNL_MSG_PACKET);
+            packets.filter_map(|(_, body)| waiting(body)).for_each(&mut each);
+        }
+        if all.len() < AT_ONCE { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     }
 
     pub fn verdict(&self, packet: &Waiting, verdict: Verdict) -> io::Result<()> {
@@ -157,6 +171,40 @@ impl Queue {
     }
 }
 
+impl Room {
+    /// Several datagrams by one call.
+    fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<Vec<&[u8]>> {
+        let mut parts =
+            self.0.each_mut().map(|room| libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() });
+        let mut headers = parts.each_mut().map(|part| {
+            // SAFETY: all of it are numbers and pointers, for which zero stands for nothing.
+            let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            header.msg_hdr.msg_iov = part;
+            header.msg_hdr.msg_iovlen = 1;
+            header
+        });
+        // SAFETY: the descriptor is open; each header has one part, which is room of ours of the length that it says.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                AT_ONCE as u32,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        let filled = self.0.iter().zip(&headers).take(count);
+        Ok(filled.filter_map(|(room, header)| room.get(..header.msg_len as usize)).collect())
+    }
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Box::new([[0; ROOM]; AT_ONCE]))
+    }
+}
+
 impl Waiting {
     /// The IP header and eight bytes behind it, as ICMP repeats them; none where the header has options.
     pub fn beginning(&self) -> Option<&[u8]> {
@@ -193,7 +241,8 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 
 fn waiting(body: &[u8]) -> Option<Waiting> {
     let mut rest = body.get(NFGENMSG..)?;
-    let (mut id, mut hook, mut mark, mut ends, mut head) = (None, Hook::Prerouting, 0, None, [0; HEAD]);
+    let (mut id, mut hook, mut mark, mut interface) = (None, Hook::Prerouting, 0, 0);
+    let (mut tcp, mut head) = (None, [0; HEAD]);
     while let Some(length) = rest.first_chunk().map(|length| usize::from(u16::from_ne_bytes(*length))) {
         let attribute = rest.get(..length).filter(|attribute| attribute.len() >= 4)?;
         let kind = u16::from_ne_bytes([attribute[2], attribute[3]]) & NLA_TYPE_MASK;
@@ -206,20 +255,21 @@ fn waiting(body: &[u8]) -> Option<Waiting> {
                 }
             }
             NFQA_MARK => mark = u32::from_be_bytes(*value.first_chunk()?),
+            NFQA_IFINDEX_INDEV => interface = u32::from_be_bytes(*value.first_chunk()?),
             NFQA_PAYLOAD => {
-                ends = tcp_ends(value);
+                tcp = tcp_beginning(value);
                 head.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
             }
             _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Waiting { id: id?, hook, mark, ends, head })
+    Some(Waiting { id: id?, hook, mark, interface, tcp, head })
 }
 
-/// Source and destination of a TCP packet that begins with its IP header (RFC 791, RFC 8200, RFC 9293). IPv6 extension
-/// headers are not followed: no SYN of a probe has any.
-fn tcp_ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+/// Reads a TCP packet that begins with its IP header (RFC 791, RFC 8200, RFC 9293). IPv6 extension headers are not
+/// followed: no SYN of a probe has any.
+fn tcp_beginning(packet: &[u8]) -> Option<Tcp> {
     let (source, destination, tcp): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
         4 if *packet.get(9)? == TCP => {
             let header = usize::from(packet[0] & 0xf) * 4;
@@ -233,7 +283,11 @@ fn tcp_ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
         _ => return None,
     };
     let port = |at: usize| Some(u16::from_be_bytes(*tcp.get(at..)?.first_chunk::<2>()?));
-    Some((SocketAddr::new(source, port(0)?), SocketAddr::new(destination, port(2)?)))
+    Some(Tcp {
+        source: SocketAddr::new(source, port(0)?),
+        destination: SocketAddr::new(destination, port(2)?),
+        sequence: u32::from_be_bytes(*tcp.get(4..)?.first_chunk()?),
+    })
 }
 
 fn put(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
@@ -266,6 +320,7 @@ const NFQNL_COPY_PACKET: u8 = 2;
 const NFQA_PACKET_HDR: u16 = 1;
 const NFQA_VERDICT_HDR: u16 = 2;
 const NFQA_MARK: u16 = 3;
+const NFQA_IFINDEX_INDEV: u16 = 5;
 const NFQA_PAYLOAD: u16 = 10;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
@@ -276,8 +331,10 @@ const NF_INET_LOCAL_OUT: u8 = 3;
 const TCP: u8 = 6;
 /// Enough for an IP header with options and the ports.
 const SNAP_LENGTH: u32 = 128;
-/// More than any one datagram of the kernel's.
-const RECEIVE_ROOM: usize = 16 * 1024;
+/// More than any one datagram of the kernel's: the beginning of a packet, and what is told of it.
+const ROOM: usize = 1024;
+/// How many are received by one call.
+const AT_ONCE: usize = 16;
 /// Some thousand packets.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -286,22 +343,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ends_of_a_packet_are_read_and_garbage_is_not() {
+    fn the_beginning_of_a_packet_is_read_and_garbage_is_not() {
         let mut v4 = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
-        v4.extend([0x30, 0x39, 0x00, 0x50]);
-        let ends = ("10.0.0.1:12345".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
-        assert_eq!(tcp_ends(&v4), Some(ends));
+        v4.extend([0x30, 0x39, 0x00, 0x50, 1, 2, 3, 4]);
+        let (source, destination) = ("10.0.0.1:12345".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+        assert_eq!(tcp_beginning(&v4), Some(Tcp { source, destination, sequence: 0x0102_0304 }));
         for length in 0..v4.len() {
-            assert_eq!(tcp_ends(&v4[..length]), None, "cut at {length}");
+            assert_eq!(tcp_beginning(&v4[..length]), None, "cut at {length}");
         }
         v4[9] = 17;
-        assert_eq!(tcp_ends(&v4), None, "UDP");
+        assert_eq!(tcp_beginning(&v4), None, "UDP");
         let mut v6 = vec![0; 40];
         v6[0] = 0x60;
         v6[6] = 6;
         v6[23] = 1;
         v6[39] = 2;
-        v6.extend([0, 1, 0, 2]);
-        assert_eq!(tcp_ends(&v6), Some(("[::1]:1".parse().unwrap(), "[::2]:2".parse().unwrap())));
+        v6.extend([0, 1, 0, 2, 0, 0, 0, 3]);
+        let (source, destination) = ("[::1]:1".parse().unwrap(), "[::2]:2".parse().unwrap());
+        assert_eq!(tcp_beginning(&v6), Some(Tcp { source, destination, sequence: 3 }));
     }
 }

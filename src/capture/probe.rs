@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::netns::NetNs;
-use super::nfqueue::{Queue, Verdict};
+use super::nfqueue::{Queue, Room, Verdict};
 use super::rules::{PROBE_PROVEN, PROBE_REFUTED};
 use super::sock_diag::SockDiag;
 use crate::telemetry::Seldom;
@@ -55,22 +55,23 @@ impl Drop for ProbeQueue {
 }
 
 async fn answer(queue: AsyncFd<Queue>, mut diag: SockDiag) {
-    let mut buffer = Vec::new();
+    let mut room = Room::default();
     let mut waiting = Vec::new();
     loop {
         let Ok(mut ready) = queue.readable().await else { return };
-        match ready.try_io(|queue| queue.get_ref().receive(&mut buffer, |packet| waiting.push(packet))) {
+        match ready.try_io(|queue| queue.get_ref().receive(&mut room, |packet| waiting.push(packet))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "The queue for probes failed; it is opened again.");
                 return;
             }
-            Err(_would_block) => continue,
+            // Behind those that came.
+            Err(_would_block) => {}
         }
         for packet in waiting.drain(..) {
-            let proven = packet.ends.is_some_and(|(client, server)| {
-                diag.has(client, server).unwrap_or_else(|error| {
+            let proven = packet.tcp.is_some_and(|tcp| {
+                diag.has(tcp.source, tcp.destination).unwrap_or_else(|error| {
                     static WARNINGS: Seldom = Seldom::new();
                     if let Some(left_out) = WARNINGS.speaks(Instant::now()) {
                         tracing::warn!(

@@ -138,10 +138,6 @@ impl RuleSet {
     /// The text that makes the rules so, given what is in place.
     pub fn program(&self, version: IpVersion, in_place: &InPlace) -> String {
         let mut text = String::new();
-        // First, so that no SYN is sent to be rejected where nothing rejects it; and last, when it goes.
-        if self.holds() {
-            hold::filter(in_place, &mut text);
-        }
         self.mangle(version, in_place, &mut text);
         let nat_in_place = in_place.table("nat").is_some_and(|table| !table.is_empty());
         if self.mode == Mode::Redirect {
@@ -149,14 +145,11 @@ impl RuleSet {
         } else if nat_in_place {
             remove_table("nat", in_place, &mut text);
         }
-        if !self.holds() && in_place.table("filter").is_some_and(|table| !table.is_empty()) {
+        // An earlier version had rules there.
+        if in_place.table("filter").is_some_and(|table| !table.is_empty()) {
             remove_table("filter", in_place, &mut text);
         }
         text
-    }
-
-    fn holds(&self) -> bool {
-        self.hold && self.phase == Phase::Capturing
     }
 
     fn mangle(&self, version: IpVersion, in_place: &InPlace, text: &mut String) {
@@ -231,10 +224,6 @@ impl RuleSet {
         let mut table = Table::begin("nat", in_place, text);
         if self.phase == Phase::Capturing {
             table.rule(OUT, &format!("-m mark --mark {own} -j RETURN"));
-            if self.hold {
-                hold::not_redirected(&mut table, OUT);
-                hold::not_redirected(&mut table, IN);
-            }
             self.outbound_exceptions(version, &mut table);
             table.rule(OUT, &format!("-p tcp --syn -j REDIRECT --to-ports {}", self.ports.outbound));
             table.rule(IN, "-i lo -j RETURN");
@@ -314,14 +303,9 @@ pub(super) struct Table<'a>(&'a mut String);
 impl<'a> Table<'a> {
     /// Declares our chains, which empties them, and puts the jumps to them first, once.
     fn begin(name: &str, in_place: &InPlace, text: &'a mut String) -> Self {
-        Self::begin_at(name, "PREROUTING", in_place, text)
-    }
-
-    /// The same, for what comes in at another place.
-    pub(super) fn begin_at(name: &str, arriving: &str, in_place: &InPlace, text: &'a mut String) -> Self {
         let _ = writeln!(text, "*{name}\n:{OUT} - [0:0]\n:{IN} - [0:0]");
         delete_jumps(in_place.table(name), text);
-        let _ = writeln!(text, "-I OUTPUT 1 -p tcp -j {OUT}\n-I {arriving} 1 -p tcp -j {IN}");
+        let _ = writeln!(text, "-I OUTPUT 1 -p tcp -j {OUT}\n-I PREROUTING 1 -p tcp -j {IN}");
         Self(text)
     }
 

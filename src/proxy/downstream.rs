@@ -66,13 +66,13 @@ impl Client {
         matches!(self, Self::Waiting(_))
     }
 
-    /// Connects the client, if it is not: there is somebody to talk to.
-    pub async fn connected(self, pod: &ServedPod) -> Result<TcpEnd, Failure> {
+    /// Connects the client, if it is not: there is somebody to talk to. For `accept` see [`HeldSyn::connect`].
+    pub async fn connected(self, pod: &ServedPod, accept: impl FnMut() -> bool) -> Result<TcpEnd, Failure> {
         match self {
             Self::Connected(application) => Ok(application),
             Self::Waiting(syn) => {
                 let connected = async {
-                    let application = prepare(pod, syn.connect().await?)?;
+                    let application = prepare(pod, syn.connect(accept).await?)?;
                     // The reactor is to know it before anything is relayed: of a server that has spoken and reset
                     // meanwhile, the words are lost to a client that cannot take them at once.
                     application.stream().writable().await?;

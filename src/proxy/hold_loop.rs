@@ -9,7 +9,7 @@ use super::downstream::Downstream;
 use super::held::{self, Arrival};
 use super::pods::ServedPod;
 use super::workers::Thread;
-use crate::capture::HoldQueue;
+use crate::capture::{HoldQueue, Room};
 
 /// Takes one pod's SYNs out of their queue and begins an attempt for each new client, until the pod is no longer served.
 pub async fn hold_loop(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, queue: Arc<HoldQueue>) {
@@ -29,13 +29,13 @@ async fn receive(
     queue: &Arc<HoldQueue>,
 ) -> io::Result<()> {
     let readiness = queue.watch()?;
-    let mut buffer = Vec::new();
+    let mut room = Room::default();
     loop {
         let mut ready = readiness.readable().await?;
         // A few at a time, so that the thread's connections go on.
         for _ in 0..BATCH {
             let received = ready.try_io(|_| {
-                queue.receive(&mut buffer, |syn| match proxy.held.arrive(pod.uid(), queue, syn) {
+                queue.receive(&mut room, |syn| match proxy.held.arrive(pod.uid(), queue, syn) {
                     Arrival::First(first) => proxy.begin(thread, pod, syn.direction, Downstream::Held(first)),
                     Arrival::Again => {}
                     Arrival::Overflow => {
@@ -56,4 +56,4 @@ async fn receive(
     }
 }
 
-const BATCH: usize = 64;
+const BATCH: usize = 4;

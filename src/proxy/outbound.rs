@@ -65,7 +65,7 @@ pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, d
             return connection.failed(&failure);
         }
     };
-    let application = match application.connected(&pod).await {
+    let application = match application.connected(&pod, || proxy.accept_own(&thread, &pod, client)).await {
         Ok(application) => application,
         Err(failure) => return connection.failed(&failure),
     };

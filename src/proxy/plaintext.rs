@@ -51,7 +51,8 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstrea
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
     match upstream {
-        Ok((upstream, _held)) => match application.connected(&pod).await {
+        // The client is elsewhere: it takes a while until its socket is there.
+        Ok((upstream, _held)) => match application.connected(&pod, || false).await {
             Ok(application) => carry::plain(&connection, application, upstream).await,
             Err(failure) => connection.failed(&failure),
         },

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use super::hold_loop::hold_loop;
 use super::workers::Thread;
 use super::{Proxy, outbound, plaintext, tunnel};
 use crate::capture::sock_diag::SockDiag;
-use crate::capture::{CapturedPod, Flows, HoldDirection};
+use crate::capture::{CapturedPod, Flows, HoldDirection, socket};
 use crate::mesh::{PodUid, Reason};
 
 /// The captured pods that the agent serves.
@@ -71,6 +71,20 @@ impl Proxy {
             // Where the pod's own connections are accepted, for most of those are of its SYNs.
             self.workers.spawn_on(first, move |thread| hold_loop(proxy, thread, pod, queue));
         }
+    }
+
+    /// Accepts one connection that the pod itself dialled, if one waits, from an address of the client's family.
+    ///
+    /// A client in the pod completes its handshake within the very call that lets its SYN go on. Whoever called finds
+    /// the client's socket here, and need not wait until a thread has been woken to accept it.
+    pub(super) fn accept_own(self: &Arc<Self>, here: &Rc<Thread>, pod: &Arc<ServedPod>, client: SocketAddr) -> bool {
+        let same_family =
+            |listener: &&TcpListener| listener.local_addr().is_ok_and(|l| l.is_ipv4() == client.is_ipv4());
+        let Some(listener) = pod.captured.listeners.outbound.iter().find(same_family) else { return false };
+        // What the next agent of this node lets through is that agent's to accept. An error is the accept loop's to tell.
+        let Some(Ok((stream, peer))) = (!*pod.stop.borrow()).then(|| socket::accept(listener)) else { return false };
+        self.accepted(here, pod, HoldDirection::Outbound, stream, peer);
+        true
     }
 
     /// A socket that came out of capture: of a client that waits for it, or of one that nothing is known of yet.

@@ -74,12 +74,20 @@ fn refuses_empty(scene: &Scene) -> Result<()> {
         ("{to: [{}]}", "an entry of to without an operation says nothing: give it one"),
         ("{to: [{operation: {}}]}", "an operation without a field that is known says nothing: give it at least one"),
         ("{when: [{key: source.ip}]}", "a condition without values says nothing: give values or notValues"),
-        ("{from: []}", "spec.rules[0].from"),
-        ("{to: []}", "spec.rules[0].to"),
-        ("{when: []}", "spec.rules[0].when"),
-        ("{from: [{source: {namespaces: []}}]}", "spec.rules[0].from[0].source.namespaces"),
     ] {
         refused(scene, "AuthorizationPolicy", &format!("{{rules: [{rule}]}}"), wanted)?;
+    }
+    for (rule, field) in [
+        ("{from: []}", "from"),
+        ("{to: []}", "to"),
+        ("{when: []}", "when"),
+        ("{from: [{source: {namespaces: []}}]}", "from[0].source.namespaces"),
+        ("{to: [{operation: {notPorts: []}}]}", "to[0].operation.notPorts"),
+    ] {
+        let wanted = format!("spec.rules[0].{field}: Invalid value:");
+        refused(scene, "AuthorizationPolicy", &format!("{{rules: [{rule}]}}"), &wanted)?;
+        let cure = "give it at least one entry, or leave the field out";
+        refused(scene, "AuthorizationPolicy", &format!("{{rules: [{rule}]}}"), cure)?;
     }
     Ok(())
 }
@@ -96,6 +104,28 @@ fn refuses_malformed(scene: &Scene) -> Result<()> {
         ("AuthorizationPolicy", "{action: CUSTOM}", "action CUSTOM needs a provider: name it"),
         ("PeerAuthentication", "{mtls: {mode: DISABLE}}", "supported values: \"UNSET\", \"STRICT\", \"PERMISSIVE\""),
         ("PeerAuthentication", "{portLevelMtls: {'70000': {mode: STRICT}}}", "a port is a number from 1 to 65535"),
+        ("PeerAuthentication", "{portLevelMtls: {}}", "give it at least one entry, or leave the field out"),
+        (
+            "AuthorizationPolicy",
+            "{rules: [{from: [{source: {principals: ['spiffe://cluster.local/ns/shop/sa/web', 'a/ns/b/sa/c']}}]}]}",
+            "spec.rules[].from[].source.principals: spiffe://cluster.local/ns/shop/sa/web is not an identity such as \
+             cluster.local/ns/shop/sa/web: write it without spiffe://",
+        ),
+        (
+            "AuthorizationPolicy",
+            "{rules: [{from: [{source: {notServiceAccounts: ['shop/*']}}]}]}",
+            "shop/* is not a service account such as web or shop/web: write namespace/name without a *",
+        ),
+        (
+            "AuthorizationPolicy",
+            "{rules: [{from: [{source: {ipBlocks: [everything]}}]}]}",
+            "everything is not an address or a range of addresses: write 10.1.2.3, 10.0.0.0/8",
+        ),
+        (
+            "AuthorizationPolicy",
+            "{rules: [{to: [{operation: {ports: ['https']}}]}]}",
+            "https is not a port: write a number from 1 to 65535 in quotes",
+        ),
     ] {
         refused(scene, kind, spec, wanted)?;
     }

@@ -37,8 +37,18 @@ pub fn trials() -> Vec<Trial> {
             lab(),
             |lab| every_outcome_is_that_of_the_bare_network(lab, &["--same-node=tunnel"]),
         ),
-        trial_with("truthful::a_server_that_proves_another_identity_is_prohibited", lab(), another_identity),
-        trial_with("truthful::what_the_mesh_forbids_is_prohibited", lab(), what_the_mesh_forbids_is_prohibited),
+        trial_with("truthful::a_server_that_proves_another_identity_is_prohibited", lab(), |lab| {
+            another_identity(lab, &[])
+        }),
+        trial_with("truthful::a_server_that_proves_another_identity_is_prohibited_over_hbone", lab(), |lab| {
+            another_identity(lab, &["--tunnel=hbone"])
+        }),
+        trial_with("truthful::what_the_mesh_forbids_is_prohibited", lab(), |lab| {
+            what_the_mesh_forbids_is_prohibited(lab, &[])
+        }),
+        trial_with("truthful::what_the_mesh_forbids_is_prohibited_over_hbone", lab(), |lab| {
+            what_the_mesh_forbids_is_prohibited(lab, &["--tunnel=hbone", "--same-node=tunnel"])
+        }),
     ];
     trials.extend(bounds::trials());
     trials.extend(programs::trials());
@@ -51,8 +61,7 @@ fn every_outcome_is_that_of_the_bare_network(lab: &Lab, arguments: &[&str]) -> R
     let scene = Scene::new(lab)?;
     let calls = scene.calls(lab);
     let bare: Vec<Told> = calls.iter().map(|call| call.told()).collect();
-    let options = arguments.iter().fold(AgentOptions::default(), |options, argument| options.arg(argument));
-    let agents = lab.start_agents(&options)?;
+    let agents = lab.start_agents(&with(arguments))?;
     for (call, bare) in calls.iter().zip(bare) {
         let told = call.told();
         ensure!(told == bare, "{call:?}: {told:?}, and {bare:?} without the mesh");
@@ -72,20 +81,28 @@ fn every_outcome_is_that_of_the_bare_network(lab: &Lab, arguments: &[&str]) -> R
     Ok(())
 }
 
-fn what_the_mesh_forbids_is_prohibited(lab: &Lab) -> Result<()> {
+fn what_the_mesh_forbids_is_prohibited(lab: &Lab, arguments: &[&str]) -> Result<()> {
     let scene = Scene::new(lab)?;
-    let live: Vec<SocketAddr> = scene.cart.ips().iter().map(|ip| SocketAddr::new(*ip, LIVE)).collect();
-    let firewalled = [&scene.web, &scene.stranger]
-        .map(|client| Firewalled::ask(client, &scene.cart, &live).map(|firewalled| (client, firewalled)));
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    // Each with the node whose agent decides first.
+    let calls = [
+        (&scene.web, &scene.cart, 0),
+        (&scene.web, &scene.near, 0),
+        (&scene.stranger, &scene.cart, 1),
+        (&scene.stranger, &scene.near, 0),
+    ];
+    let mut firewalled = Vec::new();
+    for (client, server, _) in calls {
+        firewalled.push((client, Firewalled::ask(client, server, LIVE)?));
+    }
+    let agents = lab.start_agents(&with(arguments))?;
     lab.put(&json!({
         "apiVersion": "selvedge.dev/v1alpha1",
         "kind": "AuthorizationPolicy",
         "metadata": {"namespace": "shop", "name": "not-this-port"},
         "spec": {"action": "DENY", "rules": [{"to": [{"operation": {"ports": [LIVE.to_string()]}}]}]},
     }))?;
-    for (client, agent) in [(&scene.web, &agents[0]), (&scene.stranger, &agents[1])] {
-        for ip in scene.cart.ips() {
+    for (client, server, agent) in calls {
+        for ip in server.ips() {
             let prohibited = prohibited(*ip);
             eventually("the policy is in force", BOUND, || {
                 (told(client, (*ip, LIVE).into(), BOUND) == prohibited).then_some(())
@@ -98,33 +115,26 @@ fn what_the_mesh_forbids_is_prohibited(lab: &Lab) -> Result<()> {
             let told = told(client, (*ip, DEAD).into(), BOUND);
             ensure!(told == Told::Error(ErrorKind::ConnectionRefused), "what is not forbidden: {told:?}");
         }
-        agent.access_line("the denial", |line| line["reason"] == "policy:shop/not-this-port")?;
+        agents[agent].access_line("the denial", |line| line["reason"] == "policy:shop/not-this-port")?;
     }
-    for firewalled in firewalled {
-        let (client, firewalled) = firewalled?;
-        firewalled.is_the_same(client)?;
-    }
+    firewalled.iter().try_for_each(|(client, firewalled)| firewalled.is_the_same(client))?;
     ensure!(scene.servers.iter().all(|server| server.peers().iter().all(|peer| peer.ip() != scene.stranger.ip())));
     Ok(())
 }
 
-fn another_identity(lab: &Lab) -> Result<()> {
+fn another_identity(lab: &Lab, arguments: &[&str]) -> Result<()> {
     let scene = Scene::new(lab)?;
     let live = |ip: &IpAddr| SocketAddr::new(*ip, LIVE);
     ensure!(scene.cart.ips().iter().all(|ip| told(&scene.web, live(ip), BOUND) == Told::Connected), "the bare network");
-    let firewalled: Vec<_> = scene
-        .cart
-        .ips()
-        .iter()
-        .map(|ip| Firewalled::ask(&scene.web, &scene.cart, &[live(ip)]))
-        .collect::<Result<_>>()?;
+    let firewalled = Firewalled::ask(&scene.web, &scene.cart, LIVE)?;
     // On its node no agent runs; at its tunnel port answers somebody whom the CA knows by another name.
-    let agent = lab.node("node-a").start_agent(&AgentOptions::default())?;
-    for (ip, firewalled) in scene.cart.ips().iter().zip(firewalled) {
+    let agent = lab.node("node-a").start_agent(&with(arguments))?;
+    let mut serving = Vec::new();
+    for ip in scene.cart.ips() {
         let offer = Offer::new(Credential::of(&lab.ca(), "shop/impostor")?).acceptor(&lab.ca())?;
         let listener = scene.cart.listen(SocketAddr::new(*ip, TUNNEL))?;
         listener.set_nonblocking(true)?;
-        let serving = raw_peer::runtime().spawn(async move {
+        serving.push(raw_peer::runtime().spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             loop {
                 let (stream, _) = listener.accept().await?;
@@ -133,14 +143,14 @@ fn another_identity(lab: &Lab) -> Result<()> {
             }
             #[expect(unreachable_code, reason = "it says what the block returns")]
             io::Result::Ok(())
-        });
+        }));
         for _ in 0..4 {
             let told = told(&scene.web, live(ip), BOUND);
             ensure!(told == prohibited(*ip), "{ip}: {told:?}");
         }
-        firewalled.is_the_same(&scene.web)?;
-        serving.abort();
     }
+    firewalled.is_the_same(&scene.web)?;
+    serving.iter().for_each(|serving| serving.abort());
     agent.access_line("the impostor", |line| line["reason"] == "tls")?;
     ensure!(answers(&agent, "outbound", "prohibited")? >= 4.0);
     Ok(())
@@ -226,6 +236,10 @@ impl std::fmt::Debug for Call<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, {} to {}", self.what, self.client.full_name(), self.to)
     }
+}
+
+fn with(arguments: &[&str]) -> AgentOptions {
+    arguments.iter().fold(AgentOptions::default(), |options, argument| options.arg(argument))
 }
 
 fn outside(lab: &Lab) -> Vec<IpAddr> {

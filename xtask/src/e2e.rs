@@ -35,6 +35,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The tests, as a section of `cargo xtask test`: on a cluster of their own, which does not outlive them.
+pub fn section() -> Result<Tally> {
+    tests(&Options { filter: None, keep: false, scale: false, name: "test".to_owned() })
+}
+
 fn tests(options: &Options) -> Result<Tally> {
     crate::cluster::check_rights()?;
     let images = image::for_tests()?;

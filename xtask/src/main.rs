@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Cluster(options) => cluster::run(&options),
         Command::Image(options) => image::run(&options),
         Command::E2e(options) => e2e::run(&options),
+        Command::Prepare => test::prepare(),
         Command::Crd => build::write_crds().and_then(|()| install::write()).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
@@ -57,6 +58,8 @@ enum Command {
     Image(image::Options),
     /// Runs the tests on a real cluster, which is brought up once for all of them.
     E2e(e2e::Options),
+    /// Builds ahead what takes long and what tests need: release binary, images, the cluster's programs.
+    Prepare,
     /// Writes crd/ anew from the Rust types, and the Helm charts from crd/ and daemonset/base.
     Crd,
 }

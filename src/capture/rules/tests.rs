@@ -62,11 +62,10 @@ fn a_syn_is_held_after_every_exception_and_before_it_is_captured() {
         let out = chain(&text, "mangle", OUT);
         let held = out.iter().position(|rule| rule.contains("NFQUEUE")).expect("outbound SYNs are held");
         assert_eq!(
-            out[held - 2..=held],
+            out[held - 1..=held],
             [
                 "-d 255.255.255.255/32 -j RETURN",
-                "-p tcp --syn -m mark --mark 0x80000/0x80000 -j RETURN",
-                "-p tcp --syn -m conntrack --ctstate NEW -m mark --mark 0x0/0xc0000 -j NFQUEUE --queue-num 15001",
+                "-p tcp --syn -m conntrack --ctstate NEW -m mark --mark 0x0/0x40000 -j NFQUEUE --queue-num 15001",
             ]
         );
         assert_eq!(out[held + 1..].is_empty(), mode == Mode::Redirect, "{text}");
@@ -78,25 +77,28 @@ fn a_syn_is_held_after_every_exception_and_before_it_is_captured() {
         };
         assert!(arriving[..held].contains(&"-p tcp --dport 15008 -j RETURN"), "{text}");
         assert_eq!(
-            arriving[held - 2..=held],
-            [
-                last_exception,
-                "-p tcp --syn -m mark --mark 0x80000/0x80000 -j RETURN",
-                "-p tcp --syn -m mark --mark 0x0/0xc0000 -j NFQUEUE --queue-num 15001",
-            ]
+            arriving[held - 1..=held],
+            [last_exception, "-p tcp --syn -m mark --mark 0x0/0x40000 -j NFQUEUE --queue-num 15001",]
         );
         assert!(!text.contains("queue-bypass"), "a SYN would pass undecided: {text}");
-        for rejected in [chain(&text, "filter", OUT), chain(&text, "filter", IN)] {
-            assert_eq!(rejected, ["-p tcp --syn -m mark --mark 0x80000/0x80000 -j REJECT --reject-with tcp-reset"]);
-        }
-        let before = |one: &str, other: &str| text.find(one) < text.find(other);
-        assert!(before("*filter", "*mangle"), "a SYN would be sent to be rejected where nothing rejects it");
+        assert!(!text.contains("*filter"), "every packet would pass by it: {text}");
         let (in_place, _) = InPlace::parse(&text);
         for gone in [rules(mode), RuleSet { hold: true, phase: Phase::Leaving, ..rules(mode) }] {
             let text = gone.program(IpVersion::V4, &in_place);
-            assert!(text.contains("-X SELVEDGE_IN") && text.find("*mangle") < text.rfind("*filter"), "{text}");
-            assert!(!text.contains("NFQUEUE") && !text.contains("REJECT"), "{text}");
+            assert!(!text.contains("NFQUEUE"), "{text}");
         }
+    }
+}
+
+#[test]
+fn what_an_earlier_version_had_in_the_filter_table_goes() {
+    let (in_place, _) = InPlace::parse(
+        "*filter\n:SELVEDGE_IN - [0:0]\n-A INPUT -p tcp -j SELVEDGE_IN\n-A SELVEDGE_IN -p tcp -j REJECT\nCOMMIT\n",
+    );
+    for hold in [true, false] {
+        let text = RuleSet { hold, ..rules(Mode::Tproxy) }.program(IpVersion::V4, &in_place);
+        let (_, filter) = text.split_once("*filter").expect("the table is changed");
+        assert!(filter.contains("-D INPUT -p tcp -j SELVEDGE_IN") && filter.contains("-X SELVEDGE_IN"), "{text}");
     }
 }
 

@@ -99,12 +99,17 @@ impl Plan {
         })
     }
 
-    /// An error of a socket that policy may have caused.
+    /// An error of a socket that policy may have caused: what it forbids is unreachable, what it ends is reset.
     pub fn forgives(&self, error: &anyhow::Error) -> bool {
-        let cut =
-            [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe, ErrorKind::ConnectionAborted, ErrorKind::NotConnected];
+        let caused = [
+            ErrorKind::HostUnreachable,
+            ErrorKind::ConnectionReset,
+            ErrorKind::BrokenPipe,
+            ErrorKind::ConnectionAborted,
+            ErrorKind::NotConnected,
+        ];
         self.route == Route::NowAndThen
-            && error.downcast_ref::<std::io::Error>().is_some_and(|error| cut.contains(&error.kind()))
+            && error.downcast_ref::<std::io::Error>().is_some_and(|error| caused.contains(&error.kind()))
     }
 }
 

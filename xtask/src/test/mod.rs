@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that guards the project, section by section.
 
+mod ahead;
 mod bench;
 mod dependencies;
 mod generated;
@@ -17,8 +18,11 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{cargo, release, root};
+use crate::e2e;
 use crate::image;
 use crate::style::{bad, bold, dim, mark};
+use crate::test::ahead::Ahead;
+pub use crate::test::ahead::prepare;
 use crate::test::runner::check;
 pub use crate::test::runner::{Excerpt, Tally, count_tests};
 use crate::tools;
@@ -47,7 +51,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::NETCAT, &tools::PSQL])?;
-    let results: Vec<_> = sections.into_iter().map(|section| SectionResult::of(section, options.retries)).collect();
+    let mut ahead =
+        if sections.len() > 1 && sections.iter().any(|section| section.built) { Some(Ahead::start()?) } else { None };
+    let mut results = Vec::new();
+    for section in sections {
+        if section.built
+            && let Some(ahead) = ahead.take()
+        {
+            ahead.wait()?;
+        }
+        results.push(SectionResult::of(section, options.retries));
+    }
     // Once more and last, for whoever sees no more than the end.
     results.iter().flat_map(|result| &result.tally.failures).take(SPOKEN).for_each(|failure| failure.print("failed:"));
     results.iter().flat_map(|result| &result.tally.flaky).take(SPOKEN).for_each(|failure| failure.print("flaky:"));
@@ -78,6 +92,8 @@ struct Section {
     name: &'static str,
     /// Whether its tests depend on what else the machine does.
     live: bool,
+    /// Whether it needs what takes long to build.
+    built: bool,
     run: fn() -> Result<Tally>,
 }
 
@@ -92,41 +108,46 @@ impl Section {
     }
 }
 
-const SECTIONS: [Section; 15] = [
-    Section { name: "formatting", live: false, run: || check(cargo().args(["fmt", "--all", "--check"])) },
+const SECTIONS: [Section; 16] = [
+    Section { name: "formatting", live: false, built: false, run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
         live: false,
+        built: false,
         run: || check(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
     },
     Section {
         name: "unit and property tests",
         live: true,
+        built: false,
         run: || count_tests(cargo().args(["test", "--workspace", "--lib", "--bins", "--locked", "--no-fail-fast"])),
     },
-    Section { name: "command line and process tests", live: true, run: process_tests },
+    Section { name: "command line and process tests", live: true, built: false, run: process_tests },
     Section {
         name: "doc tests",
         live: false,
+        built: false,
         run: || count_tests(cargo().args(["test", "--workspace", "--doc", "--locked", "--no-fail-fast"])),
     },
     Section {
         name: "real network",
         live: true,
+        built: false,
         run: || {
             let lab = count_tests(cargo().args(["test", "--workspace", "--test", "lab", "--locked"]))?;
             Ok(lab + &count_tests(cargo().args(["test", "--workspace", "--test", "network", "--locked"]))?)
         },
     },
-    Section { name: "real network over HBONE", live: true, run: over_hbone },
-    Section { name: "real network, tunnels on one node", live: true, run: tunnels_on_one_node },
-    Section { name: "real network without root", live: true, run: unprivileged::network },
-    Section { name: "dependencies and licences", live: false, run: dependencies::check },
-    Section { name: "generated files", live: false, run: generated::check },
-    Section { name: "images", live: false, run: image::check },
-    Section { name: "demo", live: true, run: demo },
-    Section { name: "demo without root", live: true, run: unprivileged::demo },
-    Section { name: "bench", live: true, run: bench::check },
+    Section { name: "real network over HBONE", live: true, built: false, run: over_hbone },
+    Section { name: "real network, tunnels on one node", live: true, built: false, run: tunnels_on_one_node },
+    Section { name: "real network without root", live: true, built: false, run: unprivileged::network },
+    Section { name: "dependencies and licences", live: false, built: false, run: dependencies::check },
+    Section { name: "generated files", live: false, built: false, run: generated::check },
+    Section { name: "images", live: false, built: true, run: image::check },
+    Section { name: "demo", live: true, built: true, run: demo },
+    Section { name: "demo without root", live: true, built: true, run: unprivileged::demo },
+    Section { name: "bench", live: true, built: true, run: bench::check },
+    Section { name: "real cluster", live: true, built: true, run: real_cluster },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
@@ -205,6 +226,14 @@ impl SectionResult {
     fn words(&self) -> String {
         format!("{} in {:.1} s", self.tally.words(), self.took.as_secs_f64())
     }
+}
+
+fn real_cluster() -> Result<Tally> {
+    if !is_root() {
+        println!("left out: a cluster needs root; sudo env \"PATH=$PATH\" cargo xtask e2e");
+        return Ok(Tally::default());
+    }
+    e2e::section()
 }
 
 fn demo() -> Result<Tally> {

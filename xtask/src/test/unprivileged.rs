@@ -24,7 +24,7 @@ pub fn network() -> Result<Tally> {
     let lab = place.put(&test_program(&["--workspace", "--test", "lab"], "lab")?)?;
     let tally = count_tests(&mut place.command(&lab))?;
     let network = place.put(&test_program(&["--workspace", "--test", "network"], "network")?)?;
-    let selvedge = place.put(&test_program(&["--package", "selvedge", "--bin", "selvedge"], "selvedge")?)?;
+    let selvedge = place.put(&test_program(&["--workspace", "--bin", "selvedge"], "selvedge")?)?;
     Ok(tally + &count_tests(place.command(&network).env("SELVEDGE_BIN", &selvedge))?)
 }
 
