@@ -12,6 +12,7 @@ mod joining;
 mod mesh;
 mod network_policy;
 mod nodes;
+mod outages;
 mod policies;
 mod rotation;
 mod scale;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         tools::trials(),
         traffic::trials(),
         network_policy::trials(),
+        outages::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],
