@@ -12,11 +12,17 @@ mod joining;
 mod mesh;
 mod nodes;
 mod policies;
+mod probes;
 mod rotation;
 mod scale;
 mod scene;
 mod services;
+mod starting;
 mod status;
+mod turnover;
+mod uninstall;
+mod upgrade;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -35,6 +41,11 @@ fn main() -> ExitCode {
         status::trials(),
         rotation::trials(),
         joining::trials(),
+        probes::trials(),
+        starting::trials(),
+        turnover::trials(),
+        upgrade::trials(),
+        uninstall::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 
-use crate::build::cargo;
+use crate::build::{cargo, release_path};
 use crate::cluster::{Cluster, kwok, up};
 use crate::image;
 use crate::style::dim;
@@ -58,6 +58,7 @@ fn on_cluster(options: &Options, images: &[std::path::PathBuf]) -> Result<Tally>
     let mut command = cargo();
     command.args(["test", "--workspace", "--test", "e2e", "--locked", "--"]).args(&options.filter);
     command.env("SELVEDGE_XTASK", env::current_exe()?).env("SELVEDGE_CLUSTER", &options.name);
+    command.env("SELVEDGE_BINARY", release_path()?);
     if options.scale {
         command.arg("--nocapture").env("SELVEDGE_KWOK", kwok()?);
     }
