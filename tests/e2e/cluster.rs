@@ -1,11 +1,14 @@
 //! The cluster under test: kubectl, its machines and their programs.
 
 use std::env;
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use selvedge_lab::{Namespace, eventually};
 use serde_json::Value;
 
 /// Runs kubectl, and returns what it prints.
@@ -27,6 +30,14 @@ pub fn kubectl_with_plugins(folder: &Path, arguments: &[&str]) -> Result<Output>
     command.args(arguments).env("PATH", path).stdin(Stdio::null()).output().context("cannot run kubectl")
 }
 
+/// Runs our own program as the cluster's administrator does, and returns what it prints.
+pub fn selvedge(arguments: &[&str]) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    fs::write(&kubeconfig, kubectl(&["config", "view", "--raw"])?)?;
+    succeed(Command::new(program()?).args(arguments).env("KUBECONFIG", kubeconfig))
+}
+
 /// Objects as kubectl tells them.
 pub fn get(arguments: &[&str]) -> Result<Value> {
     let text = kubectl(&[&["get", "--output", "json"], arguments].concat())?;
@@ -42,6 +53,57 @@ pub fn apply(namespace: &str, manifest: &str) -> Result<()> {
     input.write_all(manifest.as_bytes())?;
     drop(input);
     check("kubectl apply", child.wait_with_output()?).map(drop)
+}
+
+/// A kubectl that runs beside the test. What it started in a pod ends when its input does.
+pub struct Running {
+    what: String,
+    child: Child,
+}
+
+impl Running {
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        let mut command = xtask("kubectl")?;
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().context("cannot run kubectl")?;
+        Ok(Self { what: arguments.join(" "), child })
+    }
+
+    /// Ends its input, and returns what it prints.
+    pub fn end(mut self) -> Result<String> {
+        drop(self.child.stdin.take());
+        check(&self.what, self.child.wait_with_output()?)
+    }
+
+    /// Waits for it to end by itself, its input being open.
+    pub fn wait(mut self, bound: Duration) -> Result<String> {
+        let ended = || self.child.try_wait().ok().flatten();
+        eventually(&format!("it ends: {}", self.what), bound, ended)?;
+        self.end()
+    }
+}
+
+/// The network namespace of a node, or of the machine `control`.
+pub fn netns(machine: &str) -> Result<Namespace> {
+    let name = run_on(machine, &["readlink", "/proc/self/ns/net"])?;
+    let of_machine =
+        |process: &Path| fs::read_link(process.join("ns/net")).is_ok_and(|at| at == Path::new(name.trim()));
+    netns_where(of_machine)?.with_context(|| format!("no process is in the network namespace of {machine}"))
+}
+
+/// The network namespace of a running pod.
+pub fn netns_of_pod(namespace: &str, pod: &str) -> Result<Namespace> {
+    let pod = get(&["--namespace", namespace, "pod", pod])?;
+    let uid = pod["metadata"]["uid"].as_str().context("a pod without a UID")?;
+    let of_pod = |process: &Path| fs::read_to_string(process.join("cgroup")).is_ok_and(|groups| groups.contains(uid));
+    netns_where(of_pod)?.with_context(|| format!("no process is in a control group of {uid}"))
+}
+
+/// Of the first process, in the numbers of the host, that is such and is still there.
+fn netns_where(is_such: impl Fn(&Path) -> bool) -> Result<Option<Namespace>> {
+    let processes: Vec<PathBuf> = fs::read_dir("/proc")?.flatten().map(|entry| entry.path()).collect();
+    let such = processes.iter().filter(|process| is_such(process));
+    Ok(such.filter_map(|process| Namespace::open(&process.join("ns/net")).ok()).next())
 }
 
 /// Runs a command on a node, or on the machine `control`.

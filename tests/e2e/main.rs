@@ -14,13 +14,19 @@ mod network_policy;
 mod nodes;
 mod outages;
 mod policies;
+mod probes;
 mod rotation;
 mod scale;
 mod scene;
 mod services;
+mod starting;
 mod status;
 mod tools;
 mod traffic;
+mod turnover;
+mod uninstall;
+mod upgrade;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -43,6 +49,11 @@ fn main() -> ExitCode {
         traffic::trials(),
         network_policy::trials(),
         outages::trials(),
+        probes::trials(),
+        starting::trials(),
+        turnover::trials(),
+        upgrade::trials(),
+        uninstall::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {
         Some(_) => vec![scale::trials()],

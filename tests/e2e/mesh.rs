@@ -1,22 +1,46 @@
 //! Selvedge on the cluster, as its users install it.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use selvedge_lab::eventually;
 use serde_json::Value;
 
-use crate::cluster::{apply, get, kubectl, nodes, run_on};
+use crate::cluster::{apply, get, kubectl, nodes, selvedge};
+use crate::policies::install_kinds;
 use crate::scene::{BOUND, Scene};
 
-/// Installs it, or leaves it as it is; returns once every node's agent is ready.
+/// Installs it, unless it is there; returns once every node's agent is ready.
 pub fn install() -> Result<()> {
-    kubectl(&["apply", "--server-side", "--force-conflicts", "--kustomize", &folder("crd")])?;
-    let base = kubectl(&["kustomize", &folder("daemonset/base")])?;
-    // Nobody waits five minutes for a connection of a test.
-    let base = base.replace("value: 300s", "value: 20s").replace("GracePeriodSeconds: 330", "GracePeriodSeconds: 50");
-    apply(SYSTEM, &base)?;
-    roll_out()
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*installed {
+        install_kinds()?;
+        let base = kubectl(&["kustomize", &folder("daemonset/base")])?;
+        // Nobody waits five minutes for a connection of a test.
+        let base =
+            base.replace("value: 300s", "value: 30s").replace("GracePeriodSeconds: 330", "GracePeriodSeconds: 60");
+        apply(SYSTEM, &base)?;
+        roll_out()?;
+        *installed = true;
+    }
+    Ok(())
+}
+
+/// To be called by whoever takes it away.
+pub fn is_uninstalled() {
+    *INSTALLED.lock().unwrap_or_else(PoisonError::into_inner) = false;
+}
+
+/// Takes it away, if it is there, for a test that alone speaks for all nodes. The kinds stay, and what guards them.
+pub fn uninstall() -> Result<()> {
+    if !kubectl(&["get", "daemonsets", "--namespace", SYSTEM, "--output", "name"])?.is_empty() {
+        selvedge(&["uninstall"])?;
+        is_uninstalled();
+        kubectl(&["wait", "namespace", SYSTEM, "--for=delete", "--timeout=60s"])?;
+        install_kinds()?;
+    }
+    Ok(())
 }
 
 /// Waits until every agent and every controller is there and ready.
@@ -26,15 +50,6 @@ pub fn roll_out() -> Result<()> {
         kubectl(&["rollout", "status", "--namespace", SYSTEM, what, &bound])?;
     }
     Ok(())
-}
-
-/// Removes it in the order that `docs/install.md` tells.
-pub fn uninstall() -> Result<()> {
-    kubectl(&["delete", "daemonset", "selvedge-agent", "--namespace", SYSTEM])?;
-    let bound = format!("--timeout={}s", BOUND.as_secs());
-    let agents = "app.kubernetes.io/name=selvedge-agent";
-    kubectl(&["wait", "pod", "--for=delete", "--namespace", SYSTEM, "--selector", agents, &bound])?;
-    kubectl(&["delete", "--kustomize", &folder("daemonset/base")]).map(drop)
 }
 
 /// Puts a namespace into the mesh, or takes it out.
@@ -54,6 +69,16 @@ pub fn wait_captured(scene: &Scene, pod: &str) -> Result<()> {
     })
 }
 
+/// Waits until the agent of a pod's node has nothing to do with it any more.
+pub fn wait_left(scene: &Scene, pod: &str) -> Result<()> {
+    let node = node_of(scene, pod)?;
+    let left = format!("{}/{pod}", scene.namespace);
+    eventually(&format!("{left} has left"), BOUND, || {
+        let shown: Value = serde_json::from_str(&ask_agent(&node, &["capture", "show", "--output=json"]).ok()?).ok()?;
+        shown["pods"].as_array()?.iter().all(|shown| shown["pod"] != *left).then_some(())
+    })
+}
+
 /// Runs a verb of the binary in the agent of a node.
 pub fn ask_agent(node: &str, arguments: &[&str]) -> Result<String> {
     let agent = agent_of(node)?;
@@ -63,7 +88,7 @@ pub fn ask_agent(node: &str, arguments: &[&str]) -> Result<String> {
 
 /// The name of a node's agent that is not on its way out.
 pub fn agent_of(node: &str) -> Result<String> {
-    let pods = get(&["--namespace", SYSTEM, "pods", "--selector", "app.kubernetes.io/name=selvedge-agent"])?;
+    let pods = get(&["--namespace", SYSTEM, "pods", "--selector", AGENTS])?;
     let mut here = pods["items"]
         .as_array()
         .context("no list of pods")?
@@ -73,17 +98,15 @@ pub fn agent_of(node: &str) -> Result<String> {
     name.map(str::to_owned).with_context(|| format!("{node} has no agent"))
 }
 
-/// What is left on the nodes after an uninstall must be nothing.
-pub fn nothing_is_left() -> Result<()> {
-    for node in nodes()? {
-        let lists = run_on(&node, &["sh", "-c", "cat /etc/cni/net.d/*"])?;
-        ensure!(!lists.contains("selvedge"), "{node} has the entry of the plugin still");
-        let files = run_on(&node, &["sh", "-c", "ls -A /var/lib/selvedge; ls /opt/cni/bin | grep selvedge || true"])?;
-        ensure!(files.trim().is_empty(), "{node} has {files} still");
-        let rules = run_on(&node, &["sh", "-c", RULES_OF_PODS])?;
-        ensure!(!rules.contains("SELVEDGE"), "{node} has rules in its pods still: {rules}");
-    }
-    Ok(())
+/// What a node's agent wrote of the connections that have ended, and of itself.
+pub fn agent_logs(node: &str) -> Result<String> {
+    kubectl(&["logs", "--namespace", SYSTEM, &agent_of(node)?, "--container=agent"])
+}
+
+/// The first node's name, and the second's.
+pub fn two_nodes() -> Result<(String, String)> {
+    let mut nodes = nodes()?.into_iter();
+    nodes.next().zip(nodes.next()).context("this needs two nodes")
 }
 
 fn node_of(scene: &Scene, pod: &str) -> Result<String> {
@@ -91,7 +114,7 @@ fn node_of(scene: &Scene, pod: &str) -> Result<String> {
     pod["spec"]["nodeName"].as_str().map(str::to_owned).context("a pod without a node")
 }
 
-fn folder(path: &str) -> String {
+pub fn folder(path: &str) -> String {
     root().join(path).to_string_lossy().into_owned()
 }
 
@@ -101,4 +124,17 @@ pub fn root() -> PathBuf {
 }
 
 pub const SYSTEM: &str = "selvedge-system";
-const RULES_OF_PODS: &str = "for netns in /run/netns/*; do nsenter --net=$netns iptables-nft-save; nsenter --net=$netns iptables-legacy-save; done";
+/// Selects the agents' pods.
+pub const AGENTS: &str = "app.kubernetes.io/name=selvedge-agent";
+static INSTALLED: Mutex<bool> = Mutex::new(false);
+
+/// Denies everybody, in the namespace that it is in.
+pub const DENY_ALL: &str = "apiVersion: selvedge.dev/v1alpha1\n\
+                            kind: AuthorizationPolicy\n\
+                            metadata: {name: deny-all}\n\
+                            spec: {}\n";
+/// Takes mutual TLS only.
+pub const STRICT: &str = "apiVersion: selvedge.dev/v1alpha1\n\
+                          kind: PeerAuthentication\n\
+                          metadata: {name: strict}\n\
+                          spec: {mtls: {mode: STRICT}}\n";

@@ -16,7 +16,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-fn wait_until_ready(name: &str) -> Result<()> {
+pub fn wait_until_ready(name: &str) -> Result<()> {
     eventually(&format!("{name} is Ready"), BOUND, || {
         let node = get(&["node", name]).ok()?;
         let mut conditions = node["status"]["conditions"].as_array()?.iter();

@@ -236,15 +236,15 @@ fn policy(kind: &str, spec: &str) -> String {
     format!("apiVersion: selvedge.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: tried}}\nspec: {spec}\n")
 }
 
-/// Puts our kinds and their guards into the cluster, once, and waits until the guards are at work.
-/// The definitions and what goes with them, in force.
+/// Puts our kinds and their guards into the cluster, once.
 pub fn install() -> Result<()> {
     static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
-    let result = INSTALLED.get_or_init(|| install_once().map_err(|error| format!("{error:#}")));
+    let result = INSTALLED.get_or_init(|| install_kinds().map_err(|error| format!("{error:#}")));
     result.clone().map_err(anyhow::Error::msg)
 }
 
-fn install_once() -> Result<()> {
+/// Puts them into the cluster, and waits until the guards are at work.
+pub fn install_kinds() -> Result<()> {
     let crd = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crd");
     kubectl(&["apply", "--server-side", "--force-conflicts", "--filename", crd])?;
     kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "customresourcedefinition", "--all"])?;

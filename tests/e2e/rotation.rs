@@ -7,6 +7,7 @@ use selvedge_lab::eventually;
 
 use crate::cluster::{agent_image, apply, get, kubectl};
 use crate::controller::{Ca, account_and_pod, two_nodes};
+use crate::mesh::uninstall;
 use crate::policies::install;
 use crate::scene::{BOUND, Scene, trial_alone};
 
@@ -16,6 +17,8 @@ pub fn trials() -> Vec<Trial> {
 
 fn rotated(scene: &Scene) -> Result<()> {
     install()?;
+    // Agents that trust another root would be waited for.
+    uninstall()?;
     // The old root goes a minute after the last certificate under it.
     let ca = Ca::open_with(scene, 2, "1s")?;
     let [first, _] = two_nodes()?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Failed, Trial};
 use selvedge_lab::eventually;
 
-use crate::cluster::{apply, get, kubectl, test_image};
+use crate::cluster::{Running, apply, get, kubectl, test_image};
 
 /// Long enough for anything that is going to happen in a cluster, on a slow and busy machine too.
 pub const BOUND: Duration = Duration::from_secs(120);
@@ -59,7 +59,16 @@ impl Scene {
     fn open(name: &str) -> Result<Self> {
         let letters = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' });
         let name = letters.collect::<String>().to_ascii_lowercase();
-        let name = name[..name.len().min(LONGEST_NAME)].trim_matches('-').to_owned();
+        Self::make(name[..name.len().min(LONGEST_NAME)].trim_matches('-').to_owned())
+    }
+
+    /// A further namespace for the same test.
+    pub fn another(&self, called: &str) -> Result<Self> {
+        let own = &self.namespace[..self.namespace.len().min(LONGEST_NAME - called.len() - 1)];
+        Self::make(format!("{}-{called}", own.trim_matches('-')))
+    }
+
+    fn make(name: String) -> Result<Self> {
         // One of the same name may be on its way out.
         kubectl(&["delete", "namespace", &name, "--ignore-not-found"])?;
         kubectl(&["create", "namespace", &name])?;
@@ -75,19 +84,22 @@ impl Scene {
 
     /// A pod of the test image, with a label `app` of its name; returns once it is Ready.
     pub fn pod(&self, name: &str, node: &str, arguments: &[&str]) -> Result<()> {
-        let arguments = serde_json::to_string(arguments)?;
+        self.pod_with(name, node, "", arguments)?;
+        self.wait_for("condition=Ready", name)
+    }
+
+    /// The same with more in its spec, in YAML's short form (`restartPolicy: Never, hostNetwork: true`), and without
+    /// waiting for it.
+    pub fn pod_with(&self, name: &str, node: &str, spec: &str, arguments: &[&str]) -> Result<()> {
+        let (arguments, image) = (serde_json::to_string(arguments)?, test_image()?);
+        let container = format!("{{name: main, image: \"{image}\", imagePullPolicy: Never, args: {arguments}}}");
+        let more = if spec.is_empty() { String::new() } else { format!("{spec}, ") };
         self.apply(&format!(
             "apiVersion: v1\n\
              kind: Pod\n\
              metadata: {{name: {name}, labels: {{app: {name}}}}}\n\
-             spec:\n  \
-               nodeName: {node}\n  \
-               terminationGracePeriodSeconds: 1\n  \
-               containers:\n  \
-               - {{name: main, image: \"{}\", imagePullPolicy: Never, args: {arguments}}}\n",
-            test_image()?
-        ))?;
-        self.wait_for("condition=Ready", name)
+             spec: {{nodeName: {node}, terminationGracePeriodSeconds: 1, {more}containers: [{container}]}}\n"
+        ))
     }
 
     /// Waits as `kubectl wait --for` does: `condition=Ready`, `jsonpath={.status.phase}=Succeeded`.
@@ -101,6 +113,12 @@ impl Scene {
     pub fn run(&self, pod: &str, arguments: &[&str]) -> Result<String> {
         let front = ["exec", "--namespace", &self.namespace, pod, "--", "selvedge-pod"];
         Ok(kubectl(&[&front, arguments].concat())?.trim().to_owned())
+    }
+
+    /// Starts the test program in a pod; it goes on beside the test.
+    pub fn start(&self, pod: &str, arguments: &[&str]) -> Result<Running> {
+        let front = ["exec", "--stdin", "--namespace", &self.namespace, pod, "--", "selvedge-pod"];
+        Running::start(&[&front, arguments].concat())
     }
 
     pub fn logs(&self, pod: &str) -> Result<String> {

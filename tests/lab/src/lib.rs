@@ -26,6 +26,7 @@
 
 mod agent;
 mod conversation;
+mod health;
 mod http;
 mod lab;
 mod manifest;

@@ -20,7 +20,7 @@ use crate::netfilter::Networking;
 use crate::packets::Capture;
 use crate::server::Server;
 
-/// A network namespace, pinned at a path until the last handle is dropped.
+/// A network namespace: one of ours, pinned at a path until the last handle is dropped, or somebody else's.
 #[derive(Clone, Debug)]
 pub struct Namespace(Arc<Pinned>);
 
@@ -35,12 +35,18 @@ impl Namespace {
                 .with_context(|| format!("cannot pin a network namespace at {}", path.display()))?;
             Ok(File::open(path)?)
         })?;
-        let namespace = Self(Arc::new(Pinned { file, path: path.to_owned() }));
+        let namespace = Self(Arc::new(Pinned { file, path: path.to_owned(), ours: true }));
         namespace.ip_batch(["link set lo up"])?;
         Ok(namespace)
     }
 
-    /// Where it is pinned.
+    /// Opens a namespace that somebody else made, such as `/proc/PID/ns/net`. It is theirs when the handles are gone.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self(Arc::new(Pinned { file, path: path.to_owned(), ours: false })))
+    }
+
+    /// Where it is pinned, or was opened.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
@@ -219,10 +225,14 @@ impl From<(IpAddr, u16)> for ListenOn {
 struct Pinned {
     file: File,
     path: PathBuf,
+    ours: bool,
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         // Whatever stays behind goes with the world.
         let _ = umount2(&self.path, MntFlags::MNT_DETACH);
         let _ = fs::remove_file(&self.path);

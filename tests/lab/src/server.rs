@@ -8,7 +8,7 @@ use std::thread;
 
 use socket2::SockRef;
 
-use crate::http;
+use crate::{health, http};
 
 /// A server that runs until it is dropped; then its listener and its connections are gone.
 #[derive(Debug)]
@@ -60,6 +60,11 @@ impl Server {
     pub fn greeting(listener: TcpListener, greeting: &str) -> Self {
         let greeting = greeting.to_owned();
         Self::start(listener, move |mut stream| drop(stream.write_all(greeting.as_bytes()).and_then(|()| echo(stream))))
+    }
+
+    /// Answers the health checks of gRPC: that it is well.
+    pub fn grpc_health(listener: TcpListener) -> Self {
+        Self::start(listener, |stream| drop(health::answer(stream)))
     }
 
     /// Reads to the end and says nothing.

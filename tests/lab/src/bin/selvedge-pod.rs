@@ -4,6 +4,8 @@ use std::env;
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,9 @@ fn main() -> ExitCode {
         ["get", address, path] => get(address, path).map(|body| println!("{body}")),
         ["tcp", address, text] => tcp(address, text).map(|said| println!("{said}")),
         ["resolve", name] => resolve(name),
-        ["load", address, seconds] => load(address, seconds),
+        ["load", address] => load(address, &until_input_ends()),
+        ["load", address, seconds] => seconds_from_now(seconds).and_then(|over| load(address, &over)),
+        ["talk", address] => talk(address, &until_input_ends()),
         _ => Err(anyhow::anyhow!("{USAGE}")),
     };
     match result {
@@ -34,7 +38,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `KIND:PORT`, with `http`, `echo`, `greeting` and `sink` for the kinds.
+/// `KIND:PORT`, with `http`, `echo`, `greeting`, `grpc` and `sink` for the kinds.
 fn serve(servers: &[&str]) -> Result<()> {
     let name = env::var("HOSTNAME").unwrap_or_default();
     let start = |server: &&str| {
@@ -47,6 +51,7 @@ fn serve(servers: &[&str]) -> Result<()> {
             "http" => Server::http(listener, &name),
             "echo" => Server::echo(listener),
             "greeting" => Server::greeting(listener, &format!("{name}\n")),
+            "grpc" => Server::grpc_health(listener),
             "sink" => Server::sink(listener),
             _ => bail!("{kind}: no such kind of server"),
         })
@@ -95,22 +100,78 @@ fn resolve(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Requests without a pause, each over a connection of its own; prints how many were answered and what failed.
-fn load(address: &str, seconds: &str) -> Result<()> {
-    let lasts = Duration::from_secs(seconds.parse().context("how many seconds?")?);
-    let (began, mut answered, mut failures) = (Instant::now(), 0_u64, Vec::new());
-    while began.elapsed() < lasts {
-        match get(address, "/") {
-            Ok(_) => answered += 1,
-            Err(error) => {
-                failures.push(format!("{error:#}"));
-                // A server that is gone is not asked as fast as can be.
-                thread::sleep(Duration::from_millis(50));
-            }
+/// Requests without a pause, each over a connection of its own; prints how many were answered, what failed, and how long
+/// the longest took.
+fn load(address: &str, is_over: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+    let told = Mutex::new((0_u64, Vec::new(), Duration::ZERO));
+    thread::scope(|scope| {
+        for _ in 0..ASKERS {
+            scope.spawn(|| {
+                while !is_over() {
+                    let began = Instant::now();
+                    let answer = get(address, "/");
+                    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                    told.2 = told.2.max(began.elapsed());
+                    match answer {
+                        Ok(_) => told.0 += 1,
+                        Err(error) => {
+                            told.1.push(format!("{error:#}"));
+                            drop(told);
+                            // A server that is gone is not asked as fast as can be.
+                            thread::sleep(Duration::from_millis(50));
+                        }
+                    }
+                }
+            });
         }
-    }
-    println!("{}", json!({"answered": answered, "failed": failures.len(), "failures": failures}));
+    });
+    let (answered, failures, longest) = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!(
+        "{}",
+        json!({
+            "answered": answered, "failed": failures.len(), "failures": failures, "longestSeconds": longest.as_secs_f64()
+        })
+    );
     Ok(())
+}
+
+/// One connection to an echo, over which something is said again and again; prints how often it came back, and how the
+/// connection ended if it was not us who ended it.
+fn talk(address: &str, is_over: &dyn Fn() -> bool) -> Result<()> {
+    let mut stream = connect(address)?;
+    let mut heard = 0_u64;
+    let mut exchange = || -> Result<()> {
+        let text = format!("{heard:08}");
+        stream.write_all(text.as_bytes())?;
+        let mut answer = [0; 8];
+        stream.read_exact(&mut answer)?;
+        ensure!(answer == text.as_bytes(), "another answer than what was said");
+        heard += 1;
+        Ok(())
+    };
+    let mut broken = None;
+    while broken.is_none() && !is_over() {
+        broken = exchange().err().map(|error| format!("{error:#}"));
+        thread::sleep(Duration::from_millis(10));
+    }
+    println!("{}", json!({"heard": heard, "broken": broken}));
+    Ok(())
+}
+
+/// Whoever started this program closes its standard input when it is enough.
+fn until_input_ends() -> impl Fn() -> bool + Sync {
+    let ended = Arc::new(AtomicBool::new(false));
+    let tells = ended.clone();
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        tells.store(true, Ordering::Relaxed);
+    });
+    move || ended.load(Ordering::Relaxed)
+}
+
+fn seconds_from_now(seconds: &str) -> Result<impl Fn() -> bool + Sync + use<>> {
+    let (began, lasts) = (Instant::now(), Duration::from_secs(seconds.parse().context("how many seconds?")?));
+    Ok(move || began.elapsed() >= lasts)
 }
 
 fn connect(address: &str) -> Result<TcpStream> {
@@ -135,11 +196,15 @@ fn failed(address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
     anyhow::anyhow!("cannot connect to {address}: {error}")
 }
 
+/// Requests of a load under way at a time.
+const ASKERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 const USAGE: &str = "\
 usage: selvedge-pod pause
-       selvedge-pod serve http:8080 echo:9000 greeting:9001 sink:9002
+       selvedge-pod serve http:8080 echo:9000 greeting:9001 grpc:9002 sink:9003
        selvedge-pod get HOST:PORT PATH
        selvedge-pod tcp HOST:PORT TEXT
        selvedge-pod resolve NAME
-       selvedge-pod load HOST:PORT SECONDS";
+       selvedge-pod load HOST:PORT [SECONDS]
+       selvedge-pod talk HOST:PORT
+Without SECONDS, load goes on until standard input ends, as talk does.";
