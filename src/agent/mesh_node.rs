@@ -58,9 +58,8 @@ impl Captured {
         self.moved.send_replace(());
     }
 
-    fn list(&self) -> Vec<String> {
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.iter().map(ToString::to_string).collect()
+    fn list(&self) -> BTreeSet<PodUid> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -91,13 +90,14 @@ impl Publisher {
 
     async fn follow(&self) {
         let mut looked = self.capture.subscribe();
-        // What an agent or a worker before this one listed stays listed until it is known what is captured now.
+        let begun = looked.borrow_and_update().count;
         self.model.synced().await;
-        if looked.changed().await.is_err() {
+        if looked.wait_for(|looks| !looks.resting && looks.count > begun).await.is_err() {
             return;
         }
         let (mut captured, mut model) = (self.captured.moved.subscribe(), self.model.subscribe());
         let mut rewritten = self.report.own_node();
+        let mut before = rewritten.borrow().clone().unwrap_or_default();
         // A rotation of the root waits until every node has told that it trusts the new one.
         let mut trust = self.identities.subscribe();
         let mut told: Option<MeshNodeStatus> = None;
@@ -118,10 +118,10 @@ impl Publisher {
                     told = None;
                 }
             }
-            let status = self.status();
+            let status = self.status(&mut before);
             if told.as_ref() != Some(&status) {
                 sleep_until(next_write).await;
-                let status = self.status();
+                let status = self.status(&mut before);
                 match self.write(&status).await {
                     Ok(()) => {
                         debug!(captured = status.captured.len(), "The MeshNode says what is so.");
@@ -149,8 +149,13 @@ impl Publisher {
         }
     }
 
-    fn status(&self) -> MeshNodeStatus {
+    /// What is so now. What an agent or a worker `before` this one listed stays listed as long as it may be so.
+    fn status(&self, before: &mut BTreeSet<PodUid>) -> MeshNodeStatus {
+        let mut captured = self.captured.list();
         let (mode, connect, mut failed) = self.capture.read(|snapshot| {
+            carry_over(before, &mut captured, |uid| {
+                snapshot.pods.iter().find(|pod| pod.uid == uid.as_str()).map(|pod| pod.state)
+            });
             let failed = snapshot.pods.iter().filter(|pod| pod.state == PodState::Failed);
             let failed = failed.map(|pod| {
                 let (namespace, name) = pod.pod.split_once('/').unwrap_or_default();
@@ -166,10 +171,8 @@ impl Publisher {
         });
         failed.sort();
         failed.truncate(MOST_PODS);
-        let mut captured = self.captured.list();
-        captured.truncate(MOST_PODS);
         MeshNodeStatus {
-            captured,
+            captured: captured.iter().take(MOST_PODS).map(ToString::to_string).collect(),
             failed,
             capture_mode: mode.to_owned(),
             connect: connect.to_owned(),
@@ -232,6 +235,17 @@ pub fn describe_metrics() {
     );
 }
 
+/// A pod that was captured has its rules still, though its listeners have not been taken over yet: peers that took it for
+/// one that is not captured would go on in plaintext. Each is carried until this agent knows better.
+fn carry_over(
+    before: &mut BTreeSet<PodUid>,
+    captured: &mut BTreeSet<PodUid>,
+    state: impl Fn(&PodUid) -> Option<PodState>,
+) {
+    before.retain(|uid| !captured.contains(uid) && matches!(state(uid), Some(PodState::Pending | PodState::Captured)));
+    captured.extend(before.iter().cloned());
+}
+
 fn lists(listed: Option<&BTreeSet<PodUid>>, told: &MeshNodeStatus) -> bool {
     let told: BTreeSet<&str> = told.captured.iter().map(String::as_str).collect();
     listed.is_some_and(|listed| listed.iter().map(PodUid::as_str).eq(told.iter().copied()))
@@ -252,3 +266,31 @@ const MOST_PODS: usize = 4096;
 const MOST_PROBLEMS: usize = 1024;
 const MOST_FIELD: usize = 1024;
 const MOST_WORDS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uids<const N: usize>(uids: [&str; N]) -> BTreeSet<PodUid> {
+        uids.map(PodUid::new).into_iter().collect()
+    }
+
+    #[test]
+    fn what_was_listed_before_stays_listed_until_this_agent_knows_better() {
+        let mut before = uids(["waits", "told", "taken", "failed", "leaves", "gone"]);
+        let state = |uid: &PodUid| match uid.as_str() {
+            "waits" => Some(PodState::Pending),
+            "told" | "taken" => Some(PodState::Captured),
+            "failed" => Some(PodState::Failed),
+            "leaves" => Some(PodState::Leaving),
+            _ => None,
+        };
+        let mut captured = uids(["taken", "new"]);
+        carry_over(&mut before, &mut captured, state);
+        assert_eq!(captured, uids(["new", "taken", "told", "waits"]));
+        // One that this agent captured itself and that leaves is not listed by what was before.
+        let mut captured = uids(["told"]);
+        carry_over(&mut before, &mut captured, state);
+        assert_eq!((before, captured), (uids(["waits"]), uids(["told", "waits"])));
+    }
+}

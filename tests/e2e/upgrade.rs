@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn replaced_under_load(scene: &Scene) -> Result<()> {
     let world = World::make(scene)?;
-    let (load, talks) = (world.load()?, world.talks()?);
+    let (load, talks, wire) = (world.load()?, world.talks()?, Wire::tap()?);
     let outlives = scene.start("client", &["talk", &world.echo])?;
     let before = [agent_of(&world.near)?, agent_of(&world.far)?];
     kubectl(&["rollout", "restart", "--namespace", SYSTEM, "daemonset/selvedge-agent"])?;
@@ -33,6 +33,7 @@ fn replaced_under_load(scene: &Scene) -> Result<()> {
     world.ask()?;
     let load = told(load)?;
     ensure!(load["failed"] == 0 && load["answered"].as_u64() > Some(100), "requests failed: {load}");
+    ensure!(!wire.carried(&world.header())?, "a request was readable between the nodes");
     for talk in talks {
         let talk = told(talk)?;
         ensure!(talk["broken"].is_null() && talk["heard"].as_u64() > Some(10), "a connection was lost: {talk}");
