@@ -77,6 +77,13 @@ pub enum CaptureError {
     Io(#[from] io::Error),
 }
 
+impl CaptureError {
+    /// Whether the pod's loopback is down.
+    pub fn is_network_down(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NetworkDown)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct PodCapture {
     pub workload: Arc<Workload>,

@@ -125,6 +125,15 @@ struct Tracked {
     /// In how many looks its namespace was not to be seen.
     missing: u8,
     failure: Option<String>,
+    /// Since when its loopback is down.
+    down: Option<Instant>,
+}
+
+impl Tracked {
+    fn new(workload: Arc<Workload>, netns: NetNs) -> Self {
+        let capture = PodCapture::new(workload, netns);
+        Self { capture, leaving: None, missing: 0, failure: None, down: None }
+    }
 }
 
 impl Reconciler {
@@ -303,12 +312,16 @@ impl Reconciler {
                     tracing::warn!(pod = %name, what = %label, "Capture had been changed by somebody else; it is mended.");
                     metrics::counter!("selvedge_capture_drift_repaired_total", "what" => label).increment(1);
                 }
-                pod.failure = None;
+                (pod.failure, pod.down) = (None, None);
                 let Some(captured) = &pod.capture.captured else { return };
                 if !before.is_some_and(|before| Arc::ptr_eq(before, captured)) {
                     tracing::info!(pod = %name, netns = %pod.capture.netns.id(), "The pod is captured.");
                     let _ = self.events.send(Event::Captured(captured.clone()));
                 }
+            }
+            // The runtime takes a pod's loopback down first when the pod has ended, which the API server tells later.
+            Err(error) if error.is_network_down() && pod.down.get_or_insert_with(Instant::now).elapsed() < ENDING => {
+                pod.failure = None;
             }
             Err(error) => {
                 let words = error.to_string();
@@ -426,3 +439,5 @@ const CONCURRENT: usize = 8;
 /// How often flows of leaving pods are counted.
 const LEAVING_INTERVAL: Duration = Duration::from_millis(200);
 const MISSING_LOOKS: u8 = 2;
+/// How long a pod may be on its way out before it is one that somebody has cut off.
+const ENDING: Duration = Duration::from_secs(10);

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::{MISSING_LOOKS, Reconciler, Tracked};
 use crate::capture::address;
-use crate::capture::pod::PodCapture;
 use crate::capture::proof::{Evidence, Held, Wanted};
 use crate::mesh::{PodUid, Workload};
 
@@ -64,9 +63,7 @@ impl Reconciler {
                 match evidence.prove(&wanted, &held) {
                     Ok(netns) => {
                         held.present.insert(netns.id(), uid.clone());
-                        let capture = PodCapture::new(workload.clone(), netns);
-                        let pod = Tracked { capture, leaving: None, missing: 0, failure: None };
-                        self.pods.insert(uid.clone(), pod);
+                        self.pods.insert(uid.clone(), Tracked::new(workload.clone(), netns));
                     }
                     Err(why) => drop(pending.insert(uid.clone(), (workload.clone(), why))),
                 }
@@ -91,11 +88,7 @@ impl Reconciler {
         for (uid, workload) in desired {
             let Some(netns) = self.settings.handed.of(uid) else { continue };
             match self.pods.get_mut(uid) {
-                None => {
-                    let capture = PodCapture::new(workload.clone(), netns);
-                    let pod = Tracked { capture, leaving: None, missing: 0, failure: None };
-                    self.pods.insert(uid.clone(), pod);
-                }
+                None => drop(self.pods.insert(uid.clone(), Tracked::new(workload.clone(), netns))),
                 // A new sandbox of the same pod: the old one is on its way out.
                 Some(pod) if pod.capture.netns.id() != netns.id() => pod.missing = MISSING_LOOKS,
                 Some(_) => {}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::capture::HandedOver;
+use crate::capture::show::PodState;
 
 /// A pod's namespace, named in a directory as a runtime does, joined to the present namespace by a link.
 struct PodNamespace {
@@ -222,6 +223,28 @@ fn a_pod_is_captured_mended_and_left_without_a_trace() {
             assert!(after.rules.is_empty(), "{after}");
             assert_eq!(after.timeouts, Some(Timeouts::DEFAULT));
             assert_eq!(pod_ns.netns.run(|| Ok(sh(ROUTING))).unwrap(), before);
+        });
+    });
+}
+
+#[test]
+fn a_pod_whose_loopback_is_taken_down_first_is_ending_and_has_not_failed() {
+    in_namespace(|| {
+        with_runtime(async {
+            let pod_ns = PodNamespace::new("10.9.0.2");
+            let mut agent = Agent::start(pod_ns.directory.path(), OnExit::Remove, pod("u1", "10.9.0.2", true, &[]));
+            agent.captured().await;
+            let mut published = agent.status.subscribe();
+            pod_ns.netns.run(|| Ok(sh("ip link set lo down"))).unwrap();
+            for _ in 0..4 {
+                published.changed().await.unwrap();
+                let states: Vec<_> = agent.status.snapshot().pods.iter().map(|pod| pod.state).collect();
+                assert_eq!(states, [PodState::Captured]);
+            }
+            assert_eq!(Actual::read(&pod_ns.netns).unwrap().routing_v4.routes, 0, "its routes went with the loopback");
+            pod_ns.netns.run(|| Ok(sh("ip link set lo up"))).unwrap();
+            until("the routes are back", || Actual::read(&pod_ns.netns).unwrap().routing_v4.routes == 1).await;
+            agent.stop().await;
         });
     });
 }
