@@ -85,7 +85,7 @@ pub struct ControllerArgs {
     pub log_format: LogFormat,
 
     /// What the log tells: a level, or filters such as `info,selvedge::controller=debug`.
-    #[arg(long, env = "SELVEDGE_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long, env = "SELVEDGE_LOG", value_name = "FILTER", default_value = "info,kube_client=off")]
     pub log: String,
 }
 

@@ -13,7 +13,7 @@ use ::kube::Client;
 use ::kube::runtime::watcher::DefaultBackoff;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::discovery::Discovery;
 use self::error::WatchError;
@@ -212,8 +212,12 @@ impl Feed {
             }
         }
         let new: Vec<_> = found.into_iter().filter(|(kind, _)| !self.watched.contains(kind)).collect();
+        if !new.is_empty() {
+            let kinds: Vec<_> = new.iter().map(|(kind, _)| kind.as_str()).collect();
+            info!(kinds = kinds.join(","), "The cluster has these kinds; they are watched.");
+        }
         for (kind, path) in &new {
-            info!(kind = kind.as_str(), path, "The cluster has this kind; it is watched.");
+            debug!(kind = kind.as_str(), path, "The cluster has this kind.");
             self.watched.insert(*kind);
             if !self.model.is_synced() {
                 self.unsynced.add(*kind);
