@@ -57,7 +57,7 @@ fn without_api_server(scene: &Scene) -> Result<()> {
     eventually("the API server answers", BOUND, || kubectl(&["get", "--raw", "/readyz"]).ok())?;
     aged?;
     for agent in &agents {
-        let young = || age(agent).ok().filter(|age| *age < OUTAGE_SECONDS * 0.6);
+        let young = || age(agent).ok().filter(|age| *age < YOUNG_SECONDS);
         eventually("the agent's view is young again", BOUND, young)?;
     }
     scene.run("client", &["get", "server:80", "/"])?;
@@ -200,8 +200,10 @@ kind: AuthorizationPolicy
 metadata: {name: deny-all}
 spec: {}
 ";
-/// A view is at most some ten seconds old where the API server answers.
-const OUTAGE_SECONDS: f64 = 20.0;
+/// Longer than the leases of nodes and replicas.
+const OUTAGE_SECONDS: f64 = 60.0;
 /// Over the outage, and the time before and after.
-const LOAD_SECONDS: u32 = 45;
+const LOAD_SECONDS: u32 = 90;
+/// A view is at most some ten seconds old where the API server answers.
+const YOUNG_SECONDS: f64 = 15.0;
 const LIFETIME_SECONDS: u32 = 30;
