@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::capture::HandedOver;
-use crate::capture::show::PodState;
 
 /// A pod's namespace, named in a directory as a runtime does, joined to the present namespace by a link.
 struct PodNamespace {

@@ -46,6 +46,9 @@ impl Stage {
         };
         let client = lab.pod(PodSpec::new("bench/client", NEAR).service_account("client"))?;
         let (far, near) = (server("far", FAR)?, server("near", NEAR)?);
+        let pods = [&client, &far, &near].map(|pod| pod.sysctl(TIME_WAITS, REMEMBERED));
+        let nodes = [NEAR, FAR].map(|node| lab.node(node).sysctl(TIME_WAITS, REMEMBERED));
+        pods.into_iter().chain(nodes).collect::<Result<()>>()?;
         fs::create_dir_all(FOLDER)?;
         let mut servers = Vec::new();
         for pod in [&far, &near] {
@@ -268,3 +271,7 @@ http {
     }
 }
 ";
+/// How many connections that have ended a namespace remembers. Without a bound, those of one variant use up the client's
+/// ports towards the server that the next one dials too, and each connect() of it then searches among them all.
+const REMEMBERED: &str = "1000";
+const TIME_WAITS: &str = "ipv4.tcp_max_tw_buckets";
