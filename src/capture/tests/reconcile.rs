@@ -240,9 +240,10 @@ fn a_pod_whose_loopback_is_taken_down_first_is_ending_and_has_not_failed() {
                 let states: Vec<_> = agent.status.snapshot().pods.iter().map(|pod| pod.state).collect();
                 assert_eq!(states, [PodState::Captured]);
             }
-            assert_eq!(Actual::read(&pod_ns.netns).unwrap().routing_v4.routes, 0, "its routes went with the loopback");
+            let routes = || Actual::read(&pod_ns.netns).unwrap().routing_v6.routes;
+            assert_eq!(routes(), 0, "the route of IPv6 went with the loopback");
             pod_ns.netns.run(|| Ok(sh("ip link set lo up"))).unwrap();
-            until("the routes are back", || Actual::read(&pod_ns.netns).unwrap().routing_v4.routes == 1).await;
+            until("the route is back", || routes() == 1).await;
             agent.stop().await;
         });
     });
