@@ -12,6 +12,7 @@ use tempfile::NamedTempFile;
 use crate::cluster::{agent_image, kubectl, kubectl_with_plugins, program, test_image};
 use crate::controller::{account_and_pod, two_nodes};
 use crate::mesh::{SYSTEM, install, join, roll_out, wait_captured};
+use crate::policies::install_kinds;
 use crate::scene::{BOUND, Scene, trial, trial_alone};
 
 pub fn trials() -> Vec<Trial> {
@@ -120,7 +121,7 @@ fn names_what_is_broken(scene: &Scene) -> Result<()> {
         .and_then(|_| kubectl(&["delete", "crd", "peerauthentications.selvedge.dev"]))
         .and_then(|_| tells_of_all(scene, &person, &first));
     patch(everywhere)?;
-    install()?;
+    install_kinds()?;
     roll_out()?;
     broken?;
     kubectl(&["delete", "pod", "of-another-mesh", "--namespace", &scene.namespace])?;
