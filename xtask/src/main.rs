@@ -58,7 +58,7 @@ enum Command {
     Image(image::Options),
     /// Runs the tests on a real cluster, which is brought up once for all of them.
     E2e(e2e::Options),
-    /// Builds ahead what takes long and what tests need: release binary, images, the cluster's programs.
+    /// Builds ahead what takes long and what tests need: release binary, bench, images.
     Prepare,
     /// Writes crd/ anew from the Rust types, and the Helm charts from crd/ and daemonset/base.
     Crd,

@@ -12,20 +12,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::build::{load, release, target_directory};
-use crate::cluster::Programs;
 use crate::image;
 use crate::style::dim;
-use crate::test::is_root;
 
 /// `cargo xtask prepare`: everything that takes long to build and that tests need.
 pub fn prepare() -> Result<ExitCode> {
     release()?;
     load()?;
     image::for_tests()?;
-    if is_root() {
-        Programs::get()?;
-        Programs::helm()?;
-    }
     Ok(ExitCode::SUCCESS)
 }
 
