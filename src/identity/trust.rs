@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::digest;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -114,9 +115,10 @@ pub fn certificates_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Ok(certificates)
 }
 
-/// Writes certificates in PEM.
+/// Writes certificates in PEM, its lines ended as OpenSSL and cert-manager end them: with a line feed alone.
 pub fn certificates_to_pem(certificates: &[CertificateDer<'_>]) -> String {
-    certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect()
+    let form = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    certificates.iter().map(|der| pem::encode_config(&Pem::new("CERTIFICATE", der.as_ref()), form)).collect()
 }
 
 /// SHA-256 in hexadecimal over the certificates' DER, sorted and put end to end: the same for the same set, in whatever
