@@ -30,21 +30,21 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let tally = tests(options)?;
+    let tally = tests(options, 0)?;
     println!("\n{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The tests, as a section of `cargo xtask test`: on a cluster of their own, which does not outlive them.
-pub fn section() -> Result<Tally> {
-    tests(&Options { filter: None, keep: false, scale: false, name: "test".to_owned() })
+pub fn section(retries: u32) -> Result<Tally> {
+    tests(&Options { filter: None, keep: false, scale: false, name: "test".to_owned() }, retries)
 }
 
-fn tests(options: &Options) -> Result<Tally> {
+fn tests(options: &Options, retries: u32) -> Result<Tally> {
     crate::cluster::check_rights()?;
     let images = image::for_tests()?;
     let was_up = Cluster::look(&options.name)?.is_some();
-    let result = on_cluster(options, &images);
+    let result = on_cluster(options, &images, retries);
     // A failure to clean up is one more failure, and hides none.
     if !was_up && !options.keep {
         match (Cluster::remove(&options.name), &result) {
@@ -55,7 +55,7 @@ fn tests(options: &Options) -> Result<Tally> {
     result
 }
 
-fn on_cluster(options: &Options, images: &[std::path::PathBuf]) -> Result<Tally> {
+fn on_cluster(options: &Options, images: &[std::path::PathBuf], retries: u32) -> Result<Tally> {
     let cluster = up(&options.name, NODES)?;
     let began = Instant::now();
     cluster.load(images)?;
@@ -71,6 +71,7 @@ fn on_cluster(options: &Options, images: &[std::path::PathBuf]) -> Result<Tally>
             .env("SELVEDGE_IMAGE", image::AGENT)
             .env("SELVEDGE_TEST_IMAGE", image::TEST)
             .env("SELVEDGE_PROGRAM", release_path()?),
+        retries,
     )
 }
 

@@ -21,6 +21,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 use nix::unistd::geteuid;
 
+use crate::cluster::programs::Programs;
 pub use crate::cluster::programs::kwok;
 pub use crate::cluster::running::Cluster;
 pub use crate::cluster::up::up;
@@ -113,6 +114,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Verb::Init { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds what a cluster and its tests run, where the cache lacks it.
+pub fn build_programs() -> Result<()> {
+    Programs::get()?;
+    Programs::helm().map(drop)
 }
 
 /// Says what is missing before anything is touched.

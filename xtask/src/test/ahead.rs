@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::build::{load, release, target_directory};
+use crate::cluster;
 use crate::image;
 use crate::style::dim;
 
@@ -20,6 +21,7 @@ pub fn prepare() -> Result<ExitCode> {
     release()?;
     load()?;
     image::for_tests()?;
+    cluster::build_programs()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -36,7 +36,7 @@ pub struct Options {
     /// Prints the sections' names and runs none.
     #[arg(long)]
     list: bool,
-    /// How often a section with a failed test is run again, where its tests depend on what else the machine does. A test
+    /// How often a test that failed is run again, where few failed and what else the machine does may be the cause. One
     /// that then passes is told as flaky.
     #[arg(long, value_name = "N", default_value_t = 1)]
     retries: u32,
@@ -90,11 +90,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// One guard.
 struct Section {
     name: &'static str,
-    /// Whether its tests depend on what else the machine does.
-    live: bool,
     /// Whether it needs what takes long to build.
     built: bool,
-    run: fn() -> Result<Tally>,
+    run: fn(u32) -> Result<Tally>,
 }
 
 /// Takes a quarter of an hour, and minutes more where Kubernetes is to be built: it runs where it is named.
@@ -105,8 +103,8 @@ impl Section {
         self.name.contains(filter) && (self.name != ON_REQUEST || !filter.is_empty())
     }
 
-    fn run(&self) -> Tally {
-        (self.run)().unwrap_or_else(|error| {
+    fn run(&self, retries: u32) -> Tally {
+        (self.run)(retries).unwrap_or_else(|error| {
             println!("{error:#}");
             let mut tally = Tally::default();
             tally.fail(format!("section {:?} stopped", self.name), Excerpt::of(&format!("{error:#}")));
@@ -116,45 +114,46 @@ impl Section {
 }
 
 const SECTIONS: [Section; 16] = [
-    Section { name: "formatting", live: false, built: false, run: || check(cargo().args(["fmt", "--all", "--check"])) },
+    Section { name: "formatting", built: false, run: |_| check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
-        live: false,
         built: false,
-        run: || check(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
+        run: |_| check(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])),
     },
     Section {
         name: "unit and property tests",
-        live: true,
         built: false,
-        run: || count_tests(cargo().args(["test", "--workspace", "--lib", "--bins", "--locked", "--no-fail-fast"])),
+        run: |retries| {
+            let (what, how) = (["--workspace", "--lib", "--bins"], ["--locked", "--no-fail-fast"]);
+            count_tests(cargo().arg("test").args(what).args(how), retries)
+        },
     },
-    Section { name: "command line and process tests", live: true, built: false, run: process_tests },
+    Section { name: "command line and process tests", built: false, run: process_tests },
     Section {
         name: "doc tests",
-        live: false,
         built: false,
-        run: || count_tests(cargo().args(["test", "--workspace", "--doc", "--locked", "--no-fail-fast"])),
+        run: |_| count_tests(cargo().args(["test", "--workspace", "--doc", "--locked", "--no-fail-fast"]), 0),
     },
     Section {
         name: "real network",
-        live: true,
         built: false,
-        run: || {
-            let lab = count_tests(cargo().args(["test", "--workspace", "--test", "lab", "--locked"]))?;
-            Ok(lab + &count_tests(cargo().args(["test", "--workspace", "--test", "network", "--locked"]))?)
+        run: |retries| {
+            let of = |target: &str| {
+                count_tests(cargo().args(["test", "--workspace", "--test", target, "--locked"]), retries)
+            };
+            Ok(of("lab")? + &of("network")?)
         },
     },
-    Section { name: "real network over HBONE", live: true, built: false, run: over_hbone },
-    Section { name: "real network, tunnels on one node", live: true, built: false, run: tunnels_on_one_node },
-    Section { name: "real network without root", live: true, built: false, run: unprivileged::network },
-    Section { name: "dependencies and licences", live: false, built: false, run: dependencies::check },
-    Section { name: "generated files", live: false, built: false, run: generated::check },
-    Section { name: "images", live: false, built: true, run: image::check },
-    Section { name: "demo", live: true, built: true, run: demo },
-    Section { name: "demo without root", live: true, built: true, run: unprivileged::demo },
-    Section { name: "bench", live: true, built: true, run: bench::check },
-    Section { name: ON_REQUEST, live: true, built: true, run: real_cluster },
+    Section { name: "real network over HBONE", built: false, run: over_hbone },
+    Section { name: "real network, tunnels on one node", built: false, run: tunnels_on_one_node },
+    Section { name: "real network without root", built: false, run: unprivileged::network },
+    Section { name: "dependencies and licences", built: false, run: |_| dependencies::check() },
+    Section { name: "generated files", built: false, run: |_| generated::check() },
+    Section { name: "images", built: true, run: |_| image::check() },
+    Section { name: "demo", built: true, run: |retries| again(retries, demo) },
+    Section { name: "demo without root", built: true, run: |retries| again(retries, unprivileged::demo) },
+    Section { name: "bench", built: true, run: |retries| again(retries, bench::check) },
+    Section { name: ON_REQUEST, built: true, run: real_cluster },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
@@ -176,25 +175,25 @@ const OVER_HBONE: [&str; 12] = [
 /// Those to repeat with the tunnel also between pods of one node, which are joined directly else.
 const TUNNELS_ON_ONE_NODE: [&str; 6] = ["access_log", "drain", "load", "policy", "services", "source_address"];
 
-fn over_hbone() -> Result<Tally> {
-    network_again(&OVER_HBONE, ("SELVEDGE_TUNNEL", "hbone"))
+fn over_hbone(retries: u32) -> Result<Tally> {
+    network_again(&OVER_HBONE, ("SELVEDGE_TUNNEL", "hbone"), retries)
 }
 
-fn tunnels_on_one_node() -> Result<Tally> {
-    network_again(&TUNNELS_ON_ONE_NODE, ("SELVEDGE_SAME_NODE", "tunnel"))
+fn tunnels_on_one_node(retries: u32) -> Result<Tally> {
+    network_again(&TUNNELS_ON_ONE_NODE, ("SELVEDGE_SAME_NODE", "tunnel"), retries)
 }
 
 /// Repeats network tests with agents that find this in their environment.
-fn network_again(beginnings: &[&str], (name, value): (&str, &str)) -> Result<Tally> {
+fn network_again(beginnings: &[&str], (name, value): (&str, &str), retries: u32) -> Result<Tally> {
     beginnings.iter().try_fold(Tally::default(), |tally, beginning| {
         let mut command = cargo();
         command.args(["test", "--workspace", "--test", "network", "--locked", "--", beginning]).env(name, value);
-        Ok(tally + &count_tests(&mut command)?)
+        Ok(tally + &count_tests(&mut command, retries)?)
     })
 }
 
 /// The test targets of the main package beside `network`: one a file in `tests/`.
-fn process_tests() -> Result<Tally> {
+fn process_tests(retries: u32) -> Result<Tally> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
     for entry in fs::read_dir(root().join("tests")).context("cannot read tests/")? {
@@ -204,7 +203,7 @@ fn process_tests() -> Result<Tally> {
             command.arg("--test").arg(name);
         }
     }
-    count_tests(&mut command)
+    count_tests(&mut command, retries)
 }
 
 struct SectionResult {
@@ -217,14 +216,7 @@ impl SectionResult {
     fn of(section: &Section, retries: u32) -> Self {
         println!("\n{}", bold(format!("== {}", section.name)));
         let began = Instant::now();
-        let mut tally = section.run();
-        for _ in 0..retries {
-            if !section.live || tally.failed == 0 {
-                break;
-            }
-            println!("{} {}", bad("once more:"), dim(tally.words()));
-            tally = tally.and_again(section.run());
-        }
+        let tally = section.run(retries);
         let result = Self { name: section.name, tally, took: began.elapsed() };
         println!("{} {}", mark(result.tally.failed == 0), dim(result.words()));
         result
@@ -235,12 +227,25 @@ impl SectionResult {
     }
 }
 
-fn real_cluster() -> Result<Tally> {
+fn real_cluster(retries: u32) -> Result<Tally> {
     if !is_root() {
         println!("left out: a cluster needs root; sudo env \"PATH=$PATH\" cargo xtask e2e");
         return Ok(Tally::default());
     }
-    e2e::section()
+    e2e::section(retries)
+}
+
+/// What fails in one of two runs and not in the other is flaky, where a run tells one result of many steps.
+fn again(retries: u32, run: fn() -> Result<Tally>) -> Result<Tally> {
+    let mut tally = run()?;
+    for _ in 0..retries {
+        if tally.failed == 0 {
+            break;
+        }
+        println!("{} {}", bad("once more:"), dim(tally.words()));
+        tally = tally.and_again(run()?);
+    }
+    Ok(tally)
 }
 
 fn demo() -> Result<Tally> {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
+use std::mem;
 use std::ops::Add;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -54,7 +55,7 @@ impl Tally {
             return self;
         }
         let twice = |failure: &Failure| again.failures.iter().any(|other| other.name == failure.name);
-        let (failed, once): (Vec<_>, Vec<_>) = std::mem::take(&mut self.failures).into_iter().partition(twice);
+        let (failed, once): (Vec<_>, Vec<_>) = mem::take(&mut self.failures).into_iter().partition(twice);
         let new = again.failures.into_iter().filter(|failure| failed.iter().all(|other| other.name != failure.name));
         self.flaky.extend(once.into_iter().chain(new));
         self.passed = again.passed + again.failed - failed.len();
@@ -132,8 +133,30 @@ pub fn check(command: &mut Command) -> Result<Tally> {
 }
 
 /// Runs test programs, shows what they print, and adds up their results. One that ends badly without a failed test (it
-/// did not build, or it crashed) counts as one failure.
-pub fn count_tests(command: &mut Command) -> Result<Tally> {
+/// did not build, or it crashed) counts as one failure. Each test that failed is run again by itself, at most this often:
+/// one that then passes is flaky, where only a few failed.
+pub fn count_tests(command: &mut Command, retries: u32) -> Result<Tally> {
+    let mut tally = count_once(command)?;
+    if tally.failed > MOST_REPEATED || tally.failed != tally.failures.len() {
+        return Ok(tally);
+    }
+    for _ in 0..retries {
+        for failure in mem::take(&mut tally.failures) {
+            println!("{} {}", bad("once more:"), failure.name);
+            let again = count_once(&mut only(command, &failure.name))?;
+            if again.failed == 0 && again.passed > 0 {
+                tally.passed += 1;
+                tally.failed -= 1;
+                tally.flaky.push(failure);
+            } else {
+                tally.failures.push(failure);
+            }
+        }
+    }
+    Ok(tally)
+}
+
+fn count_once(command: &mut Command) -> Result<Tally> {
     let mut reader = TestOutput::default();
     let (status, said) = follow(command, |line| reader.read(line))?;
     let mut tally = reader.tally;
@@ -141,6 +164,24 @@ pub fn count_tests(command: &mut Command) -> Result<Tally> {
         tally.fail(format!("{} ended with {status} and no failed test", words(command)), said);
     }
     Ok(tally)
+}
+
+/// The same programs with this test alone, whether cargo runs them (what they are to get stands behind `--`) or nobody.
+fn only(command: &Command, test: &str) -> Command {
+    let by_cargo = command.get_args().next().is_some_and(|verb| verb == "test");
+    let mut again = Command::new(command.get_program());
+    again.args(command.get_args().take_while(|argument| *argument != "--"));
+    again.args(by_cargo.then_some("--")).args(["--exact", test]);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => again.env(name, value),
+            None => again.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        again.current_dir(folder);
+    }
+    again
 }
 
 /// Runs a command to its end; what it prints is shown and, of standard error, an excerpt kept.
@@ -216,6 +257,8 @@ impl TestOutput {
     }
 }
 
+/// Where more fail than this, it is no accident.
+const MOST_REPEATED: usize = 8;
 const FIRST_LINES: usize = 20;
 const LAST_LINES: usize = 40;
 const LONGEST_LINE: usize = 400;
@@ -302,7 +345,37 @@ mod tests {
         let tally = check(Command::new("sh").args(["-c", "echo cause >&2; exit 3"])).unwrap();
         assert_eq!(tally.failed, 1);
         assert!(tally.failures[0].said.lines().any(|line| line == "cause"));
-        let tally = count_tests(Command::new("sh").args(["-c", "echo it does not build >&2; exit 3"])).unwrap();
+        let tally = count_tests(Command::new("sh").args(["-c", "echo it does not build >&2; exit 3"]), 1).unwrap();
         assert_eq!(tally.failures[0].said.lines().collect::<Vec<_>>(), ["it does not build"]);
+    }
+
+    #[test]
+    fn only_what_failed_is_run_again() {
+        let whole = "echo test one ... ok; echo test two ... FAILED; echo test three ... FAILED\n\
+                     echo test result: FAILED. 1 passed\\; 2 failed\\;; exit 1";
+        let alone = r#"case "$2" in
+            two) echo "test result: ok. 1 passed; 0 failed;";;
+            three) echo "test three ... FAILED"; echo "test result: FAILED. 0 passed; 1 failed;"; exit 1;;
+            *) exit 2;;
+            esac"#;
+        let script = format!("if [ $# = 0 ]; then {whole}; fi\n{alone}");
+        let tally = count_tests(Command::new("sh").args(["-c", &script, "sh"]), 1).unwrap();
+        assert_eq!((tally.passed, tally.failed), (2, 1));
+        assert_eq!((tally.failures[0].name.as_str(), tally.flaky[0].name.as_str()), ("three", "two"));
+    }
+
+    #[test]
+    fn a_test_is_run_again_as_it_was_run() {
+        let mut first = Command::new("cargo");
+        first.args(["test", "--test", "network", "--", "policy"]).env("SELVEDGE_TUNNEL", "hbone").env_remove("A");
+        let again = only(&first, "policy::one");
+        let arguments: Vec<_> = again.get_args().collect();
+        assert_eq!(arguments, ["test", "--test", "network", "--", "--exact", "policy::one"]);
+        assert_eq!(again.get_envs().collect::<Vec<_>>(), first.get_envs().collect::<Vec<_>>());
+        let mut first = Command::new("setpriv");
+        first.arg("network").current_dir("/");
+        let again = only(&first, "policy::one");
+        assert_eq!(again.get_args().collect::<Vec<_>>(), ["network", "--exact", "policy::one"]);
+        assert_eq!(again.get_current_dir(), first.get_current_dir());
     }
 }

@@ -15,17 +15,17 @@ use crate::test::runner::{Tally, count_tests};
 use crate::test::{count_expectations, is_root};
 
 /// The lab's own tests and the network tests: all of them, for any may come to depend on a right that only root has.
-pub fn network() -> Result<Tally> {
+pub fn network(retries: u32) -> Result<Tally> {
     if !is_root() {
         println!("the sections before ran without root");
         return Ok(Tally::passed_check());
     }
     let place = Place::make()?;
     let lab = place.put(&test_program(&["--workspace", "--test", "lab"], "lab")?)?;
-    let tally = count_tests(&mut place.command(&lab))?;
+    let tally = count_tests(&mut place.command(&lab), retries)?;
     let network = place.put(&test_program(&["--workspace", "--test", "network"], "network")?)?;
     let selvedge = place.put(&test_program(&["--workspace", "--bin", "selvedge"], "selvedge")?)?;
-    Ok(tally + &count_tests(place.command(&network).env("SELVEDGE_BIN", &selvedge))?)
+    Ok(tally + &count_tests(place.command(&network).env("SELVEDGE_BIN", &selvedge), retries)?)
 }
 
 /// The demo with the release binary.
