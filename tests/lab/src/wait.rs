@@ -11,13 +11,17 @@ pub fn eventually<T>(what: &str, bound: Duration, mut probe: impl FnMut() -> Opt
     let deadline = Instant::now() + bound;
     let mut pause = Duration::from_millis(2);
     loop {
+        let began = Instant::now();
         if let Some(answer) = probe() {
             return Ok(answer);
         }
         if Instant::now() >= deadline {
             bail!("not within {bound:?}: {what}");
         }
-        thread::sleep(pause);
+        // A probe that costs much is not to be what keeps the machine busy.
+        thread::sleep(pause.max((began.elapsed() * 2).min(LONGEST_PAUSE)));
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);

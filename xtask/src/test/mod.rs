@@ -23,8 +23,8 @@ use crate::image;
 use crate::style::{bad, bold, dim, mark};
 use crate::test::ahead::Ahead;
 pub use crate::test::ahead::prepare;
-use crate::test::runner::check;
-pub use crate::test::runner::{Excerpt, Tally, count_tests};
+pub use crate::test::runner::{Excerpt, Tally, count_labelled};
+use crate::test::runner::{check, count_tests};
 use crate::tools;
 
 /// What `cargo xtask test` takes.
@@ -44,7 +44,7 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<ExitCode> {
     let filter = options.filter.as_deref().unwrap_or_default();
-    let sections: Vec<_> = SECTIONS.iter().filter(|section| section.is_meant(filter)).collect();
+    let sections: Vec<_> = SECTIONS.iter().filter(|section| section.name.contains(filter)).collect();
     ensure!(!sections.is_empty(), "no section's name contains {filter:?}; --list prints them");
     if options.list {
         sections.iter().for_each(|section| println!("{}", section.name));
@@ -95,14 +95,7 @@ struct Section {
     run: fn(u32) -> Result<Tally>,
 }
 
-/// Takes a quarter of an hour, and minutes more where Kubernetes is to be built: it runs where it is named.
-const ON_REQUEST: &str = "real cluster";
-
 impl Section {
-    fn is_meant(&self, filter: &str) -> bool {
-        self.name.contains(filter) && (self.name != ON_REQUEST || !filter.is_empty())
-    }
-
     fn run(&self, retries: u32) -> Tally {
         (self.run)(retries).unwrap_or_else(|error| {
             println!("{error:#}");
@@ -153,7 +146,7 @@ const SECTIONS: [Section; 16] = [
     Section { name: "demo", built: true, run: |retries| again(retries, demo) },
     Section { name: "demo without root", built: true, run: |retries| again(retries, unprivileged::demo) },
     Section { name: "bench", built: true, run: |retries| again(retries, bench::check) },
-    Section { name: ON_REQUEST, built: true, run: real_cluster },
+    Section { name: "real cluster", built: true, run: real_cluster },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.

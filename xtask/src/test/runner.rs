@@ -124,7 +124,7 @@ impl Excerpt {
 /// A command that counts as one test. What it prints is shown, and kept for the case that it fails.
 pub fn check(command: &mut Command) -> Result<Tally> {
     let mut tally = Tally::default();
-    let (status, said) = follow(command, |_| {})?;
+    let (status, said) = follow(command, "", |_| {})?;
     match status.success() {
         true => tally.passed = 1,
         false => tally.fail(format!("{} ended with {status}", words(command)), said),
@@ -136,14 +136,19 @@ pub fn check(command: &mut Command) -> Result<Tally> {
 /// did not build, or it crashed) counts as one failure. Each test that failed is run again by itself, at most this often:
 /// one that then passes is flaky, where only a few failed.
 pub fn count_tests(command: &mut Command, retries: u32) -> Result<Tally> {
-    let mut tally = count_once(command)?;
+    count_labelled(command, retries, "")
+}
+
+/// The same with a label before each line that is shown, where several run at the same time.
+pub fn count_labelled(command: &mut Command, retries: u32, label: &str) -> Result<Tally> {
+    let mut tally = count_once(command, label)?;
     if tally.failed > MOST_REPEATED || tally.failed != tally.failures.len() {
         return Ok(tally);
     }
     for _ in 0..retries {
         for failure in mem::take(&mut tally.failures) {
-            println!("{} {}", bad("once more:"), failure.name);
-            let again = count_once(&mut only(command, &failure.name))?;
+            println!("{label}{} {}", bad("once more:"), failure.name);
+            let again = count_once(&mut only(command, &failure.name), label)?;
             if again.failed == 0 && again.passed > 0 {
                 tally.passed += 1;
                 tally.failed -= 1;
@@ -156,9 +161,9 @@ pub fn count_tests(command: &mut Command, retries: u32) -> Result<Tally> {
     Ok(tally)
 }
 
-fn count_once(command: &mut Command) -> Result<Tally> {
+fn count_once(command: &mut Command, label: &str) -> Result<Tally> {
     let mut reader = TestOutput::default();
-    let (status, said) = follow(command, |line| reader.read(line))?;
+    let (status, said) = follow(command, label, |line| reader.read(line))?;
     let mut tally = reader.tally;
     if !status.success() && tally.failed == 0 {
         tally.fail(format!("{} ended with {status} and no failed test", words(command)), said);
@@ -185,7 +190,7 @@ fn only(command: &Command, test: &str) -> Command {
 }
 
 /// Runs a command to its end; what it prints is shown and, of standard error, an excerpt kept.
-fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<(ExitStatus, Excerpt)> {
+fn follow(command: &mut Command, label: &str, mut each: impl FnMut(&str)) -> Result<(ExitStatus, Excerpt)> {
     let about = || format!("cannot run {}", command.get_program().display());
     let about = about();
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context(about)?;
@@ -194,13 +199,13 @@ fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<(ExitStat
         let errors = scope.spawn(|| {
             let mut said = Excerpt::default();
             for_each_line(stderr, |line| {
-                eprintln!("{line}");
+                eprintln!("{label}{line}");
                 said.add(line);
             })
             .map(|()| said)
         });
         for_each_line(stdout, |line| {
-            println!("{line}");
+            println!("{label}{line}");
             each(line);
         })?;
         errors.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
