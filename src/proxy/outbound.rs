@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::baggage::baggage;
-use super::connections::{Connection, Opening};
+use super::connections::{Connection, Opening, Registered};
 use super::downstream::{self, Downstream};
 use super::failure::{Failure, Finding};
 use super::pods::ServedPod;
@@ -23,14 +23,23 @@ use crate::policy::{PeerMode, Query, Verdict};
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
+use crate::transport::relay::TcpEnd;
 use crate::transport::tls::{Offer, PeerInfo};
 
 /// The life of one connection that a joined pod dialled.
 pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, downstream: Downstream) {
+    // Each part on the heap and of its own size: what connecting needs is gone once there is a connection, which may then
+    // be silent for long.
+    if let Some(joined) = Box::pin(connect(proxy, thread, pod, downstream)).await {
+        Box::pin(joined.carry()).await;
+    }
+}
+
+/// Finds whom the client means, and tells the client whether somebody is there.
+async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, downstream: Downstream) -> Option<Joined> {
     let (client, dialled) = downstream.ends();
-    let Ok(application) = downstream.take_up(&pod) else {
-        return; // The client has gone already.
-    };
+    // Else the client has gone already.
+    let application = downstream.take_up(&pod).ok()?;
     let info = ConnectionInfo {
         direction: Direction::Outbound,
         transport: Transport::Plaintext,
@@ -53,42 +62,62 @@ pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, d
         passing: Cell::default(),
     };
     let upstream = tokio::select! {
-        // On the heap: what connecting needs is gone once there is a connection, which may then be silent for long.
-        upstream = Box::pin(attempt.run(&application)) => upstream,
+        upstream = attempt.run(&application) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         () = application.gone(&pod) => Err(attempt.given_up()),
     };
-    let Upstream { way, endpoint: _counted } = match upstream {
+    let Upstream { way, endpoint } = match upstream {
         Ok(upstream) => upstream,
         Err(failure) => {
             application.refuse(&failure);
-            return connection.failed(&failure);
+            connection.failed(&failure);
+            return None;
         }
     };
     let application = match application.connected(&pod, || proxy.accept_own(&thread, &pod, client)).await {
         Ok(application) => application,
-        Err(failure) => return connection.failed(&failure),
-    };
-    let early = attempt.early.take().map(Early::into_kept).unwrap_or_default();
-    match way {
-        // What was said early is there already.
-        Way::Fast(flow) => carry::into_fast_tunnel(&connection, application, flow, || attempt.denied_now()).await,
-        Way::Hbone(flow) => {
-            let application = application.with_ahead(early);
-            carry::into_tunnel(&connection, application, flow, || attempt.denied_now()).await;
+        Err(failure) => {
+            connection.failed(&failure);
+            return None;
         }
-        Way::Plain(upstream) => carry::plain(&connection, application.with_ahead(early), upstream).await,
-        Way::SameNode(reached) => {
-            let application = application.with_ahead(early);
-            carry::same_node(&connection, &reached.inbound, application, reached.stream).await;
+    };
+    let application = match &way {
+        // What was said early is there already.
+        Way::Fast(_) => application,
+        _ => application.with_ahead(attempt.early.take().map(Early::into_kept).unwrap_or_default()),
+    };
+    Some(Joined { application, way, connection, proxy, pod, _endpoint: endpoint })
+}
+
+/// A client and whom it reached.
+struct Joined {
+    application: TcpEnd,
+    way: Way,
+    connection: Registered,
+    proxy: Arc<Proxy>,
+    pod: Arc<ServedPod>,
+    _endpoint: Option<Counted>,
+}
+
+impl Joined {
+    async fn carry(self) {
+        let Self { application, way, connection, proxy, pod, _endpoint } = self;
+        let denied = || Source { proxy: &proxy, pod: &pod, ip: connection.source.ip() }.denied_now(&connection);
+        match way {
+            Way::Fast(flow) => carry::into_fast_tunnel(&connection, application, flow, denied).await,
+            Way::Hbone(flow) => carry::into_tunnel(&connection, application, flow, denied).await,
+            Way::Plain(upstream) => carry::plain(&connection, application, upstream).await,
+            Way::SameNode(reached) => {
+                carry::same_node(&connection, &reached.inbound, application, reached.stream).await;
+            }
         }
     }
 }
 
 /// A connection made, and the Service endpoint that it counts for.
-struct Upstream<'a> {
+struct Upstream {
     way: Way,
-    endpoint: Option<Counted<'a>>,
+    endpoint: Option<Counted>,
 }
 
 enum Way {
@@ -115,7 +144,7 @@ struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     /// Tries until it is known what to tell the client. What fails in passing is tried again as long as the client waits:
     /// an agent that starts anew costs the time that this takes, and no more.
-    async fn run(&self, client: &downstream::Client) -> Result<Upstream<'a>, Failure> {
+    async fn run(&self, client: &downstream::Client) -> Result<Upstream, Failure> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
@@ -137,7 +166,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn once(&self) -> Result<Upstream<'a>, Failure> {
+    async fn once(&self) -> Result<Upstream, Failure> {
         if !self.proxy.limits.admits(self.pod.uid()) {
             return Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"));
         }
@@ -168,7 +197,7 @@ impl<'a> Attempt<'a> {
 
     /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
     /// second try repeats nothing.
-    async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream<'a>, Failure> {
+    async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream, Failure> {
         self.connection.telemetry.amend(|info| {
             info.service = Some(service.service.name.clone());
             info.requested = Some(self.dialled);
@@ -361,9 +390,30 @@ impl<'a> Attempt<'a> {
         Failure { reason, ..failure }
     }
 
+    fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
+        self.source().denial(workload, to)
+    }
+
+    fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
+        self.source().own_address(to)
+    }
+
+    fn source(&self) -> Source<'a> {
+        Source { proxy: self.proxy, pod: self.pod, ip: self.client }
+    }
+}
+
+/// The pod that dialled, and the address that it used.
+struct Source<'a> {
+    proxy: &'a Proxy,
+    pod: &'a ServedPod,
+    ip: IpAddr,
+}
+
+impl Source<'_> {
     /// Why policy allows the connection no more, if it does not.
-    fn denied_now(&self) -> Option<Reason> {
-        let to = self.connection.telemetry.destination()?;
+    fn denied_now(&self, connection: &Connection) -> Option<Reason> {
+        let to = connection.telemetry.destination()?;
         let Destination::Workload(workload) = self.proxy.model.read().mesh.destination(to) else { return None };
         self.denial(&workload, to).map(|(reason, _)| reason)
     }
@@ -373,7 +423,7 @@ impl<'a> Attempt<'a> {
         let state = self.proxy.model.read();
         let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
         let decision = state.policies.decide(&Query {
-            source_ip: self.own_address(to).unwrap_or(self.client),
+            source_ip: self.own_address(to).unwrap_or(self.ip),
             source_identity: self.pod.captured.workload.identity.as_ref(),
             destination: workload,
             destination_addr: to,
@@ -388,24 +438,24 @@ impl<'a> Attempt<'a> {
     fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
         let own = &self.pod.captured.workload.pod.ips;
         let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
-        own.iter().find(|ip| **ip == self.client).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
+        own.iter().find(|ip| **ip == self.ip).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
     }
 }
 
 /// Counts a connection for its endpoint, from its first attempt to its end.
-struct Counted<'a> {
-    proxy: &'a Proxy,
+struct Counted {
+    proxy: Arc<Proxy>,
     endpoint: SocketAddr,
 }
 
-impl<'a> Counted<'a> {
-    fn begin(proxy: &'a Proxy, endpoint: SocketAddr) -> Self {
+impl Counted {
+    fn begin(proxy: &Arc<Proxy>, endpoint: SocketAddr) -> Self {
         proxy.balancer().opened(endpoint);
-        Self { proxy, endpoint }
+        Self { proxy: proxy.clone(), endpoint }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.proxy.balancer().closed(self.endpoint);
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::connections::{Connection, Opening};
+use super::connections::{Connection, Opening, Registered};
 use super::downstream::Downstream;
 use super::failure::Failure;
 use super::inbound::{Arrival, allowed};
@@ -12,11 +12,20 @@ use super::source_ports::Held;
 use super::{Proxy, carry, dial};
 use crate::capture::sock_diag;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::relay::TcpEnd;
 
 /// The life of one plaintext connection to a joined pod.
 pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) {
+    // Each part on the heap and of its own size: a connection that is silent for long needs nothing of what made it.
+    if let Some(joined) = Box::pin(connect(proxy, pod, downstream)).await {
+        Box::pin(joined.carry()).await;
+    }
+}
+
+/// Finds out whether policy lets the client in and the application listens, and tells the client.
+async fn connect(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) -> Option<Joined> {
     let (client, to) = downstream.ends();
-    let Ok(application) = downstream.take_up(&pod) else { return };
+    let application = downstream.take_up(&pod).ok()?;
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // The client's own 4-tuple is taken: a socket of ours towards the application must not share it.
     let accepted = proxy.source_ports.note(client, to);
@@ -46,23 +55,39 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstrea
     let connection = proxy.connections.register(&proxy.telemetry, opening);
     let arrival = Arrival { proxy: &proxy, pod: &pod, client, identity: None, to };
     let upstream = tokio::select! {
-        // On the heap: a connection that is silent for long needs nothing of it.
-        upstream = Box::pin(admit(&arrival, &connection)) => upstream,
+        upstream = admit(&arrival, &connection) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
     };
-    match upstream {
+    let failure = match upstream {
         // The client is elsewhere: it takes a while until its socket is there.
-        Ok((upstream, _held)) => match application.connected(&pod, || false).await {
-            Ok(application) => carry::plain(&connection, application, upstream).await,
-            Err(failure) => connection.failed(&failure),
+        Ok((upstream, held)) => match application.connected(&pod, || false).await {
+            Ok(application) => return Some(Joined { application, upstream, _ports: [accepted, held], connection }),
+            Err(failure) => failure,
         },
         Err(failure) => {
             application.refuse(&failure);
-            connection.failed(&failure);
+            failure
         }
-    }
+    };
+    connection.failed(&failure);
     // Before it goes off the list of connections: what is not listed holds no port.
     drop(accepted);
+    None
+}
+
+/// A client and the application that it reached.
+struct Joined {
+    application: TcpEnd,
+    upstream: TcpStream,
+    /// Before the connection, so that they are given back before it goes off the list.
+    _ports: [Held; 2],
+    connection: Registered,
+}
+
+impl Joined {
+    async fn carry(self) {
+        carry::plain(&self.connection, self.application, self.upstream).await;
+    }
 }
 
 async fn admit(arrival: &Arrival<'_>, connection: &Connection) -> Result<(TcpStream, Held), Failure> {

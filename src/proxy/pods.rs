@@ -60,7 +60,9 @@ impl Proxy {
                     Port::Tunnel => {
                         let (proxy, pod) = (proxy.clone(), pod.clone());
                         let workers = proxy.clone();
-                        workers.workers.spawn_connection(&thread, move |_| tunnel::serve(proxy, pod, stream, peer));
+                        workers
+                            .workers
+                            .spawn_connection(&thread, move |_, guard| tunnel::serve(proxy, pod, stream, peer, guard));
                     }
                 })
                 .await;
@@ -114,11 +116,12 @@ impl Proxy {
         downstream: Downstream,
     ) {
         let (proxy, pod) = (self.clone(), pod.clone());
-        self.workers.spawn_connection(here, move |thread| async move {
+        self.workers.spawn_connection(here, move |thread, guard| async move {
             match direction {
                 HoldDirection::Outbound => outbound::serve(proxy, thread, pod, downstream).await,
                 HoldDirection::Inbound => plaintext::serve(proxy, pod, downstream).await,
             }
+            drop(guard);
         });
     }
 

@@ -9,23 +9,48 @@ use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::{Failure, Finding};
 use super::inbound::{Arrival, allowed};
-use super::limits::TunnelKind;
+use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
 use super::source_ports::Held;
+use super::workers::LoadGuard;
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
 use crate::mesh::{Identity, Reason, Workload};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
-use crate::transport::fast;
+use crate::transport::fast::{self, Link};
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
-use crate::transport::tls::{PeerInfo, Spoken};
+use crate::transport::tls::{PeerInfo, Session, Spoken};
 
 /// The life of one tunnel connection from a peer, which may carry many flows: at once (HBONE), or one by one (fast).
-pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::TcpStream, client: SocketAddr) {
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    pod: Arc<ServedPod>,
+    stream: std::net::TcpStream,
+    client: SocketAddr,
+    load: LoadGuard,
+) {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    let Ok((stream, local)) = prepare(&pod, stream) else { return };
-    // What only the beginning needs, and what only one of both kinds does, is on the heap: a tunnel may be silent for long.
-    let opened = Box::pin(handshake(&proxy, &pod, stream, client, local)).await.and_then(|spoken| {
+    // Each part on the heap and of its own size: a tunnel that is silent for long needs nothing of what made it.
+    let Some((tunnel, spoken)) = Box::pin(open(proxy, pod, stream, client)).await else { return };
+    let outcome = match spoken {
+        Spoken::Hbone(session) => Box::pin(tunnel.hbone(session)).await,
+        Spoken::Fast(session) => Box::pin(tunnel.fast(session)).await,
+    };
+    if let Err(error) = outcome {
+        let pod = tunnel.pod.captured.workload.name();
+        debug!(peer = %client, %pod, %error, "A tunnel ended with an error.");
+    }
+    drop(load);
+}
+
+async fn open(
+    proxy: Arc<Proxy>,
+    pod: Arc<ServedPod>,
+    stream: std::net::TcpStream,
+    client: SocketAddr,
+) -> Option<(Tunnel, Spoken)> {
+    let (stream, local) = prepare(&pod, stream).ok()?;
+    let opened = handshake(&proxy, &pod, stream, client, local).await.and_then(|spoken| {
         let kind = match &spoken {
             Spoken::Hbone(_) => TunnelKind::Hbone,
             Spoken::Fast(_) => TunnelKind::Fast,
@@ -34,8 +59,11 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
         let text = "too many tunnels of this peer with this pod, or in all; raise the descriptor limit of the agent";
         Ok((spoken, place.ok_or_else(|| Failure::new(Reason::Limit, text))?))
     });
-    let (spoken, _place) = match opened {
-        Ok(opened) => opened,
+    match opened {
+        Ok((spoken, place)) => {
+            let peer = Arc::new(spoken.peer().clone());
+            Some((Tunnel { proxy, pod, peer, client, local, _place: place }, spoken))
+        }
         Err(failure) => {
             let telemetry = proxy.telemetry.open(ConnectionInfo {
                 direction: Direction::Inbound,
@@ -47,56 +75,57 @@ pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, stream: std::net::Tcp
                 key_exchange: None,
             });
             telemetry.closed(0, 0, Some(failure.reason), &failure.detail);
-            return;
+            None
         }
-    };
-    let peer = Arc::new(spoken.peer().clone());
-    let mut draining = proxy.draining.subscribe();
-    let drain = {
-        let pod = pod.clone();
+    }
+}
+
+/// A tunnel from a peer that has proved who it is.
+struct Tunnel {
+    proxy: Arc<Proxy>,
+    pod: Arc<ServedPod>,
+    peer: Arc<PeerInfo>,
+    client: SocketAddr,
+    local: SocketAddr,
+    _place: TunnelPlace,
+}
+
+impl Tunnel {
+    async fn hbone(&self, session: Session) -> Result<(), String> {
+        let arriving = self.arriving(Transport::Hbone);
+        let flows = move |request: Request| drop(tokio::task::spawn_local(arriving.clone().serve(request)));
+        let settings = ServerSettings { idle: self.proxy.settings.tunnel_idle, ..ServerSettings::default() };
+        hbone::serve(session, settings, flows, self.drained()).await.map_err(|error| error.to_string())
+    }
+
+    async fn fast(&self, session: Session<Link>) -> Result<(), String> {
+        let mut drained = pin!(self.drained());
+        let settings = fast::ServerSettings { idle: self.proxy.settings.tunnel_idle };
+        let mut tunnel = fast::Server::new(session, settings);
+        while let Some(request) = tunnel.next(drained.as_mut()).await.map_err(|error| error.to_string())? {
+            let after = self.arriving(Transport::Fast).serve_fast(request).await;
+            if !tunnel.settled(after).await {
+                return Ok(());
+            }
+        }
+        tunnel.close().await;
+        Ok(())
+    }
+
+    fn arriving(&self, transport: Transport) -> Arriving {
+        let (proxy, pod, peer) = (self.proxy.clone(), self.pod.clone(), self.peer.clone());
+        Arriving { proxy, pod, peer, client: self.client, local: self.local, transport }
+    }
+
+    /// Completes when no new flow is to begin.
+    fn drained(&self) -> impl Future<Output = ()> + 'static {
+        let (mut draining, pod) = (self.proxy.draining.subscribe(), self.pod.clone());
         async move {
             tokio::select! {
                 _ = draining.wait_for(|draining| *draining) => {}
                 () = pod.stopped() => {}
             }
         }
-    };
-    let idle = proxy.settings.tunnel_idle;
-    let outcome = match spoken {
-        Spoken::Hbone(session) => {
-            let (proxy, pod) = (proxy.clone(), pod.clone());
-            let flows = move |request: Request| {
-                let (proxy, pod, peer) = (proxy.clone(), pod.clone(), peer.clone());
-                let flow = Arriving { proxy, pod, peer, client, local, transport: Transport::Hbone };
-                tokio::task::spawn_local(flow.serve(request));
-            };
-            let settings = ServerSettings { idle, ..ServerSettings::default() };
-            Box::pin(hbone::serve(session, settings, flows, drain)).await.map_err(|error| error.to_string())
-        }
-        Spoken::Fast(session) => {
-            let mut drain = pin!(drain);
-            let mut tunnel = fast::Server::new(session, fast::ServerSettings { idle });
-            let outcome = loop {
-                let request = match tunnel.next(drain.as_mut()).await {
-                    Ok(Some(request)) => request,
-                    Ok(None) => break Ok(()),
-                    Err(error) => break Err(error.to_string()),
-                };
-                let (proxy, pod, peer) = (proxy.clone(), pod.clone(), peer.clone());
-                let flow = Arriving { proxy, pod, peer, client, local, transport: Transport::Fast };
-                let after = flow.serve_fast(request).await;
-                if !tunnel.settled(after).await {
-                    return;
-                }
-            };
-            if outcome.is_ok() {
-                tunnel.close().await;
-            }
-            outcome
-        }
-    };
-    if let Err(error) = outcome {
-        debug!(peer = %client, pod = %pod.captured.workload.name(), %error, "A tunnel ended with an error.");
     }
 }
 
@@ -122,6 +151,7 @@ async fn handshake(
 }
 
 /// One flow on its way in.
+#[derive(Clone)]
 struct Arriving {
     proxy: Arc<Proxy>,
     pod: Arc<ServedPod>,

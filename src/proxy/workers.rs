@@ -76,23 +76,18 @@ impl Workers {
     }
 
     /// Runs the life of one connection on the thread that has the fewest: on `here`, which has accepted it, where
-    /// others have no fewer, since that one is awake and has what it needs at hand.
+    /// others have no fewer, since that one is awake and has what it needs at hand. The guard counts it there.
     pub fn spawn_connection<F: Future<Output = ()> + 'static>(
         &self,
         here: &Rc<Thread>,
-        make: impl FnOnce(Rc<Thread>) -> F + Send + 'static,
+        make: impl FnOnce(Rc<Thread>, LoadGuard) -> F + Send + 'static,
     ) {
         let load = |handle: &Handle| handle.load.load(Ordering::Relaxed);
         let loads = self.handles.iter().enumerate().map(|(index, handle)| (load(handle), index != here.index, index));
         let index = loads.min().map_or(here.index, |(.., index)| index);
         let guard = LoadGuard::new(&self.handles[index].load);
-        let life = move |thread| {
-            let connection = make(thread);
-            async move {
-                connection.await;
-                drop(guard);
-            }
-        };
+        // No block around it: a block would hold the whole future twice, as what it captured and as what it awaits.
+        let life = move |thread| make(thread, guard);
         if index == here.index {
             tokio::task::spawn_local(life(here.clone()));
         } else {
@@ -136,7 +131,8 @@ impl Workers {
     }
 }
 
-struct LoadGuard(Arc<AtomicUsize>);
+/// Counts a connection for its thread, as long as it is held.
+pub struct LoadGuard(Arc<AtomicUsize>);
 
 impl LoadGuard {
     fn new(load: &Arc<AtomicUsize>) -> Self {

@@ -83,6 +83,7 @@ impl<'a> Ca<'a> {
              metadata: {{name: {pod}}}\n\
              spec:\n  \
                restartPolicy: Never\n  \
+               serviceAccountName: asker\n  \
                containers:\n  \
                - name: main\n    \
                  image: \"{}\"\n    \
@@ -243,6 +244,7 @@ fn rights(namespace: &str) -> String {
     format!(
         "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: selvedge-agent}}\n---\n\
          apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: selvedge-controller}}\n---\n\
+         apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: asker}}\n---\n\
          apiVersion: rbac.authorization.k8s.io/v1\n\
          kind: ClusterRole\n\
          metadata: {{name: {namespace}}}\n\
