@@ -52,6 +52,12 @@ pub fn roll_out() -> Result<()> {
     Ok(())
 }
 
+/// How long the controllers' certificates live: `=30s`, or `-` for as long as they do by default.
+pub fn set_lifetime(lifetime: &str) -> Result<()> {
+    let variable = format!("SELVEDGE_CERTIFICATE_LIFETIME{lifetime}");
+    kubectl(&["set", "env", "--namespace", SYSTEM, "deployment/selvedge-controller", &variable]).map(drop)
+}
+
 /// Puts a namespace into the mesh, or takes it out.
 pub fn join(scene: &Scene, joined: bool) -> Result<()> {
     let mode = if joined { "selvedge.dev/mesh=enabled" } else { "selvedge.dev/mesh-" };

@@ -8,7 +8,7 @@ use selvedge_lab::{Metrics, eventually};
 
 use crate::cluster::{get, kubectl, order, run_on, test_image};
 use crate::controller::{account_and_pod, two_nodes};
-use crate::mesh::{SYSTEM, agent_of, install, join, roll_out, wait_captured};
+use crate::mesh::{DENY_ALL, STRICT, SYSTEM, agent_of, install, join, roll_out, set_lifetime, wait_captured};
 use crate::scene::{BOUND, Scene, trial_alone};
 use crate::traffic::Told;
 
@@ -129,12 +129,6 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// How long the controllers' certificates live: `=30s`, or `-` for as long as they do by default.
-fn set_lifetime(lifetime: &str) -> Result<()> {
-    let variable = format!("SELVEDGE_CERTIFICATE_LIFETIME{lifetime}");
-    kubectl(&["set", "env", "--namespace", SYSTEM, "deployment/selvedge-controller", &variable]).map(drop)
-}
-
 fn scale(replicas: usize) -> Result<()> {
     let replicas = format!("--replicas={replicas}");
     kubectl(&["scale", "--namespace", SYSTEM, "deployment/selvedge-controller", &replicas]).map(drop)
@@ -190,16 +184,6 @@ const SERVICE: &str = "apiVersion: v1
 kind: Service
 metadata: {name: server}
 spec: {selector: {app: server}, ports: [{port: 80, targetPort: 8080}]}
-";
-const STRICT: &str = "apiVersion: selvedge.dev/v1alpha1
-kind: PeerAuthentication
-metadata: {name: strict}
-spec: {mtls: {mode: STRICT}}
-";
-const DENY_ALL: &str = "apiVersion: selvedge.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: deny-all}
-spec: {}
 ";
 /// Longer than the leases of nodes and replicas.
 const OUTAGE_SECONDS: f64 = 60.0;

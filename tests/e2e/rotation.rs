@@ -5,14 +5,18 @@ use libtest_mimic::Trial;
 use selvedge::identity::{certificates_from_pem, hash_of};
 use selvedge_lab::eventually;
 
-use crate::cluster::{agent_image, apply, get, kubectl};
+use crate::cluster::{agent_image, apply, get, kubectl, selvedge};
 use crate::controller::{Ca, account_and_pod, two_nodes};
-use crate::mesh::uninstall;
+use crate::mesh::{STRICT, SYSTEM, install as install_mesh, join, roll_out, set_lifetime, uninstall, wait_captured};
 use crate::policies::install;
 use crate::scene::{BOUND, Scene, trial_alone};
+use crate::traffic::under_load;
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial_alone("ca: the root is rotated through all phases, with the controller killed in each", rotated)]
+    vec![
+        trial_alone("ca: the root is rotated through all phases, with the controller killed in each", rotated),
+        trial_alone("ca: the root of a mesh is rotated by one command under load without a failed request", under_way),
+    ]
 }
 
 fn rotated(scene: &Scene) -> Result<()> {
@@ -63,6 +67,48 @@ fn rotated(scene: &Scene) -> Result<()> {
     let phases = ["asked for a new root", "introducing", "retiring", "stable"];
     ensure!(phases.iter().all(|phase| said.contains(phase)), "the command said {said}");
     Ok(())
+}
+
+fn under_way(scene: &Scene) -> Result<()> {
+    install_mesh()?;
+    // The old root goes a minute after the last certificate under it.
+    set_lifetime("=30s")?;
+    let result = roll_out().and_then(|()| rotated_under_load(scene));
+    set_lifetime("-")?;
+    roll_out()?;
+    result
+}
+
+fn rotated_under_load(scene: &Scene) -> Result<()> {
+    let [first, second] = two_nodes()?;
+    join(scene, true)?;
+    scene.apply(STRICT)?;
+    scene.pod("server", &second, &["serve", "http:8080"])?;
+    scene.pod("client", &first, &["pause"])?;
+    wait_captured(scene, "server")?;
+    wait_captured(scene, "client")?;
+    let to = format!("{}:8080", scene.pod_ip("server")?);
+    let bundle = || -> Result<String> {
+        let map = get(&["--namespace", SYSTEM, "configmap", "selvedge-trust-bundle"])?;
+        Ok(map["data"]["ca.crt"].as_str().context("no ca.crt")?.to_owned())
+    };
+    let old = bundle()?;
+    let mut said = String::new();
+    let told = under_load(scene, "client", &to, || {
+        said = selvedge(&["rotate-root", "--to-the-end"])?;
+        Ok(())
+    })?;
+    let new = bundle()?;
+    ensure!(new.matches("BEGIN CERTIFICATE").count() == 1 && new != old, "{said}\nleft {new}");
+    ensure!(["introducing", "retiring", "stable"].iter().all(|phase| said.contains(phase)), "the command said {said}");
+    ensure!(told.failures.is_empty() && told.answered > 100, "{told:?}");
+    let certificates = certificates_from_pem(new.as_bytes()).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let hash = hash_of(&certificates);
+    for node in [first, second] {
+        let knows = || (get(&["meshnode", &node]).ok()?["status"]["trustBundleHash"] == hash).then_some(());
+        eventually(&format!("{node} trusts the new root alone"), BOUND, knows)?;
+    }
+    scene.run("client", &["get", &to, "/"]).map(drop)
 }
 
 /// What a node's agent says of the bundle that it holds.

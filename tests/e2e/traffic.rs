@@ -286,7 +286,7 @@ impl Told {
 }
 
 /// Asks without a pause, one connection after the other, for as long as something is done.
-fn under_load(scene: &Scene, pod: &str, to: &str, what: impl FnOnce() -> Result<()>) -> Result<Told> {
+pub fn under_load(scene: &Scene, pod: &str, to: &str, what: impl FnOnce() -> Result<()>) -> Result<Told> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let load = scope.spawn(|| {
