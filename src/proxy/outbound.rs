@@ -27,11 +27,19 @@ use crate::transport::relay::TcpEnd;
 use crate::transport::tls::{Offer, PeerInfo};
 
 /// The life of one connection that a joined pod dialled.
-pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, downstream: Downstream) {
+pub fn serve(
+    proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
+    pod: Arc<ServedPod>,
+    downstream: Downstream,
+) -> impl Future<Output = ()> {
     // Each part on the heap and of its own size: what connecting needs is gone once there is a connection, which may then
     // be silent for long.
-    if let Some(joined) = Box::pin(connect(proxy, thread, pod, downstream)).await {
-        Box::pin(joined.carry()).await;
+    let connecting = Box::pin(connect(proxy, thread, pod, downstream));
+    async move {
+        if let Some(joined) = connecting.await {
+            Box::pin(joined.carry()).await;
+        }
     }
 }
 
@@ -101,14 +109,15 @@ struct Joined {
 
 impl Joined {
     async fn carry(self) {
-        let Self { application, way, connection, proxy, pod, _endpoint } = self;
-        let denied = || Source { proxy: &proxy, pod: &pod, ip: connection.source.ip() }.denied_now(&connection);
-        match way {
-            Way::Fast(flow) => carry::into_fast_tunnel(&connection, application, flow, denied).await,
-            Way::Hbone(flow) => carry::into_tunnel(&connection, application, flow, denied).await,
-            Way::Plain(upstream) => carry::plain(&connection, application, upstream).await,
+        let connection = &self.connection;
+        let source = Source { proxy: &self.proxy, pod: &self.pod, ip: connection.source.ip() };
+        let denied = || source.denied_now(connection);
+        match self.way {
+            Way::Fast(flow) => carry::into_fast_tunnel(connection, self.application, flow, denied).await,
+            Way::Hbone(flow) => carry::into_tunnel(connection, self.application, flow, denied).await,
+            Way::Plain(upstream) => carry::plain(connection, self.application, upstream).await,
             Way::SameNode(reached) => {
-                carry::same_node(&connection, &reached.inbound, application, reached.stream).await;
+                carry::same_node(connection, &reached.inbound, self.application, reached.stream).await;
             }
         }
     }
@@ -123,7 +132,7 @@ struct Upstream {
 enum Way {
     Fast(fast::Flow),
     Hbone(hbone::Flow),
-    SameNode(Reached),
+    SameNode(Box<Reached>),
     Plain(TcpStream),
 }
 
@@ -252,7 +261,9 @@ impl<'a> Attempt<'a> {
         match Path::between(&self.pod.captured.workload, workload, to.port()) {
             Path::Plain(_) => self.plain(to).await,
             Path::Tunnel { own, wanted } => match self.neighbour(workload, to) {
-                Some(neighbour) => neighbour.reach(self.connection, &own).await.map(Way::SameNode),
+                Some(neighbour) => {
+                    neighbour.reach(self.connection, &own).await.map(|reached| Way::SameNode(Box::new(reached)))
+                }
                 None => self.tunnel(workload, &own, &wanted, to).await,
             },
             Path::Refused(reason, text) => {

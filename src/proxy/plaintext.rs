@@ -15,10 +15,13 @@ use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
 use crate::transport::relay::TcpEnd;
 
 /// The life of one plaintext connection to a joined pod.
-pub async fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) {
+pub fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) -> impl Future<Output = ()> {
     // Each part on the heap and of its own size: a connection that is silent for long needs nothing of what made it.
-    if let Some(joined) = Box::pin(connect(proxy, pod, downstream)).await {
-        Box::pin(joined.carry()).await;
+    let connecting = Box::pin(connect(proxy, pod, downstream));
+    async move {
+        if let Some(joined) = connecting.await {
+            Box::pin(joined.carry()).await;
+        }
     }
 }
 

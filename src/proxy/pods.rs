@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,12 +117,15 @@ impl Proxy {
         downstream: Downstream,
     ) {
         let (proxy, pod) = (self.clone(), pod.clone());
-        self.workers.spawn_connection(here, move |thread, guard| async move {
-            match direction {
-                HoldDirection::Outbound => outbound::serve(proxy, thread, pod, downstream).await,
-                HoldDirection::Inbound => plaintext::serve(proxy, pod, downstream).await,
+        self.workers.spawn_connection(here, move |thread, guard| {
+            let life: Pin<Box<dyn Future<Output = ()>>> = match direction {
+                HoldDirection::Outbound => Box::pin(outbound::serve(proxy, thread, pod, downstream)),
+                HoldDirection::Inbound => Box::pin(plaintext::serve(proxy, pod, downstream)),
+            };
+            async move {
+                life.await;
+                drop(guard);
             }
-            drop(guard);
         });
     }
 

@@ -1,5 +1,6 @@
+use std::fmt::Display;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
@@ -22,25 +23,22 @@ use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
 use crate::transport::tls::{PeerInfo, Session, Spoken};
 
 /// The life of one tunnel connection from a peer, which may carry many flows: at once (HBONE), or one by one (fast).
-pub async fn serve(
+pub fn serve(
     proxy: Arc<Proxy>,
     pod: Arc<ServedPod>,
     stream: std::net::TcpStream,
     client: SocketAddr,
     load: LoadGuard,
-) {
+) -> impl Future<Output = ()> {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // Each part on the heap and of its own size: a tunnel that is silent for long needs nothing of what made it.
-    let Some((tunnel, spoken)) = Box::pin(open(proxy, pod, stream, client)).await else { return };
-    let outcome = match spoken {
-        Spoken::Hbone(session) => Box::pin(tunnel.hbone(session)).await,
-        Spoken::Fast(session) => Box::pin(tunnel.fast(session)).await,
-    };
-    if let Err(error) = outcome {
-        let pod = tunnel.pod.captured.workload.name();
-        debug!(peer = %client, %pod, %error, "A tunnel ended with an error.");
+    let opening = Box::pin(open(proxy, pod, stream, client));
+    async move {
+        if let Some(opened) = opening.await {
+            opened.await;
+        }
+        drop(load);
     }
-    drop(load);
 }
 
 async fn open(
@@ -48,7 +46,7 @@ async fn open(
     pod: Arc<ServedPod>,
     stream: std::net::TcpStream,
     client: SocketAddr,
-) -> Option<(Tunnel, Spoken)> {
+) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
     let (stream, local) = prepare(&pod, stream).ok()?;
     let opened = handshake(&proxy, &pod, stream, client, local).await.and_then(|spoken| {
         let kind = match &spoken {
@@ -62,7 +60,11 @@ async fn open(
     match opened {
         Ok((spoken, place)) => {
             let peer = Arc::new(spoken.peer().clone());
-            Some((Tunnel { proxy, pod, peer, client, local, _place: place }, spoken))
+            let tunnel = Tunnel { proxy, pod, peer, client, local, _place: place };
+            Some(match spoken {
+                Spoken::Hbone(session) => Box::pin(tunnel.hbone(session)),
+                Spoken::Fast(session) => Box::pin(tunnel.fast(session)),
+            })
         }
         Err(failure) => {
             let telemetry = proxy.telemetry.open(ConnectionInfo {
@@ -91,25 +93,41 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    async fn hbone(&self, session: Session) -> Result<(), String> {
+    async fn hbone(self, session: Session) {
         let arriving = self.arriving(Transport::Hbone);
         let flows = move |request: Request| drop(tokio::task::spawn_local(arriving.clone().serve(request)));
         let settings = ServerSettings { idle: self.proxy.settings.tunnel_idle, ..ServerSettings::default() };
-        hbone::serve(session, settings, flows, self.drained()).await.map_err(|error| error.to_string())
+        let outcome = hbone::serve(session, settings, flows, self.drained()).await;
+        self.ended(outcome.err());
     }
 
-    async fn fast(&self, session: Session<Link>) -> Result<(), String> {
+    async fn fast(self, session: Session<Link>) {
+        let arriving = self.arriving(Transport::Fast);
         let mut drained = pin!(self.drained());
         let settings = fast::ServerSettings { idle: self.proxy.settings.tunnel_idle };
         let mut tunnel = fast::Server::new(session, settings);
-        while let Some(request) = tunnel.next(drained.as_mut()).await.map_err(|error| error.to_string())? {
-            let after = self.arriving(Transport::Fast).serve_fast(request).await;
-            if !tunnel.settled(after).await {
-                return Ok(());
+        loop {
+            match tunnel.next(drained.as_mut()).await {
+                Ok(Some(request)) => {
+                    let after = arriving.serve_fast(request).await;
+                    if !tunnel.settled(after).await {
+                        return;
+                    }
+                }
+                Ok(None) => {
+                    tunnel.close().await;
+                    return;
+                }
+                Err(error) => return self.ended(Some(error)),
             }
         }
-        tunnel.close().await;
-        Ok(())
+    }
+
+    fn ended(&self, error: Option<impl Display>) {
+        if let Some(error) = error {
+            let pod = self.pod.captured.workload.name();
+            debug!(peer = %self.client, %pod, %error, "A tunnel ended with an error.");
+        }
     }
 
     fn arriving(&self, transport: Transport) -> Arriving {
@@ -185,7 +203,7 @@ impl Arriving {
     }
 
     /// As [`Arriving::serve`]; what is left of the tunnel is returned.
-    async fn serve_fast(self, mut request: fast::Request<'_>) -> fast::After {
+    async fn serve_fast(&self, mut request: fast::Request<'_>) -> fast::After {
         let to = match request.header() {
             Ok(header) => SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port()),
             Err(error) => {

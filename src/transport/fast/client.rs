@@ -19,7 +19,8 @@ use crate::transport::tls::TlsError;
 
 /// One flow that the far application has accepted.
 pub struct Flow {
-    lease: Lease,
+    /// On the heap, for it goes through many hands, and each future on the way has room for what it was given.
+    lease: Box<Lease>,
     progress: Progress,
     /// How much of the application's was sent before it was accepted, and how the application broke behind that.
     said: usize,
@@ -70,7 +71,7 @@ pub(super) async fn open(
     match answer {
         Ok(Ok(Answer::Accepted)) => {
             let progress = Progress { end_sent, ..Progress::default() };
-            Ok(Flow { lease, progress, said, broken: early.take_broken() })
+            Ok(Flow { lease: Box::new(lease), progress, said, broken: early.take_broken() })
         }
         Ok(Ok(Answer::Refused(status))) => {
             if lease.link.has_unsent() {
