@@ -22,6 +22,7 @@ use crate::identity::Identities;
 use crate::mesh::{self, PodUid};
 use crate::model::{Delta, Model};
 use crate::source::Report;
+use crate::source::kube::sentence;
 
 /// The pods of this node that are captured: the agent's own model knows it before any peer does.
 #[derive(Debug)]
@@ -131,7 +132,8 @@ impl Publisher {
                     }
                     Err(cause) => {
                         let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-                        warn!(%cause, again = ?pause, "The MeshNode of this node cannot be written; peers know what it last said.");
+                        let cause = sentence(&cause);
+                        warn!(cause, again = ?pause, "The MeshNode of this node cannot be written; peers know what it last said.");
                         metrics::counter!(FAILURES).increment(1);
                         sleep(pause).await;
                     }

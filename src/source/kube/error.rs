@@ -34,6 +34,15 @@ impl WatchError {
         Self::Transport(error.to_string())
     }
 
+    /// Whether there was no way to the server, or no answer of its own.
+    pub fn is_out_of_reach(&self) -> bool {
+        match self {
+            Self::Transport(_) | Self::Timeout(_) => true,
+            Self::Api(status) => matches!(status.code, 429 | 500..),
+            Self::Closed | Self::Expired | Self::NoStreaming | Self::Json(_) => false,
+        }
+    }
+
     /// For a label: few.
     pub fn code(&self) -> &'static str {
         match self {

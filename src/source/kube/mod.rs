@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ::kube::Client;
 use ::kube::runtime::watcher::DefaultBackoff;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -47,6 +47,7 @@ pub async fn run(
     reach(&client, &report).await?;
     let (news, mut heard) = mpsc::channel(BATCH);
     let (found, mut discovered) = mpsc::channel(1);
+    let answers = Arc::new(Notify::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(discover(client.clone(), found));
     let mut feed = Feed::new(own_node, model, report);
@@ -62,7 +63,8 @@ pub async fn run(
             Some(answer) = discovered.recv() => match answer {
                 Ok(found) => {
                     for (kind, path) in feed.discovered(found) {
-                        let watch = Watch { client: client.clone(), kind, path, news: news.clone() };
+                        let (news, answers) = (news.clone(), answers.clone());
+                        let watch = Watch { client: client.clone(), kind, path, news, answers };
                         tasks.spawn(watch.run());
                     }
                 }

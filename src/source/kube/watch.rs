@@ -4,6 +4,7 @@
 //! is, so the few steps are taken here, as the API's conventions ask
 //! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes>).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use futures_util::io::AsyncBufReadExt;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::WatchError;
@@ -51,6 +52,8 @@ pub(super) struct Watch {
     pub kind: Kind,
     pub path: String,
     pub news: mpsc::Sender<(Kind, News)>,
+    /// Of all watches: told of whenever the API server answers one of them.
+    pub answers: Arc<Notify>,
 }
 
 /// Where a watch is.
@@ -102,7 +105,15 @@ impl Watch {
             if self.news.send((self.kind, lost)).await.is_err() {
                 return;
             }
-            tokio::time::sleep(pause).await;
+            let answers = self.answers.notified();
+            tokio::select! {
+                () = sleep(pause) => {}
+                // It was out of reach, and another watch has reached it. Not all at once.
+                () = answers, if error.is_out_of_reach() => {
+                    pauses = DefaultBackoff::default();
+                    sleep(rand::random_range(SPREAD)).await;
+                }
+            }
         }
     }
 
@@ -128,6 +139,7 @@ impl Watch {
             }
             answer => answer?,
         };
+        self.answers.notify_waiters();
         let mut lines = std::pin::pin!(lines);
         if !streamed {
             self.tell(News::Open).await?;
@@ -283,6 +295,8 @@ const LEAST_TURN: Duration = Duration::from_secs(1);
 const SILENCE_LIMIT: Duration = Duration::from_secs(150);
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long after an answer to one watch the others ask.
+const SPREAD: std::ops::Range<Duration> = Duration::ZERO..Duration::from_secs(2);
 /// Objects a page: of pods of 8 KB a page is under a megabyte.
 const PAGE: u32 = 100;
 const LINE_KEPT: usize = 64 << 10;
