@@ -10,6 +10,7 @@
 mod answer;
 mod cors;
 mod decide;
+mod decode;
 mod duration;
 mod edit;
 mod filter;
@@ -19,11 +20,13 @@ mod matching;
 mod object;
 mod path;
 mod pattern;
+pub mod status;
 mod table;
 
 pub use answer::{Answer, Because, GrpcStatus, is_grpc};
 pub use cors::{Allowed, Cors, Origin};
 pub use decide::{Decision, Forward, Routes};
+pub use decode::{DecodeError, decode};
 pub use duration::{DurationError, parse_duration};
 pub use edit::set_host;
 pub use filter::{Filters, HeaderEdits, Mirror, PathRewrite, Redirect, Rewrite, Share};
@@ -35,3 +38,6 @@ pub use object::{
 pub use path::Prefix;
 pub use pattern::{Pattern, PatternError};
 pub use table::{Delta, Table};
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::{Filters, Match, Redirect};
-use crate::mesh::{NamespacedName, ServicePort};
+use crate::mesh::NamespacedName;
 
 /// One HTTPRoute or GRPCRoute, as far as Services are its parents.
 #[derive(Clone, PartialEq, Debug)]
@@ -75,12 +75,12 @@ pub enum ParentPort {
 }
 
 impl ParentPort {
-    pub fn takes(&self, port: &ServicePort) -> bool {
+    pub fn takes_port(&self, number: u16, name: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Number(number) => *number == port.port,
-            Self::Name(name) => *name == port.name,
-            Self::Both(number, name) => *number == port.port && *name == port.name,
+            Self::Number(wanted) => *wanted == number,
+            Self::Name(wanted) => **wanted == *name,
+            Self::Both(wanted, named) => *wanted == number && **named == *name,
         }
     }
 }
@@ -199,8 +199,8 @@ pub enum Why {
     Refused(usize),
     /// A reference to a kind that is no backend: 500 in its share.
     InvalidKind,
-    /// A parent that is not taken.
-    Parent(usize),
+    /// A backend that cannot be used as it is written: 500 in its share.
+    Backend,
     /// A field without effect.
     PassedOver,
 }

@@ -17,14 +17,14 @@ pub struct Table {
 /// One step of the table.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Delta {
-    Apply(Route),
+    Apply(Arc<Route>),
     Delete(RouteRef),
 }
 
 impl Table {
     pub fn apply(&mut self, delta: Delta) {
         let (name, new) = match delta {
-            Delta::Apply(route) => (route.reference(), Some(Arc::new(route))),
+            Delta::Apply(route) => (route.reference(), Some(route)),
             Delta::Delete(name) => (name, None),
         };
         let old = self.routes.get(&name).cloned();
