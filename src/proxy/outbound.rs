@@ -14,7 +14,7 @@ use super::pods::ServedPod;
 use super::resolve::resolve;
 use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
-use super::{Proxy, carry, dial};
+use super::{Proxy, carry, dial, requests};
 use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
@@ -23,6 +23,7 @@ use crate::policy::{PeerMode, Query, Verdict};
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
+use crate::transport::relay::TcpEnd;
 use crate::transport::tls::{Offer, PeerInfo};
 
 /// The life of one connection that a joined pod dialled.
@@ -58,8 +59,8 @@ pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, d
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         () = application.gone(&pod) => Err(attempt.given_up()),
     };
-    let Upstream { way, endpoint: _counted } = match upstream {
-        Ok(upstream) => upstream,
+    let found = match upstream {
+        Ok(found) => found,
         Err(failure) => {
             application.refuse(&failure);
             return connection.failed(&failure);
@@ -70,28 +71,31 @@ pub async fn serve(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, d
         Err(failure) => return connection.failed(&failure),
     };
     let early = attempt.early.take().map(Early::into_kept).unwrap_or_default();
-    match way {
-        // What was said early is there already.
-        Way::Fast(flow) => carry::into_fast_tunnel(&connection, application, flow, || attempt.denied_now()).await,
-        Way::Hbone(flow) => {
-            let application = application.with_ahead(early);
-            carry::into_tunnel(&connection, application, flow, || attempt.denied_now()).await;
+    match found {
+        Found::Upstream(upstream) => {
+            // In the fast tunnel what was said early is there already.
+            let early = if let Way::Fast(_) = upstream.way { Default::default() } else { early };
+            attempt.relay(application.with_ahead(early), upstream.way).await;
         }
-        Way::Plain(upstream) => carry::plain(&connection, application.with_ahead(early), upstream).await,
-        Way::SameNode(reached) => {
-            let application = application.with_ahead(early);
-            carry::same_node(&connection, &reached.inbound, application, reached.stream).await;
-        }
+        // On the heap: most connections need nothing of it.
+        Found::Requests(service) => Box::pin(attempt.requests(application.with_ahead(early), &service)).await,
     }
 }
 
-/// A connection made, and the Service endpoint that it counts for.
-struct Upstream<'a> {
-    way: Way,
-    endpoint: Option<Counted<'a>>,
+/// What became of the search for somebody who answers.
+pub enum Found {
+    Upstream(Box<Upstream>),
+    /// Requests decide, each for itself.
+    Requests(Box<ServiceDestination>),
 }
 
-enum Way {
+/// A connection made, and the Service endpoint that it counts for.
+pub struct Upstream {
+    pub way: Way,
+    pub endpoint: Option<Counted>,
+}
+
+pub enum Way {
     Fast(fast::Flow),
     Hbone(hbone::Flow),
     SameNode(Reached),
@@ -99,23 +103,23 @@ enum Way {
 }
 
 /// The search for somebody who answers.
-struct Attempt<'a> {
-    proxy: &'a Arc<Proxy>,
-    thread: &'a Thread,
-    pod: &'a Arc<ServedPod>,
-    client: IpAddr,
-    dialled: SocketAddr,
-    connection: &'a Connection,
+pub struct Attempt<'a> {
+    pub proxy: &'a Arc<Proxy>,
+    pub thread: &'a Rc<Thread>,
+    pub pod: &'a Arc<ServedPod>,
+    pub client: IpAddr,
+    pub dialled: SocketAddr,
+    pub connection: &'a Connection,
     /// What the client has said already. It is away while a tunnel is being opened.
-    early: Cell<Option<Early>>,
+    pub early: Cell<Option<Early>>,
     /// What failed in passing last.
-    passing: Cell<Option<Failure>>,
+    pub passing: Cell<Option<Failure>>,
 }
 
 impl<'a> Attempt<'a> {
     /// Tries until it is known what to tell the client. What fails in passing is tried again as long as the client waits:
     /// an agent that starts anew costs the time that this takes, and no more.
-    async fn run(&self, client: &downstream::Client) -> Result<Upstream<'a>, Failure> {
+    async fn run(&self, client: &downstream::Client) -> Result<Found, Failure> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
@@ -137,23 +141,48 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn once(&self) -> Result<Upstream<'a>, Failure> {
-        if !self.proxy.limits.admits(self.pod.uid()) {
-            return Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"));
+    /// Carries the bytes of the client to whom was found.
+    pub async fn relay(&self, application: TcpEnd, way: Way) {
+        let connection = self.connection;
+        match way {
+            Way::Fast(flow) => carry::into_fast_tunnel(connection, application, flow, || self.denied_now()).await,
+            Way::Hbone(flow) => carry::into_tunnel(connection, application, flow, || self.denied_now()).await,
+            Way::Plain(upstream) => carry::plain(connection, application, upstream).await,
+            Way::SameNode(reached) => {
+                carry::same_node(connection, &reached.inbound, application, reached.stream).await;
+            }
         }
+    }
+
+    pub fn check_limits(&self) -> Result<(), Failure> {
+        if self.proxy.limits.admits(self.pod.uid()) {
+            return Ok(());
+        }
+        Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"))
+    }
+
+    async fn once(&self) -> Result<Found, Failure> {
+        self.check_limits()?;
         if is_reserved_port(self.dialled.port()) {
             let text = format!("port {} belongs to the mesh and is no destination", self.dialled.port());
             return Err(Failure::new(Reason::Protocol, text));
         }
         match resolve(&self.proxy.model, self.dialled).await {
-            Destination::Service(service) => self.any_endpoint(&service).await,
+            Destination::Service(service) if requests::decide(self.proxy, &service) => {
+                self.asked_for(&service);
+                Ok(Found::Requests(Box::new(service)))
+            }
+            Destination::Service(service) => {
+                self.asked_for(&service);
+                self.any_endpoint(&service).await.map(|upstream| Found::Upstream(Box::new(upstream)))
+            }
             Destination::Workload(workload) => {
                 let way = self.workload(&workload, self.dialled).await?;
-                Ok(Upstream { way, endpoint: None })
+                Ok(Found::Upstream(Box::new(Upstream { way, endpoint: None })))
             }
             Destination::Node | Destination::Outside => {
                 let way = self.plain(self.dialled).await?;
-                Ok(Upstream { way, endpoint: None })
+                Ok(Found::Upstream(Box::new(Upstream { way, endpoint: None })))
             }
             Destination::NoSuchPort(service) => {
                 let text = format!("Service {} has no TCP port {}", service.name, self.dialled.port());
@@ -166,13 +195,16 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
-    /// second try repeats nothing.
-    async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream<'a>, Failure> {
+    fn asked_for(&self, service: &ServiceDestination) {
         self.connection.telemetry.amend(|info| {
             info.service = Some(service.service.name.clone());
             info.requested = Some(self.dialled);
         });
+    }
+
+    /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
+    /// second try repeats nothing.
+    pub async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream, Failure> {
         let client = {
             let node = self.proxy.settings.node.clone();
             let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
@@ -206,7 +238,7 @@ impl<'a> Attempt<'a> {
         }))
     }
 
-    async fn endpoint(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
+    pub async fn endpoint(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
         let destination = self.proxy.model.read().mesh.destination(endpoint);
         match destination {
             Destination::Workload(workload) => self.workload(&workload, endpoint).await,
@@ -370,42 +402,57 @@ impl<'a> Attempt<'a> {
 
     /// What policy holds against the connection, and which policy.
     fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
-        let state = self.proxy.model.read();
-        let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
-        let decision = state.policies.decide(&Query {
-            source_ip: self.own_address(to).unwrap_or(self.client),
-            source_identity: self.pod.captured.workload.identity.as_ref(),
-            destination: workload,
-            destination_addr: to,
-            services: &services,
-        });
-        let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
-        Some((reason, decision.clause.map(|clause| clause.policy.name)))
+        denial(self.proxy, self.pod, self.client, workload, to)
     }
 
     /// The address that the client used, where it is one of the pod's: what peers see must be it. An endpoint of
     /// the other family sees the pod's address of that family.
     fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
-        let own = &self.pod.captured.workload.pod.ips;
-        let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
-        own.iter().find(|ip| **ip == self.client).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
+        own_address(self.pod, self.client, to)
     }
 }
 
-/// Counts a connection for its endpoint, from its first attempt to its end.
-struct Counted<'a> {
-    proxy: &'a Proxy,
+fn own_address(pod: &ServedPod, client: IpAddr, to: SocketAddr) -> Option<IpAddr> {
+    let own = &pod.captured.workload.pod.ips;
+    let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
+    own.iter().find(|ip| **ip == client).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
+}
+
+/// What policy holds against a pod's connection to another, and which policy.
+pub fn denial(
+    proxy: &Proxy,
+    pod: &ServedPod,
+    client: IpAddr,
+    workload: &Workload,
+    to: SocketAddr,
+) -> Option<(Reason, Option<NamespacedName>)> {
+    let state = proxy.model.read();
+    let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
+    let decision = state.policies.decide(&Query {
+        source_ip: own_address(pod, client, to).unwrap_or(client),
+        source_identity: pod.captured.workload.identity.as_ref(),
+        destination: workload,
+        destination_addr: to,
+        services: &services,
+    });
+    let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
+    Some((reason, decision.clause.map(|clause| clause.policy.name)))
+}
+
+/// Counts a connection for its endpoint, from its first attempt to its end; or a request.
+pub struct Counted {
+    proxy: Arc<Proxy>,
     endpoint: SocketAddr,
 }
 
-impl<'a> Counted<'a> {
-    fn begin(proxy: &'a Proxy, endpoint: SocketAddr) -> Self {
+impl Counted {
+    pub fn begin(proxy: &Arc<Proxy>, endpoint: SocketAddr) -> Self {
         proxy.balancer().opened(endpoint);
-        Self { proxy, endpoint }
+        Self { proxy: proxy.clone(), endpoint }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.proxy.balancer().closed(self.endpoint);
     }
