@@ -15,6 +15,7 @@
 //! | [`cni`] | the start of a pod: the CNI plugin, its installer, and the agent's end of it | `capture`, files |
 //! | [`transport`] | TLS, HBONE, the relay loops | sockets, `identity` |
 //! | [`proxy`] | the life of one connection: outbound, inbound, passthrough | the shells above |
+//! | [`waypoint`] | HTTP, where a Service asks for it: requests in, requests out | `proxy`'s way onward, the core |
 //! | [`telemetry`] | metrics and the access log | the core |
 //! | [`admin`] | health, metrics, state dump, drain | everything, read-only |
 //! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
@@ -43,3 +44,4 @@ pub mod route;
 pub mod source;
 pub mod telemetry;
 pub mod transport;
+pub mod waypoint;

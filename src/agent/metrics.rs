@@ -1,4 +1,4 @@
-use crate::{capture, cni, handover, identity, policy, proxy, source, telemetry, transport};
+use crate::{capture, cni, handover, identity, policy, proxy, source, telemetry, transport, waypoint};
 
 /// Tells the unit and meaning of every metric that an agent has. `docs/metrics.md` is checked against it.
 pub fn describe() {
@@ -12,6 +12,7 @@ pub fn describe() {
     source::describe_metrics();
     telemetry::describe_metrics();
     transport::describe_metrics();
+    waypoint::describe_metrics();
 }
 
 #[cfg(test)]

@@ -22,10 +22,12 @@ mod held;
 mod hold_loop;
 mod inbound;
 mod limits;
+mod onward;
 mod outbound;
 mod plaintext;
 mod pods;
 mod recheck;
+mod requests;
 mod resolve;
 mod same_node;
 mod source_ports;
@@ -39,11 +41,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 pub use connections::{Connection, ConnectionStatus, Connections};
+pub use failure::Failure;
 pub use limits::Limits;
+pub use onward::{Bond, Line, Onward, RequestPlace};
+pub use outbound::Counted;
 pub use recheck::follow;
 pub use same_node::SameNode;
 pub use source_ports::PortRanges;
-pub use workers::Workers;
+pub use workers::{Workers, with_random};
 
 use crate::capture::NetNs;
 use crate::identity::Identities;
@@ -121,12 +126,14 @@ impl Proxy {
     /// Asks tunnel peers to take their new connections elsewhere; what is open goes on.
     pub fn drain(&self) {
         self.draining.send_replace(true);
+        self.workers.on_each(|thread| thread.http.evict_all());
     }
 
     /// What is done every few seconds: bytes of connections that go on are counted, old balancer state expires.
     pub fn tick(&self) {
         self.connections.all().iter().for_each(|connection| connection.tick());
         self.balancer().expire(Instant::now());
+        self.workers.on_each(|thread| thread.http.expire(Instant::now()));
     }
 
     fn balancer(&self) -> &Balancer {

@@ -14,7 +14,7 @@ use super::pods::ServedPod;
 use super::resolve::resolve;
 use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
-use super::{Proxy, carry, dial};
+use super::{Proxy, carry, dial, requests};
 use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
@@ -74,8 +74,8 @@ async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, dow
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         () = application.gone(&pod) => Err(attempt.given_up()),
     };
-    let Upstream { way, endpoint } = match upstream {
-        Ok(upstream) => upstream,
+    let found = match upstream {
+        Ok(found) => found,
         Err(failure) => {
             application.refuse(&failure);
             connection.failed(&failure);
@@ -89,47 +89,79 @@ async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, dow
             return None;
         }
     };
-    let application = match &way {
+    let application = match &found {
         // What was said early is there already.
-        Way::Fast(_) => application,
+        Found::Upstream(Upstream { way: Way::Fast(_), .. }) => application,
         _ => application.with_ahead(attempt.early.take().map(Early::into_kept).unwrap_or_default()),
     };
-    Some(Joined { application, way, connection, proxy, pod, _endpoint: endpoint })
+    Some(Joined { application, found, dialled, connection, proxy, thread, pod })
 }
 
-/// A client and whom it reached.
+/// A client whose `connect()` has succeeded, and what is to be done with it.
 struct Joined {
     application: TcpEnd,
-    way: Way,
+    found: Found,
+    dialled: SocketAddr,
     connection: Registered,
     proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
-    _endpoint: Option<Counted>,
 }
 
 impl Joined {
     async fn carry(self) {
-        let connection = &self.connection;
-        let source = Source { proxy: &self.proxy, pod: &self.pod, ip: connection.source.ip() };
-        let denied = || source.denied_now(connection);
-        match self.way {
-            Way::Fast(flow) => carry::into_fast_tunnel(connection, self.application, flow, denied).await,
-            Way::Hbone(flow) => carry::into_tunnel(connection, self.application, flow, denied).await,
-            Way::Plain(upstream) => carry::plain(connection, self.application, upstream).await,
-            Way::SameNode(reached) => {
-                carry::same_node(connection, &reached.inbound, self.application, reached.stream).await;
+        let Self { application, found, dialled, .. } = self;
+        let (proxy, thread, pod, connection) = (&self.proxy, &self.thread, &self.pod, &*self.connection);
+        let ip = connection.source.ip();
+        match found {
+            Found::Upstream(Upstream { way, endpoint: _counted }) => {
+                relay(Source { proxy, pod, ip }, connection, application, way).await;
+            }
+            // On the heap: most connections need nothing of it.
+            Found::Requests(service) => {
+                let attempt = Attempt {
+                    proxy,
+                    thread,
+                    pod,
+                    client: ip,
+                    dialled,
+                    connection,
+                    early: Cell::default(),
+                    passing: Cell::default(),
+                };
+                Box::pin(attempt.requests(application, &service)).await;
             }
         }
     }
 }
 
-/// A connection made, and the Service endpoint that it counts for.
-struct Upstream {
-    way: Way,
-    endpoint: Option<Counted>,
+/// Carries the bytes of the client to whom was found.
+async fn relay(source: Source<'_>, connection: &Connection, application: TcpEnd, way: Way) {
+    let denied = || source.denied_now(connection);
+    match way {
+        Way::Fast(flow) => carry::into_fast_tunnel(connection, application, flow, denied).await,
+        Way::Hbone(flow) => carry::into_tunnel(connection, application, flow, denied).await,
+        Way::Plain(upstream) => carry::plain(connection, application, upstream).await,
+        Way::SameNode(reached) => {
+            carry::same_node(connection, &reached.inbound, application, reached.stream).await;
+        }
+    }
 }
 
-enum Way {
+/// What became of the search for somebody who answers.
+pub enum Found {
+    Upstream(Upstream),
+    /// Requests decide, each for itself.
+    Requests(Box<ServiceDestination>),
+}
+
+/// A connection made, and the Service endpoint that it counts for.
+pub struct Upstream {
+    pub way: Way,
+    pub endpoint: Option<Counted>,
+}
+
+pub enum Way {
     Fast(fast::Flow),
     Hbone(hbone::Flow),
     SameNode(Box<Reached>),
@@ -137,23 +169,23 @@ enum Way {
 }
 
 /// The search for somebody who answers.
-struct Attempt<'a> {
-    proxy: &'a Arc<Proxy>,
-    thread: &'a Thread,
-    pod: &'a Arc<ServedPod>,
-    client: IpAddr,
-    dialled: SocketAddr,
-    connection: &'a Connection,
+pub struct Attempt<'a> {
+    pub proxy: &'a Arc<Proxy>,
+    pub thread: &'a Rc<Thread>,
+    pub pod: &'a Arc<ServedPod>,
+    pub client: IpAddr,
+    pub dialled: SocketAddr,
+    pub connection: &'a Connection,
     /// What the client has said already. It is away while a tunnel is being opened.
-    early: Cell<Option<Early>>,
+    pub early: Cell<Option<Early>>,
     /// What failed in passing last.
-    passing: Cell<Option<Failure>>,
+    pub passing: Cell<Option<Failure>>,
 }
 
 impl<'a> Attempt<'a> {
     /// Tries until it is known what to tell the client. What fails in passing is tried again as long as the client waits:
     /// an agent that starts anew costs the time that this takes, and no more.
-    async fn run(&self, client: &downstream::Client) -> Result<Upstream, Failure> {
+    async fn run(&self, client: &downstream::Client) -> Result<Found, Failure> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
@@ -175,23 +207,40 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn once(&self) -> Result<Upstream, Failure> {
-        if !self.proxy.limits.admits(self.pod.uid()) {
-            return Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"));
+    /// Carries the bytes of the client to whom was found.
+    pub async fn relay(&self, application: TcpEnd, way: Way) {
+        relay(self.source(), self.connection, application, way).await;
+    }
+
+    pub fn check_limits(&self) -> Result<(), Failure> {
+        if self.proxy.limits.admits(self.pod.uid()) {
+            return Ok(());
         }
+        Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"))
+    }
+
+    async fn once(&self) -> Result<Found, Failure> {
+        self.check_limits()?;
         if is_reserved_port(self.dialled.port()) {
             let text = format!("port {} belongs to the mesh and is no destination", self.dialled.port());
             return Err(Failure::new(Reason::Protocol, text));
         }
         match resolve(&self.proxy.model, self.dialled).await {
-            Destination::Service(service) => self.any_endpoint(&service).await,
+            Destination::Service(service) if requests::decide(self.proxy, &service) => {
+                self.asked_for(&service);
+                Ok(Found::Requests(Box::new(service)))
+            }
+            Destination::Service(service) => {
+                self.asked_for(&service);
+                self.any_endpoint(&service).await.map(Found::Upstream)
+            }
             Destination::Workload(workload) => {
                 let way = self.workload(&workload, self.dialled).await?;
-                Ok(Upstream { way, endpoint: None })
+                Ok(Found::Upstream(Upstream { way, endpoint: None }))
             }
             Destination::Node | Destination::Outside => {
                 let way = self.plain(self.dialled).await?;
-                Ok(Upstream { way, endpoint: None })
+                Ok(Found::Upstream(Upstream { way, endpoint: None }))
             }
             Destination::NoSuchPort(service) => {
                 let text = format!("Service {} has no TCP port {}", service.name, self.dialled.port());
@@ -204,13 +253,16 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
-    /// second try repeats nothing.
-    async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream, Failure> {
+    fn asked_for(&self, service: &ServiceDestination) {
         self.connection.telemetry.amend(|info| {
             info.service = Some(service.service.name.clone());
             info.requested = Some(self.dialled);
         });
+    }
+
+    /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
+    /// second try repeats nothing.
+    pub async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream, Failure> {
         let client = {
             let node = self.proxy.settings.node.clone();
             let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
@@ -244,7 +296,7 @@ impl<'a> Attempt<'a> {
         }))
     }
 
-    async fn endpoint(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
+    pub async fn endpoint(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
         let destination = self.proxy.model.read().mesh.destination(endpoint);
         match destination {
             Destination::Workload(workload) => self.workload(&workload, endpoint).await,
@@ -415,15 +467,15 @@ impl<'a> Attempt<'a> {
 }
 
 /// The pod that dialled, and the address that it used.
-struct Source<'a> {
-    proxy: &'a Proxy,
-    pod: &'a ServedPod,
-    ip: IpAddr,
+pub struct Source<'a> {
+    pub proxy: &'a Proxy,
+    pub pod: &'a ServedPod,
+    pub ip: IpAddr,
 }
 
 impl Source<'_> {
     /// Why policy allows the connection no more, if it does not.
-    fn denied_now(&self, connection: &Connection) -> Option<Reason> {
+    pub fn denied_now(&self, connection: &Connection) -> Option<Reason> {
         let to = connection.telemetry.destination()?;
         let Destination::Workload(workload) = self.proxy.model.read().mesh.destination(to) else { return None };
         self.denial(&workload, to).map(|(reason, _)| reason)
@@ -453,14 +505,14 @@ impl Source<'_> {
     }
 }
 
-/// Counts a connection for its endpoint, from its first attempt to its end.
-struct Counted {
+/// Counts a connection for its endpoint, from its first attempt to its end; or a request.
+pub struct Counted {
     proxy: Arc<Proxy>,
     endpoint: SocketAddr,
 }
 
 impl Counted {
-    fn begin(proxy: &Arc<Proxy>, endpoint: SocketAddr) -> Self {
+    pub fn begin(proxy: &Arc<Proxy>, endpoint: SocketAddr) -> Self {
         proxy.balancer().opened(endpoint);
         Self { proxy: proxy.clone(), endpoint }
     }

@@ -3,7 +3,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -26,13 +26,23 @@ pub struct Pods(Mutex<HashMap<PodUid, Arc<ServedPod>>>);
 pub struct ServedPod {
     pub captured: Arc<CapturedPod>,
     stop: watch::Sender<bool>,
+    /// The pod leaves the mesh or the node: what it has goes on, and nothing is kept for later.
+    leaving: watch::Sender<bool>,
+    /// Requests of the pod that are under way.
+    requests: AtomicUsize,
     sockets: Mutex<Option<SockDiag>>,
 }
 
 impl Proxy {
     /// Starts to accept what a captured pod's listeners bring. A pod captured anew replaces its former self.
     pub fn serve(self: &Arc<Self>, captured: Arc<CapturedPod>) {
-        let pod = Arc::new(ServedPod { stop: watch::Sender::new(false), sockets: Mutex::new(None), captured });
+        let pod = Arc::new(ServedPod {
+            stop: watch::Sender::new(false),
+            leaving: watch::Sender::new(false),
+            requests: AtomicUsize::new(0),
+            sockets: Mutex::new(None),
+            captured,
+        });
         let replaced = self.pods.lock().insert(pod.uid().clone(), pod.clone());
         if let Some(replaced) = replaced {
             replaced.stop.send_replace(true);
@@ -133,7 +143,9 @@ impl Proxy {
     pub fn rest(&self) {
         for pod in self.pods.lock().values() {
             pod.stop.send_replace(true);
+            pod.leaving.send_replace(true);
         }
+        self.workers.on_each(|thread| thread.http.evict_all());
     }
 
     /// The pod is gone from this node: nothing more is accepted, its connections reset, its tunnels close.
@@ -147,10 +159,14 @@ impl Proxy {
         self.evict(uid);
     }
 
-    /// Closes the pooled tunnels of a pod that left, whichever end of them it was.
+    /// Closes what is pooled of a pod that leaves, whichever end of it that is.
     pub fn evict(&self, uid: &PodUid) {
+        if let Some(pod) = self.pods.get(uid) {
+            pod.leaving.send_replace(true);
+        }
         let uid = uid.clone();
         self.workers.on_each(move |thread| {
+            thread.http.evict(&uid);
             thread.pool.evict(&uid);
             thread.fast.evict(&uid);
         });
@@ -204,6 +220,24 @@ impl ServedPod {
     /// Whether a socket of the pod's namespace has these two ends, connected or about to be.
     pub fn has_socket(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
         self.ask(|sockets| sockets.has(local, remote))
+    }
+
+    /// Completes when the pod leaves, or another agent serves it.
+    pub async fn leaving(&self) {
+        let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        *self.leaving.borrow()
+    }
+
+    /// Counts one request more, and tells how many there are now.
+    pub fn begin_request(&self) -> usize {
+        self.requests.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn end_request(&self) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Completes when the pod is no longer served.

@@ -39,6 +39,13 @@ pub struct Reached {
     _held: Held,
 }
 
+impl Reached {
+    /// The socket, the connection as the destination's side has it, and the port that is held while it lives.
+    pub fn into_parts(self) -> (TcpStream, Arriving, Held) {
+        (self.stream, self.inbound, self._held)
+    }
+}
+
 /// The connection as the destination's side has it.
 pub struct Arriving(Registered);
 

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::transport::fast;
 use crate::transport::hbone::{Pool, PoolSettings};
+use crate::waypoint;
 
 /// The threads that carry connections: one current-thread runtime a core. A connection lives its whole life on one.
 pub struct Workers {
@@ -28,6 +29,8 @@ struct Handle {
 pub struct Thread {
     pub pool: Pool,
     pub fast: fast::Pool,
+    /// Connections that speak HTTP to applications.
+    pub http: waypoint::Pool,
     index: usize,
 }
 
@@ -148,7 +151,8 @@ impl Drop for LoadGuard {
 }
 
 async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, index: usize, (pool, fast): (PoolSettings, fast::PoolSettings)) {
-    let thread = Rc::new(Thread { pool: Pool::new(pool), fast: fast::Pool::new(fast), index });
+    let thread =
+        Rc::new(Thread { pool: Pool::new(pool), fast: fast::Pool::new(fast), http: waypoint::Pool::default(), index });
     while let Some(job) = jobs.recv().await {
         job(thread.clone());
     }

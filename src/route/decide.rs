@@ -21,11 +21,17 @@ pub struct Routes {
     port: u16,
     /// One for each way in which routes name this port.
     sets: Vec<Arc<RuleSet>>,
+    names_port: bool,
 }
 
 impl Routes {
-    pub(super) fn new(kind: RouteKind, port: u16, sets: Vec<Arc<RuleSet>>) -> Self {
-        Self { kind, port, sets }
+    pub(super) fn new(kind: RouteKind, port: u16, sets: Vec<Arc<RuleSet>>, names_port: bool) -> Self {
+        Self { kind, port, sets, names_port }
+    }
+
+    /// Whether one of the routes names this very port: what it is for then is requests alone.
+    pub fn names_port(&self) -> bool {
+        self.names_port
     }
 
     /// Of which kind the routes are: they are all of one.

@@ -62,7 +62,8 @@ impl Table {
                 ];
                 let sets: Vec<_> =
                     ports.into_iter().filter_map(|port| rules.get(&(kind, port))).map(|r| r.0.clone()).collect();
-                (!sets.is_empty()).then(|| Arc::new(Routes::new(kind, port.port, sets)))
+                let names_port = sets.len() > usize::from(rules.get(&(kind, ParentPort::All)).is_some());
+                (!sets.is_empty()).then(|| Arc::new(Routes::new(kind, port.port, sets, names_port)))
             })
         })
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::catalogue;
 use super::connection::{ConnectionInfo, Party, Verdict};
+use super::request::RequestInfo;
 use crate::mesh::{NamespacedName, Reason};
 
 /// How the access log looks.
@@ -137,9 +138,26 @@ pub(super) struct Record {
     pub received: u64,
     pub duration: Duration,
     pub detail: String,
+    /// Of a request, what it was.
+    pub request: Option<Box<RequestInfo>>,
 }
 
 impl Record {
+    pub fn of_request(time: SystemTime, duration: Duration, mut request: RequestInfo) -> Self {
+        Self {
+            time,
+            info: request.connection.clone(),
+            verdict: None,
+            policy: None,
+            reason: request.reason.take(),
+            sent: request.sent,
+            received: request.received,
+            duration,
+            detail: std::mem::take(&mut request.detail),
+            request: Some(Box::new(request)),
+        }
+    }
+
     /// Appends its line.
     fn write(&self, format: AccessLogFormat, text: &mut String) {
         let info = &self.info;
@@ -159,6 +177,9 @@ impl Record {
         line.word("service", info.service.as_ref());
         line.word("requested_addr", info.requested);
         line.word("key_exchange", info.key_exchange);
+        if let Some(request) = &self.request {
+            request.write(&mut line);
+        }
         line.number("bytes_sent", self.sent);
         line.number("bytes_received", self.received);
         line.number("duration_ms", u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
@@ -168,7 +189,7 @@ impl Record {
 }
 
 /// One line on its way: fields with a value, one after the other.
-struct Line<'a> {
+pub(super) struct Line<'a> {
     text: &'a mut String,
     format: AccessLogFormat,
     is_first: bool,
@@ -185,7 +206,7 @@ impl Line<'_> {
     }
 
     /// A word as it is, anything else quoted as JSON, so that no value can break out of its line.
-    fn word(&mut self, name: &str, value: Option<impl fmt::Display>) {
+    pub fn word(&mut self, name: &str, value: Option<impl fmt::Display>) {
         let Some(value) = value else { return };
         self.name(name);
         self.value.clear();
@@ -205,7 +226,7 @@ impl Line<'_> {
         }
     }
 
-    fn number(&mut self, name: &str, value: u64) {
+    pub fn number(&mut self, name: &str, value: u64) {
         self.name(name);
         let _ = write!(self.text, "{value}");
     }
@@ -308,6 +329,7 @@ pub(super) mod tests {
             received: 2,
             duration: Duration::from_millis(7),
             detail: detail.to_owned(),
+            request: None,
         }
     }
 

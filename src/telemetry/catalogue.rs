@@ -55,9 +55,11 @@ pub(super) const DROPPED: &str = "selvedge_access_log_dropped_total";
 pub(super) const OVERFLOW: &str = "selvedge_metrics_overflow_total";
 pub(super) const OPEN_FDS: &str = "selvedge_process_open_fds";
 pub(super) const CPU_TIME: &str = "selvedge_process_cpu_seconds";
+pub(super) const REQUESTS: &str = "selvedge_http_requests_total";
+pub(super) const REQUEST_DURATION: &str = "selvedge_http_request_duration_seconds";
 pub(super) const RESIDENT_MEMORY: &str = "selvedge_process_resident_memory_bytes";
 
-static CATALOGUE: [Metric; 16] = [
+static CATALOGUE: [Metric; 18] = [
     gauge("selvedge_build_info", Unit::Count, "Always 1; its labels say which build this is."),
     gauge(OPEN_FDS, Unit::Count, "Descriptors that the worker holds open."),
     gauge(CPU_TIME, Unit::Seconds, "Processor time that the worker has used."),
@@ -70,12 +72,18 @@ static CATALOGUE: [Metric; 16] = [
     counter(RECEIVED, Unit::Bytes, "Bytes from the server to the client."),
     seconds(CONNECT, "From accepting a connection to reaching its far side."),
     counter(KEY_EXCHANGES, Unit::Count, "Connections over mutual TLS, by key exchange."),
+    counter(
+        REQUESTS,
+        Unit::Count,
+        "Requests that were answered, here or by an application, by response code and route.",
+    ),
+    seconds(REQUEST_DURATION, "From a request's head to the last byte of its answer."),
     counter(DECISIONS, Unit::Count, "Policy decisions, by verdict and the policy that made them."),
     counter(OBSERVED, Unit::Count, "Matches of AUDIT and dry-run policies, by what they would have done."),
     counter(DROPPED, Unit::Count, "Access log lines dropped because standard output did not keep up."),
     counter(
         OVERFLOW,
         Unit::Count,
-        "Connections counted under the labels \"other\", the cap on label sets being reached.",
+        "Connections and requests counted under the labels \"other\", the cap on label sets being reached.",
     ),
 ];

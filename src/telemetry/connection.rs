@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::access_log::{AccessLog, Record};
+use super::request::RequestSeriesTable;
 use super::series::{Labels, Series, SeriesTable};
 use super::{MetricsSettings, catalogue};
 use crate::mesh::{Identity, NamespacedName, Reason, Workload};
@@ -14,16 +15,23 @@ use crate::mesh::{Identity, NamespacedName, Reason, Workload};
 pub struct Telemetry(Arc<Shared>);
 
 #[derive(Debug)]
-struct Shared {
-    series: SeriesTable,
-    access_log: AccessLog,
+pub(super) struct Shared {
+    series: SeriesTable<Series>,
+    pub(super) requests: RequestSeriesTable,
+    pub(super) access_log: AccessLog,
 }
 
 impl Telemetry {
-    /// `label_sets`: how many sets of connection labels there may be at a time; others are counted as `other`.
+    /// `label_sets`: how many sets of labels there may be at a time, of connections and of requests each; others are
+    /// counted as `other`.
     pub fn new(settings: &MetricsSettings, label_sets: usize, access_log: AccessLog) -> Self {
         let series = SeriesTable::new(label_sets, settings.idle_timeout);
-        Self(Arc::new(Shared { series, access_log }))
+        let requests = RequestSeriesTable::new(label_sets, settings.idle_timeout);
+        Self(Arc::new(Shared { series, requests, access_log }))
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
     }
 
     /// A connection has been accepted; what `info` lacks is [amended](ConnectionTelemetry::amend) as it is learnt.
@@ -116,6 +124,8 @@ pub enum Transport {
     Fast,
     SameNode,
     Plaintext,
+    /// Nothing went anywhere: a request that was answered here.
+    None,
 }
 
 impl Transport {
@@ -125,13 +135,14 @@ impl Transport {
             Self::Fast => "fast",
             Self::SameNode => "same-node",
             Self::Plaintext => "plaintext",
+            Self::None => "none",
         }
     }
 
     pub(super) fn security(self) -> &'static str {
         match self {
             Self::Hbone | Self::Fast => "mutual_tls",
-            Self::SameNode | Self::Plaintext => "none",
+            Self::SameNode | Self::Plaintext | Self::None => "none",
         }
     }
 }
@@ -185,6 +196,16 @@ impl ConnectionTelemetry {
     /// Adds what has been learnt. Labels of metrics are settled by `connected`, or by the end.
     pub fn amend(&self, change: impl FnOnce(&mut ConnectionInfo)) {
         change(&mut self.state().info);
+    }
+
+    /// What is known of it.
+    pub fn info(&self) -> ConnectionInfo {
+        self.state().info.clone()
+    }
+
+    /// It carries requests, of which each is told by itself: nothing more is said of the connection.
+    pub fn told_by_requests(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     /// Where it went, as far as is known.
@@ -269,6 +290,7 @@ impl ConnectionTelemetry {
             received,
             duration: self.started.elapsed(),
             detail: detail.to_owned(),
+            request: None,
         });
     }
 

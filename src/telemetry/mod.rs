@@ -1,7 +1,7 @@
 //! Metrics, the access log, and the agent's own log.
 //!
-//! A connection is told to [`ConnectionTelemetry`] once, as [`ConnectionInfo`]; metrics and the access log both follow
-//! from that. Metrics carry bounded labels only: a cap on label sets stands behind them, and series that nothing
+//! A connection is told to [`ConnectionTelemetry`] once, as [`ConnectionInfo`], and a request to [`RequestTelemetry`] as
+//! [`RequestInfo`]; metrics and the access log both follow from that. Metrics carry bounded labels only: a cap on label sets stands behind them, and series that nothing
 //! moves expire ([`Metrics`]). The access log never makes a connection wait ([`AccessLog`]).
 
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@ mod catalogue;
 mod connection;
 mod log;
 mod metrics;
+mod request;
 mod seldom;
 mod series;
 
@@ -19,4 +20,5 @@ pub use self::catalogue::describe_metrics;
 pub use self::connection::{ConnectionInfo, ConnectionTelemetry, Direction, Party, Telemetry, Transport, Verdict};
 pub use self::log::{LogControl, LogError, LogFormat};
 pub use self::metrics::{Metrics, MetricsError, MetricsSettings};
+pub use self::request::{RequestInfo, RequestProtocol, RequestTelemetry};
 pub use self::seldom::Seldom;

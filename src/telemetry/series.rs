@@ -1,6 +1,7 @@
 //! The label sets that connections are counted under, bounded in number.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,11 +47,11 @@ impl Labels {
         Self { direction: info.direction, transport: info.transport, ends: Some(ends) }
     }
 
-    fn other(&self) -> Self {
+    pub(super) fn other(&self) -> Self {
         Self { ends: None, ..self.clone() }
     }
 
-    fn key(&self, name: &'static str, extra: Option<Label>) -> Key {
+    pub(super) fn key(&self, name: &'static str, extra: impl IntoIterator<Item = Label>) -> Key {
         let values = self.values();
         let labels = LABELS.into_iter().zip(values).map(|(name, value)| Label::new(name, value));
         Key::from_parts(name, labels.chain(extra).collect::<Vec<_>>())
@@ -104,8 +105,10 @@ pub(super) struct Series {
     last_used: AtomicU64,
 }
 
-impl Series {
-    fn new(labels: Labels, keep: Duration) -> Self {
+impl Sets for Series {
+    type Labels = Labels;
+
+    fn new(labels: &Labels, keep: Duration) -> Self {
         let counter = |name| Kept::new(labels.key(name, None));
         let direction = Label::from_static_parts("direction", labels.direction.as_str());
         let transport = Label::from_static_parts("transport", labels.transport.as_str());
@@ -117,12 +120,22 @@ impl Series {
             received: counter(catalogue::RECEIVED),
             open: Kept::new(Key::from_parts(catalogue::OPEN, vec![reporter, direction.clone(), transport.clone()])),
             connect: Kept::new(Key::from_parts(catalogue::CONNECT, vec![direction, transport])),
-            labels,
+            labels: labels.clone(),
             keep,
             last_used: AtomicU64::new(0),
         }
     }
 
+    fn other(labels: &Labels) -> Labels {
+        labels.other()
+    }
+
+    fn last_used(&self) -> &AtomicU64 {
+        &self.last_used
+    }
+}
+
+impl Series {
     /// A connection has reached the far side, so long after it was accepted.
     pub(super) fn opened(&self, after: Duration) {
         self.count(&self.opened, 1);
@@ -158,17 +171,17 @@ impl Series {
 ///
 /// After a rest it is asked for anew, for the recorder lets what rests expire, and counts in an expired one are lost.
 #[derive(Debug)]
-struct Kept<T> {
+pub(super) struct Kept<T> {
     key: Key,
     handle: Mutex<Option<(T, Instant)>>,
 }
 
 impl<T> Kept<T> {
-    fn new(key: Key) -> Self {
+    pub(super) fn new(key: Key) -> Self {
         Self { key, handle: Mutex::new(None) }
     }
 
-    fn with(&self, keep: Duration, find: impl FnOnce(&Key) -> T, then: impl FnOnce(&T)) {
+    pub(super) fn with(&self, keep: Duration, find: impl FnOnce(&Key) -> T, then: impl FnOnce(&T)) {
         let now = Instant::now();
         let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         let (metric, used) = match handle.take().filter(|(_, used)| now.duration_since(*used) < keep) {
@@ -180,28 +193,45 @@ impl<T> Kept<T> {
     }
 }
 
-/// Every label set in use, at most `cap` of them and one for the rest.
+/// The metrics of one kind of label sets.
+pub(super) trait Sets {
+    type Labels: Clone + Eq + Hash + std::fmt::Debug;
+
+    fn new(labels: &Self::Labels, keep: Duration) -> Self;
+    /// What stands in for label sets beyond the cap: only what has few values is told apart.
+    fn other(labels: &Self::Labels) -> Self::Labels;
+    /// Seconds since the table was made.
+    fn last_used(&self) -> &AtomicU64;
+}
+
+/// Every label set in use, at most `cap` of them and a few for the rest.
 #[derive(Debug)]
-pub(super) struct SeriesTable {
+pub(super) struct SeriesTable<S: Sets> {
     made: Instant,
     cap: usize,
     idle_timeout: Duration,
-    entries: Mutex<Entries>,
+    entries: Mutex<Entries<S>>,
 }
 
-#[derive(Debug, Default)]
-struct Entries {
-    by_labels: HashMap<Labels, Arc<Series>>,
+#[derive(Debug)]
+struct Entries<S: Sets> {
+    by_labels: HashMap<S::Labels, Arc<S>>,
     swept: u64,
 }
 
-impl SeriesTable {
+impl<S: Sets> Default for Entries<S> {
+    fn default() -> Self {
+        Self { by_labels: HashMap::new(), swept: 0 }
+    }
+}
+
+impl<S: Sets> SeriesTable<S> {
     /// `idle_timeout`: after which the recorder drops a series, and so this table its label set.
     pub(super) fn new(cap: usize, idle_timeout: Duration) -> Self {
         Self { made: Instant::now(), cap, idle_timeout, entries: Mutex::default() }
     }
 
-    pub(super) fn get(&self, labels: &Labels) -> Arc<Series> {
+    pub(super) fn get(&self, labels: &S::Labels) -> Arc<S> {
         let now = self.made.elapsed().as_secs();
         let keep = self.idle_timeout / 2;
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,18 +240,18 @@ impl SeriesTable {
             None if entries.has_room(self.cap, now, self.idle_timeout.as_secs()) => entries.add(labels.clone(), keep),
             None => {
                 metrics::counter!(catalogue::OVERFLOW).increment(1);
-                let other = labels.other();
+                let other = S::other(labels);
                 entries.by_labels.get(&other).cloned().unwrap_or_else(|| entries.add(other, keep))
             }
         };
-        series.last_used.store(now, Ordering::Relaxed);
+        series.last_used().store(now, Ordering::Relaxed);
         series
     }
 }
 
-impl Entries {
-    fn add(&mut self, labels: Labels, keep: Duration) -> Arc<Series> {
-        let series = Arc::new(Series::new(labels.clone(), keep));
+impl<S: Sets> Entries<S> {
+    fn add(&mut self, labels: S::Labels, keep: Duration) -> Arc<S> {
+        let series = Arc::new(S::new(&labels, keep));
         self.by_labels.insert(labels, series.clone());
         series
     }
@@ -231,14 +261,14 @@ impl Entries {
         if self.by_labels.len() >= cap && now >= self.swept + SWEEP_SECONDS {
             self.swept = now;
             self.by_labels.retain(|_, series| {
-                Arc::strong_count(series) > 1 || series.last_used.load(Ordering::Relaxed) + idle > now
+                Arc::strong_count(series) > 1 || series.last_used().load(Ordering::Relaxed) + idle > now
             });
         }
         self.by_labels.len() < cap
     }
 }
 
-fn counter(key: &Key) -> Counter {
+pub(super) fn counter(key: &Key) -> Counter {
     metrics::with_recorder(|recorder| recorder.register_counter(key, &METADATA))
 }
 
@@ -246,7 +276,7 @@ fn gauge(key: &Key) -> Gauge {
     metrics::with_recorder(|recorder| recorder.register_gauge(key, &METADATA))
 }
 
-fn histogram(key: &Key) -> Histogram {
+pub(super) fn histogram(key: &Key) -> Histogram {
     metrics::with_recorder(|recorder| recorder.register_histogram(key, &METADATA))
 }
 

@@ -7,7 +7,9 @@ pub mod fast;
 pub mod hbone;
 mod metrics;
 pub mod relay;
+mod stream;
 pub mod tls;
 
 pub use admission::{Admission, AdmissionSettings, Permit};
 pub use metrics::describe_metrics;
+pub use stream::{Socket, Stream};

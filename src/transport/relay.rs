@@ -96,6 +96,16 @@ impl RelayControl {
         }
     }
 
+    /// Counts bytes that went upstream without a relay.
+    pub fn add_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that came downstream without a relay.
+    pub fn add_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Completes when a reset is asked for. One waits at a time: before the relay runs, which then waits itself.
     pub async fn reset_requested(&self) -> Reason {
         let mut asking = Asking::default();
@@ -105,12 +115,13 @@ impl RelayControl {
 
 /// The one who waits for a reset to be asked for.
 #[derive(Default)]
-pub(super) struct Asking {
+pub struct Asking {
     /// Whom the control knows, so that it is told once and not each time.
     told: Option<Waker>,
 }
 
 impl Asking {
+    /// Ready once a reset was asked for; else this task is woken when it is.
     pub fn poll(&mut self, cx: &mut Context<'_>, control: &RelayControl) -> Poll<Reason> {
         let is_told = self.told.as_ref().is_some_and(|told| told.will_wake(cx.waker()));
         if is_told && !control.asked.load(Ordering::Acquire) {

@@ -22,6 +22,7 @@ mod exposition;
 mod floods;
 mod hbone;
 mod held;
+mod http;
 mod identity;
 mod knock;
 mod lifecycle;
@@ -70,6 +71,7 @@ fn trials() -> Vec<Trial> {
         floods::trials(),
         hbone::trials(),
         held::trials(),
+        http::trials(),
         identity::trials(),
         lifecycle::trials(),
         load::trials(),

@@ -13,6 +13,7 @@ use super::frame::Kind;
 use super::header::Header;
 use super::link::Link;
 use super::pool::Lease;
+use super::stream::Stream;
 use crate::transport::hbone::OpenError;
 use crate::transport::relay::{Ended, RelayControl, TcpEnd};
 use crate::transport::tls::TlsError;
@@ -43,6 +44,34 @@ impl Flow {
             After::Spent => {}
         }
         ended
+    }
+}
+
+impl Flow {
+    /// Ready when the far application has said something, or has closed or reset: nothing of it is taken.
+    pub fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Also where it broke: who carries the flow finds that out.
+        self.lease.link.poll_fill(cx).map(drop)
+    }
+
+    /// Sends what the application has said already, before the flow is carried.
+    pub async fn say(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let link = &mut self.lease.link;
+        while !bytes.is_empty() {
+            if !link.has_room() {
+                poll_fn(|cx| link.poll_flush(cx)).await?;
+            }
+            let (chunk, rest) = bytes.split_at(bytes.len().min(CHUNK));
+            link.push(Kind::Data, chunk)?;
+            self.said += chunk.len();
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// The flow as a stream of bytes, for who speaks a protocol over it. Nothing was said early on it.
+    pub fn into_stream(self) -> Stream {
+        Stream::new(*self.lease, self.progress)
     }
 }
 

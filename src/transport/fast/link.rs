@@ -122,6 +122,11 @@ impl Link {
         &self.receiving.bytes()[frame.start..frame.start + frame.length]
     }
 
+    /// Copies DATA that has come from the front of the queue; how many bytes.
+    pub(super) fn copy_out(&mut self, room: &mut [u8]) -> usize {
+        self.receiving.copy_out(room)
+    }
+
     /// Whether the peer has closed in order, and everything before that was taken.
     pub(super) fn is_ended(&self) -> bool {
         self.receiving.ended && self.receiving.frames.is_empty()

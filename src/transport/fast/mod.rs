@@ -11,6 +11,7 @@ mod link;
 mod pool;
 mod record;
 mod server;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ pub use header::Header;
 pub use link::Link;
 pub use pool::{Dial, Opened, Pool, PoolSettings};
 pub use server::{Request, Server, ServerError, ServerSettings};
+pub use stream::Stream;
 
 use record::RecordError;
 

@@ -1,6 +1,6 @@
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -16,18 +16,30 @@ pub struct Flow {
     recv: RecvStream,
     guard: StreamGuard,
     reserved: bool,
+    /// Read, and not taken.
+    ahead: Option<Bytes>,
     baggage: Option<String>,
     unsent: Arc<Unsent>,
 }
 
 impl Flow {
     pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, guard: StreamGuard, baggage: Option<String>) -> Self {
-        Self { send, recv, guard, reserved: false, baggage, unsent: Unsent::new(SendBudget::default()) }
+        Self { send, recv, guard, reserved: false, ahead: None, baggage, unsent: Unsent::new(SendBudget::default()) }
     }
 
     /// What the peer says of itself, for telemetry.
     pub fn baggage(&self) -> Option<&str> {
         self.baggage.as_deref()
+    }
+
+    /// Ready when the far side has said something, or has closed or reset: nothing of it is taken.
+    pub fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ahead.is_none()
+            && let Ok(Some(data)) = ready!(self.poll_read(cx, usize::MAX))
+        {
+            self.ahead = Some(data);
+        }
+        Poll::Ready(())
     }
 
     fn broken(&mut self, cx: &mut Context<'_>) -> io::Error {
@@ -46,6 +58,9 @@ impl End for Flow {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, _: usize) -> Poll<io::Result<Option<Bytes>>> {
+        if let Some(ahead) = self.ahead.take() {
+            return Poll::Ready(Ok(Some(ahead)));
+        }
         loop {
             return match self.recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) if data.is_empty() => continue,

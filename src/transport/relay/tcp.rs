@@ -59,6 +59,11 @@ impl TcpEnd {
         Ok(Self { stream: Arc::new(stream), ahead: Bytes::new(), broken: None, failure: Watch::default() })
     }
 
+    /// One whose parts were [taken](Self::into_parts).
+    pub fn of_parts(stream: Arc<TcpStream>, ahead: Bytes, broken: Option<io::Error>) -> Self {
+        Self { stream, ahead, broken, failure: Watch::default() }
+    }
+
     /// Gives back what was read from the socket already, and how it broke then: that comes first.
     #[must_use]
     pub fn with_ahead(self, (ahead, broken): (Bytes, Option<io::Error>)) -> Self {
@@ -72,6 +77,11 @@ impl TcpEnd {
 
     pub fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// The socket, what was read from it before, and how it broke then.
+    pub fn into_parts(self) -> (Arc<TcpStream>, Bytes, Option<io::Error>) {
+        (self.stream, self.ahead, self.broken)
     }
 
     pub(in crate::transport) fn shared(&self) -> Arc<TcpStream> {

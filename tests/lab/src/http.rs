@@ -53,7 +53,7 @@ impl Response {
 }
 
 /// Sends one request over a connection that stays open, and reads the whole answer.
-pub(crate) fn exchange(stream: &mut TcpStream, host: &str, request: &Request) -> Result<Response> {
+pub fn exchange(stream: &mut TcpStream, host: &str, request: &Request) -> Result<Response> {
     let mut head = format!("{} {} HTTP/1.1\r\nhost: {host}\r\n", request.method, request.path);
     for (name, value) in &request.headers {
         head.push_str(&format!("{name}: {value}\r\n"));

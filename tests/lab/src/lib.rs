@@ -42,7 +42,7 @@ mod world;
 
 pub use agent::{Agent, AgentOptions};
 pub use conversation::{Conversation, End};
-pub use http::{Request, Response};
+pub use http::{Request, Response, exchange};
 pub use lab::{Families, Lab, LabOptions, Node, NodeSpec};
 pub use manifest::{ServiceSpec, read_documents};
 pub use metrics::Metrics;

@@ -119,6 +119,19 @@ impl Receiving {
         Ok(written)
     }
 
+    /// Copies the DATA at the front of the queue, as much as there is room for.
+    pub fn copy_out(&mut self, room: &mut [u8]) -> usize {
+        let Some(buffer) = &self.buffer else { return 0 };
+        let mut copied = 0;
+        for frame in self.frames.iter().take_while(|frame| frame.kind == Kind::Data) {
+            let length = frame.length.min(room.len() - copied);
+            room[copied..copied + length].copy_from_slice(&buffer[frame.start..frame.start + length]);
+            copied += length;
+        }
+        self.consume(copied);
+        copied
+    }
+
     fn consume(&mut self, mut written: usize) {
         while written > 0
             && let Some(frame) = self.frames.front_mut()

@@ -1,0 +1,345 @@
+//! The way from a pod to one endpoint of a Service, for who speaks a protocol over it rather than relaying bytes.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Proxy;
+use super::connections::{Connection, Opening, Registered};
+use super::failure::Failure;
+use super::outbound::{Attempt, Counted, Source, Way};
+use super::pods::ServedPod;
+use super::same_node::Arriving;
+use super::source_ports::Held;
+use super::workers::{Thread, with_random};
+use crate::mesh::balance::Client;
+use crate::mesh::{Destination, NamespacedName, Path, PodUid, Reason, ServiceDestination, Workload};
+use crate::model::Model;
+use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
+use crate::transport::fast::Early;
+use crate::transport::relay::{Asking, Ended, Outcome};
+use crate::transport::{Socket, Stream};
+
+/// A pod of this node that sends requests on, from one of its addresses.
+#[derive(Clone)]
+pub struct Onward {
+    proxy: Arc<Proxy>,
+    pub thread: Rc<Thread>,
+    pod: Arc<ServedPod>,
+    /// Where the client's own connection comes from, and where it went to.
+    pub client: SocketAddr,
+    pub dialled: SocketAddr,
+}
+
+/// What connections of one pod to one endpoint have in common: whoever may use the one may use the other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bond {
+    pub source: PodUid,
+    pub source_ip: IpAddr,
+    pub endpoint: SocketAddr,
+    /// The pod at the endpoint, and how it is reached; none where the mesh has no say.
+    pub destination: Option<(PodUid, Path)>,
+}
+
+impl Onward {
+    pub(super) fn new(
+        proxy: &Arc<Proxy>,
+        thread: &Rc<Thread>,
+        pod: &Arc<ServedPod>,
+        client: SocketAddr,
+        dialled: SocketAddr,
+    ) -> Self {
+        Self { proxy: proxy.clone(), thread: thread.clone(), pod: pod.clone(), client, dialled }
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.proxy.model
+    }
+
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.proxy.telemetry
+    }
+
+    pub fn workload(&self) -> &Arc<Workload> {
+        &self.pod.captured.workload
+    }
+
+    /// How many requests of the pod are under way; each counts for as long as what is returned lives.
+    pub fn count_request(&self) -> RequestPlace {
+        RequestPlace::take(&self.pod)
+    }
+
+    /// Completes when new requests are to go elsewhere: the agent drains, or the pod leaves.
+    pub fn leaving(&self) -> impl Future<Output = ()> + use<> {
+        let mut draining = self.proxy.draining.subscribe();
+        let pod = self.pod.clone();
+        async move {
+            tokio::select! {
+                _ = draining.wait_for(|draining| *draining) => {}
+                () = pod.leaving() => {}
+            }
+        }
+    }
+
+    /// Whether connections may be kept for later requests.
+    pub fn keeps(&self) -> bool {
+        !*self.proxy.draining.borrow() && !self.pod.is_leaving()
+    }
+
+    /// The endpoint of a Service for one request, other than those tried already.
+    pub fn pick(&self, service: &ServiceDestination, tried: &[SocketAddr]) -> Option<SocketAddr> {
+        let node = self.proxy.settings.node.clone();
+        let zone = self.model().read().mesh.node(&node).and_then(|node| node.zone.clone());
+        let client = Client { ip: self.client.ip(), node: Some(node), zone };
+        with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+    }
+
+    /// Counts a request for an endpoint for as long as what is returned lives.
+    pub fn counted(&self, endpoint: SocketAddr) -> Counted {
+        Counted::begin(&self.proxy, endpoint)
+    }
+
+    /// Says how reaching an endpoint went.
+    pub fn reached(&self, endpoint: SocketAddr, well: bool) {
+        let balancer = self.proxy.balancer();
+        if well { balancer.succeeded(endpoint, Instant::now()) } else { balancer.failed(endpoint, Instant::now()) }
+    }
+
+    /// What a connection to the endpoint has to be like now; none where none may be kept.
+    pub fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
+        let state = self.model().read();
+        let destination = match state.mesh.destination(endpoint) {
+            Destination::Workload(workload) => {
+                let path = Path::between(self.workload(), &workload, endpoint.port());
+                // What holds of it may be another thing in a moment.
+                if matches!(path, Path::Uncaptured | Path::Refused(..)) {
+                    return None;
+                }
+                Some((workload.uid().clone(), path))
+            }
+            _ => None,
+        };
+        Some(Bond { source: self.pod.uid().clone(), source_ip: self.client.ip(), endpoint, destination })
+    }
+
+    /// Connects to an endpoint of a Service: on the list of connections, counted and logged as any other.
+    pub async fn connect(&self, service: &NamespacedName, endpoint: SocketAddr) -> Result<Line, Failure> {
+        let info = ConnectionInfo {
+            direction: Direction::Outbound,
+            transport: Transport::Plaintext,
+            source: Party::of(self.client, self.workload()),
+            destination: Party::stranger(endpoint),
+            service: Some(service.clone()),
+            requested: Some(self.dialled),
+            key_exchange: None,
+        };
+        let opening = Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, info };
+        let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
+        let attempt = Attempt {
+            proxy: &self.proxy,
+            thread: &self.thread,
+            pod: &self.pod,
+            client: self.client.ip(),
+            dialled: self.dialled,
+            connection: &connection,
+            early: Cell::new(Some(Early::none())),
+            passing: Cell::default(),
+        };
+        let reached = tokio::select! {
+            // On the heap: what connecting needs is gone once there is a connection.
+            way = Box::pin(attempt.reach(endpoint)) => way,
+            reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+        };
+        match reached {
+            Ok(way) => {
+                connection.connected();
+                Ok(Line::new(self.clone(), connection, way))
+            }
+            Err(failure) => {
+                connection.failed(&failure);
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// One endpoint, within the limits of the pod.
+    async fn reach(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
+        self.check_limits()?;
+        self.endpoint(endpoint).await
+    }
+}
+
+/// One connection to an endpoint, as a stream of bytes. How it ended is recorded when it is dropped.
+pub struct Line {
+    stream: Stream,
+    onward: Onward,
+    connection: Registered,
+    /// The other side of a connection to a pod of this node.
+    inbound: Option<(Arriving, Held)>,
+    asking: [Asking; 2],
+    ended: Option<(Outcome, Option<io::Error>)>,
+}
+
+impl Line {
+    fn new(onward: Onward, connection: Registered, way: Way) -> Self {
+        let (stream, inbound) = match way {
+            Way::Fast(flow) => (Stream::fast(flow), None),
+            Way::Hbone(flow) => (Stream::hbone(flow), None),
+            Way::Plain(stream) => (Stream::Tcp(Socket::new(stream)), None),
+            Way::SameNode(reached) => {
+                let (stream, inbound, held) = reached.into_parts();
+                inbound.connected();
+                (Stream::Tcp(Socket::new(stream)), Some((inbound, held)))
+            }
+        };
+        Self { stream, onward, connection, inbound, asking: <[Asking; 2]>::default(), ended: None }
+    }
+
+    /// What is known of it.
+    pub fn info(&self) -> ConnectionInfo {
+        self.connection.telemetry.info()
+    }
+
+    fn controls(&self) -> impl Iterator<Item = &Connection> {
+        let inbound = self.inbound.as_ref().map(|(inbound, _)| &**inbound);
+        [&*self.connection].into_iter().chain(inbound)
+    }
+
+    /// Whether somebody wants it reset, such as policy.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.ended.is_none() {
+            let [first, second] = &mut self.asking;
+            // Each is asked, so that each wakes this task.
+            let here = first.poll(cx, &self.connection.control);
+            let there = self.inbound.as_ref().map(|(inbound, _)| second.poll(cx, &inbound.control));
+            let ((Poll::Ready(reason), _) | (_, Some(Poll::Ready(reason)))) = (here, there) else { return Ok(()) };
+            self.ended = Some((Outcome::ResetByUs(reason), None));
+        }
+        match &self.ended {
+            Some((Outcome::Orderly, _)) | None => Ok(()),
+            Some(_) => Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    }
+
+    fn noted<T>(&mut self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &outcome
+            && self.ended.is_none()
+        {
+            let copy = io::Error::new(error.kind(), error.to_string());
+            self.ended = Some((Outcome::ResetByUpstream, Some(copy)));
+        }
+        outcome
+    }
+
+    /// Why policy allows it no more, if it does not: the far agent's reset carries no words.
+    fn denied_now(&self) -> Option<Reason> {
+        let Onward { proxy, pod, client, .. } = &self.onward;
+        Source { proxy, pod, ip: client.ip() }.denied_now(&self.connection)
+    }
+}
+
+impl AsyncRead for Line {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let read = buffer.filled().len() - before;
+        self.controls().for_each(|connection| connection.control.add_received(read));
+        self.noted(outcome)
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.sent(outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.sent(outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_flush(cx);
+        self.noted(outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        let outcome = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.noted(outcome)
+    }
+}
+
+impl Line {
+    fn sent(&mut self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(sent)) = outcome {
+            self.controls().for_each(|connection| connection.control.add_sent(sent));
+        }
+        self.noted(outcome)
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let (outcome, error) = match self.ended.take() {
+            Some(ended) => ended,
+            None if self.stream.is_shut_down() => (Outcome::Orderly, None),
+            // Whoever spoke over it had enough, in the midst of it.
+            None => (Outcome::ResetByDownstream, None),
+        };
+        let denied = if outcome == Outcome::ResetByUpstream { self.denied_now() } else { None };
+        let (sent, received) = (self.connection.control.sent(), self.connection.control.received());
+        let ended = Ended { sent, received, outcome, error };
+        match denied {
+            Some(reason) => {
+                let text = "the destination's agent ended it: policy allows it no more";
+                self.connection.telemetry.closed(sent, received, Some(reason), text);
+            }
+            None => self.connection.ended(&ended),
+        }
+        if let Some((inbound, _)) = &self.inbound {
+            inbound.ended(&ended);
+        }
+    }
+}
+
+/// One request's place among those of its pod.
+pub struct RequestPlace {
+    pod: Arc<ServedPod>,
+    /// How many there are with it.
+    pub count: usize,
+}
+
+impl RequestPlace {
+    fn take(pod: &Arc<ServedPod>) -> Self {
+        Self { count: pod.begin_request(), pod: pod.clone() }
+    }
+}
+
+impl Drop for RequestPlace {
+    fn drop(&mut self) {
+        self.pod.end_request();
+    }
+}

@@ -1,0 +1,248 @@
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant, SystemTime};
+
+use metrics::{Counter, Histogram, Key, Label};
+
+use super::access_log::{Line, Record};
+use super::catalogue;
+use super::connection::{ConnectionInfo, Telemetry};
+use super::series::{Kept, Labels, Sets, counter, histogram};
+use crate::mesh::{NamespacedName, Reason};
+
+/// One request, from its head to the last byte of its answer. Dropped without an end, the client has given it up.
+#[derive(Debug)]
+pub struct RequestTelemetry {
+    telemetry: Telemetry,
+    started: Instant,
+    time: SystemTime,
+    info: Option<Box<RequestInfo>>,
+}
+
+/// All that metrics and the access log say about a request.
+#[derive(Clone, Debug)]
+pub struct RequestInfo {
+    /// Of the connection that it went on, or of the client's where it was answered here.
+    pub connection: ConnectionInfo,
+    pub protocol: RequestProtocol,
+    pub method: String,
+    pub host: String,
+    /// Without the query, which may hold what nobody should read.
+    pub path: String,
+    pub route: Option<NamespacedName>,
+    /// As the client got it; 0 where it got none.
+    pub status: u16,
+    /// The `grpc-status` of a gRPC answer, where it came.
+    pub grpc_status: Option<u16>,
+    /// Why it was answered here, or went badly.
+    pub reason: Option<Reason>,
+    pub detail: String,
+    /// Bytes of the bodies.
+    pub sent: u64,
+    pub received: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RequestProtocol {
+    Http1,
+    Http2,
+    Grpc,
+}
+
+impl RequestProtocol {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1",
+            Self::Http2 => "http/2",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+impl Telemetry {
+    /// A request's head has come; what `info` lacks is amended as it is learnt.
+    pub fn request(&self, info: RequestInfo) -> RequestTelemetry {
+        let (started, time) = (Instant::now(), SystemTime::now());
+        RequestTelemetry { telemetry: self.clone(), started, time, info: Some(Box::new(info)) }
+    }
+}
+
+impl RequestTelemetry {
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub fn amend(&mut self, change: impl FnOnce(&mut RequestInfo)) {
+        if let Some(info) = &mut self.info {
+            change(info);
+        }
+    }
+
+    /// The answer has gone to its end, or as far as it will.
+    pub fn ended(&mut self) {
+        let Some(info) = self.info.take() else { return };
+        let duration = self.started.elapsed();
+        let shared = self.telemetry.shared();
+        shared.requests.get(&RequestLabels::of(&info)).ended(duration);
+        if shared.access_log.is_on() {
+            shared.access_log.write(Record::of_request(self.time, duration, *info));
+        }
+    }
+}
+
+impl Drop for RequestTelemetry {
+    fn drop(&mut self) {
+        self.amend(|info| {
+            info.reason.get_or_insert(Reason::Reset);
+            if info.detail.is_empty() {
+                info.detail.push_str("the client gave it up");
+            }
+        });
+        self.ended();
+    }
+}
+
+impl RequestInfo {
+    pub(super) fn write(&self, line: &mut Line<'_>) {
+        line.word("protocol", Some(self.protocol.as_str()));
+        line.word("method", Some(&self.method));
+        line.word("host", (!self.host.is_empty()).then_some(&self.host));
+        line.word("path", Some(&self.path));
+        line.number("status", self.status.into());
+        line.word("grpc_status", self.grpc_status);
+        line.word("route", self.route.as_ref());
+    }
+}
+
+/// One label set of requests.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct RequestLabels {
+    ends: Labels,
+    protocol: RequestProtocol,
+    status: u16,
+    /// None: no route. What stands in for label sets beyond the cap has none either.
+    route: Option<NamespacedName>,
+}
+
+impl RequestLabels {
+    fn of(info: &RequestInfo) -> Self {
+        let ends = Labels::of(&info.connection);
+        Self { ends, protocol: info.protocol, status: info.status, route: info.route.clone() }
+    }
+
+    fn key(&self, name: &'static str) -> Key {
+        let route = self.route.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        let labels = [
+            Label::from_static_parts("request_protocol", self.protocol.as_str()),
+            Label::new("response_code", self.status.to_string()),
+            Label::new("route", route),
+        ];
+        self.ends.key(name, labels)
+    }
+}
+
+/// The metrics of one label set.
+#[derive(Debug)]
+pub(super) struct RequestSeries {
+    keep: Duration,
+    requests: Kept<Counter>,
+    duration: Kept<Histogram>,
+    last_used: AtomicU64,
+}
+
+impl RequestSeries {
+    fn ended(&self, after: Duration) {
+        self.requests.with(self.keep, counter, |requests| requests.increment(1));
+        self.duration.with(self.keep, histogram, |duration| duration.record(after.as_secs_f64()));
+    }
+}
+
+impl Sets for RequestSeries {
+    type Labels = RequestLabels;
+
+    fn new(labels: &RequestLabels, keep: Duration) -> Self {
+        Self {
+            keep,
+            requests: Kept::new(labels.key(catalogue::REQUESTS)),
+            duration: Kept::new(labels.key(catalogue::REQUEST_DURATION)),
+            last_used: AtomicU64::new(0),
+        }
+    }
+
+    fn other(labels: &RequestLabels) -> RequestLabels {
+        RequestLabels { ends: labels.ends.other(), route: None, ..labels.clone() }
+    }
+
+    fn last_used(&self) -> &AtomicU64 {
+        &self.last_used
+    }
+}
+
+/// What the agent as a whole has of them.
+pub(super) type RequestSeriesTable = super::series::SeriesTable<RequestSeries>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::access_log::tests::Shared;
+    use crate::telemetry::metrics::recorder;
+    use crate::telemetry::{AccessLog, AccessLogFormat, Direction, MetricsSettings, Party, Telemetry, Transport};
+
+    fn info() -> RequestInfo {
+        RequestInfo {
+            connection: ConnectionInfo {
+                direction: Direction::Outbound,
+                transport: Transport::Fast,
+                source: Party::default(),
+                destination: Party::default(),
+                service: Some(NamespacedName::new("shop", "cart")),
+                requested: None,
+                key_exchange: None,
+            },
+            protocol: RequestProtocol::Http1,
+            method: "GET".to_owned(),
+            host: "cart".to_owned(),
+            path: "/a b\"".to_owned(),
+            route: Some(NamespacedName::new("shop", "canary")),
+            status: 0,
+            grpc_status: None,
+            reason: None,
+            detail: String::new(),
+            sent: 0,
+            received: 3,
+        }
+    }
+
+    #[test]
+    fn a_request_is_counted_and_logged_once_whatever_becomes_of_it() {
+        let settings = MetricsSettings::default();
+        let recorder = recorder(&settings).unwrap();
+        let output = Shared::default();
+        let (log, writer) = AccessLog::start(AccessLogFormat::Json, output.clone()).unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            let telemetry = Telemetry::new(&settings, 10, log);
+            let mut request = telemetry.request(info());
+            request.amend(|info| info.status = 200);
+            request.ended();
+            drop(request);
+            drop(telemetry.request(info()));
+        });
+        assert!(writer.finish(Duration::from_secs(10)));
+        let text = recorder.handle().render();
+        let counted = |code: &str| {
+            let label = format!("response_code=\"{code}\"");
+            text.lines()
+                .filter(|line| line.starts_with("selvedge_http_requests_total{") && line.contains(&label))
+                .count()
+        };
+        assert_eq!((counted("200"), counted("0")), (1, 1), "{text}");
+        assert!(text.contains("route=\"shop/canary\"") && text.contains("destination_service=\"cart\""), "{text}");
+        let lines: Vec<serde_json::Value> =
+            output.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(
+            (&lines[0]["path"], &lines[0]["status"], &lines[0]["bytes_received"]),
+            (&"/a b\"".into(), &200.into(), &3.into())
+        );
+        assert_eq!((&lines[1]["reason"], &lines[1]["route"]), (&"reset".into(), &"shop/canary".into()));
+    }
+}

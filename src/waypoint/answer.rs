@@ -1,0 +1,96 @@
+//! What is answered here, in place of an application.
+
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use super::Failure;
+use crate::mesh::Reason;
+use crate::route::GrpcStatus;
+
+/// Why a request got no answer of an application: what its client is told, and what metrics and the access log are.
+#[derive(Debug)]
+pub struct Refusal {
+    pub status: StatusCode,
+    grpc: GrpcStatus,
+    pub reason: Reason,
+    pub detail: String,
+}
+
+impl Refusal {
+    /// The client's request cannot be passed on as it is.
+    pub fn malformed(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, grpc: GrpcStatus::Internal, reason: Reason::Protocol, detail: detail.into() }
+    }
+
+    pub fn no_endpoint(detail: impl Into<String>) -> Self {
+        Self::unavailable(Reason::NoEndpoint, detail)
+    }
+
+    /// No endpoint could be reached. Who policy holds back is told so.
+    pub fn unreached(failure: Failure) -> Self {
+        match failure.reason {
+            Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied => Self {
+                status: StatusCode::FORBIDDEN,
+                grpc: GrpcStatus::PermissionDenied,
+                reason: failure.reason,
+                detail: failure.detail,
+            },
+            reason => Self::unavailable(reason, failure.detail),
+        }
+    }
+
+    /// The application broke off before its answer.
+    pub fn broken(detail: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_GATEWAY, ..Self::unavailable(Reason::Reset, detail) }
+    }
+
+    pub fn timeout(detail: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            grpc: GrpcStatus::DeadlineExceeded,
+            reason: Reason::Timeout,
+            detail: detail.into(),
+        }
+    }
+
+    pub fn too_many(detail: impl Into<String>) -> Self {
+        Self { grpc: GrpcStatus::ResourceExhausted, ..Self::unavailable(Reason::Limit, detail) }
+    }
+
+    /// A defect of ours.
+    pub fn internal(detail: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            grpc: GrpcStatus::Internal,
+            reason: Reason::Internal,
+            detail: detail.into(),
+        }
+    }
+
+    /// Whether another try may go better.
+    pub fn may_pass(&self) -> bool {
+        matches!(self.reason, Reason::Reset | Reason::Timeout | Reason::Connect | Reason::Limit | Reason::Drain)
+    }
+
+    fn unavailable(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, grpc: GrpcStatus::Unavailable, reason, detail: detail.into() }
+    }
+
+    /// The head that is sent: to a gRPC client a response of trailers alone.
+    pub fn head(&self, is_grpc: bool) -> http::response::Parts {
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.status = self.status;
+        // Bounded, and without a word about policy beyond that there is one.
+        head.headers.insert(REASON, HeaderValue::from_static(self.reason.code()));
+        if is_grpc {
+            head.status = StatusCode::OK;
+            head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            head.headers.insert("grpc-status", HeaderValue::from(self.grpc as u16));
+            head.headers.insert("grpc-message", HeaderValue::from_static(self.reason.code()));
+        }
+        head
+    }
+}
+
+/// Says that it was the mesh that answered, and why.
+pub const REASON: HeaderName = HeaderName::from_static("selvedge-reason");

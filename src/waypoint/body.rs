@@ -1,0 +1,283 @@
+//! Bodies on their way: streamed, counted, and bounded in time.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Sleep, sleep, sleep_until};
+
+use super::tee::{Kept, Tee};
+use super::upstream::Lease;
+use crate::mesh::Reason;
+use crate::proxy::RequestPlace;
+use crate::telemetry::RequestTelemetry;
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of a request, on its way to an application.
+pub struct RequestBody {
+    from: From,
+    /// Bytes that went so far.
+    sent: Rc<Cell<u64>>,
+    tee: Option<Rc<Tee>>,
+    /// The client waits for leave to send it.
+    gate: Option<Gate>,
+}
+
+enum From {
+    Client(Incoming),
+    Kept { data: VecDeque<Bytes>, trailers: Option<HeaderMap> },
+}
+
+impl RequestBody {
+    pub fn of_client(body: Incoming, sent: Rc<Cell<u64>>, tee: Option<Rc<Tee>>, gate: Option<Gate>) -> Self {
+        if body.is_end_stream()
+            && let Some(tee) = &tee
+        {
+            tee.end(true);
+        }
+        Self { from: From::Client(body), sent, tee, gate }
+    }
+
+    /// One that was kept, once more.
+    pub fn kept(kept: Kept) -> Self {
+        let from = From::Kept { data: kept.data.into(), trailers: kept.trailers };
+        Self { from, sent: Rc::default(), tee: None, gate: None }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(gate) = &mut self.gate {
+            ready!(gate.poll_open(cx));
+            self.gate = None;
+        }
+        let this = &mut *self;
+        let frame = match &mut this.from {
+            From::Client(body) => ready!(Pin::new(body).poll_frame(cx)),
+            From::Kept { data, trailers } => {
+                let data = data.pop_front().map(Frame::data);
+                return Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok));
+            }
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.sent.set(this.sent.get() + data.len() as u64);
+                }
+                if let Some(tee) = &this.tee {
+                    frame.data_ref().into_iter().for_each(|data| tee.data(data));
+                    frame.trailers_ref().into_iter().for_each(|trailers| tee.trailers(trailers));
+                    if this.is_end_stream() {
+                        tee.end(true);
+                    }
+                }
+            }
+            Some(Err(_)) => this.tee.iter().for_each(|tee| tee.end(false)),
+            None => this.tee.iter().for_each(|tee| tee.end(true)),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.from {
+            From::Client(body) => body.is_end_stream(),
+            From::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.from {
+            From::Client(body) => body.size_hint(),
+            From::Kept { trailers: Some(_), .. } => SizeHint::default(),
+            From::Kept { data, .. } => SizeHint::with_exact(data.iter().map(|data| data.len() as u64).sum()),
+        }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        // Nobody reads the rest.
+        let whole = self.is_end_stream();
+        self.tee.iter().for_each(|tee| tee.end(whole));
+    }
+}
+
+/// RFC 9110, section 10.1.1: a client that expects `100-continue` sends its body when it hears that, and the application
+/// is who says it. One that says nothing for a while has the body sent all the same.
+pub struct Gate {
+    leave: Leave,
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+/// Opens a [`Gate`].
+#[derive(Clone, Default)]
+pub struct Leave(Arc<(AtomicBool, AtomicWaker)>);
+
+impl Leave {
+    pub fn give(&self) {
+        self.0.0.store(true, Ordering::Release);
+        self.0.1.wake();
+    }
+}
+
+impl Gate {
+    pub fn new() -> (Self, Leave) {
+        let leave = Leave::default();
+        (Self { leave: leave.clone(), patience: None }, leave)
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (open, waker) = &*self.leave.0;
+        waker.register(cx.waker());
+        if open.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE))).as_mut().poll(cx)
+    }
+}
+
+/// The body of an answer, on its way to the client. What belongs to the request ends with it.
+pub struct AnswerBody {
+    from: Option<Incoming>,
+    trail: Option<Box<Trail>>,
+}
+
+/// What lives as long as an answer is under way.
+pub struct Trail {
+    pub record: RequestTelemetry,
+    pub sent: Rc<Cell<u64>>,
+    pub received: u64,
+    /// When its time is up.
+    pub deadline: Option<Pin<Box<Sleep>>>,
+    pub lease: Option<Lease>,
+    pub _place: RequestPlace,
+}
+
+impl AnswerBody {
+    /// Of an answer that was given here.
+    pub fn empty(trail: Trail) -> Self {
+        Self { from: None, trail: Some(Box::new(trail)) }
+    }
+
+    pub fn of_application(body: Incoming, trail: Trail) -> Self {
+        Self { from: Some(body), trail: Some(Box::new(trail)) }
+    }
+
+    /// Of one that nobody is to be told of.
+    pub fn silent() -> Self {
+        Self { from: None, trail: None }
+    }
+
+    fn fail(&mut self, reason: Reason, detail: String) {
+        let Some(mut trail) = self.trail.take() else { return };
+        // What is left of the connection is of no use.
+        trail.lease = None;
+        trail.record.amend(|info| {
+            info.reason = Some(reason);
+            info.detail = detail;
+        });
+        trail.end();
+    }
+
+    fn finish(&mut self) {
+        let Some(mut trail) = self.trail.take() else { return };
+        if let Some(lease) = trail.lease.take() {
+            lease.give_back();
+        }
+        trail.end();
+    }
+}
+
+impl Trail {
+    /// Records how it went.
+    pub fn end(&mut self) {
+        let (sent, received) = (self.sent.get(), self.received);
+        self.record.amend(|info| (info.sent, info.received) = (sent, received));
+        self.record.ended();
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        let (sent, received) = (self.sent.get(), self.received);
+        self.record.amend(|info| (info.sent, info.received) = (sent, received));
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let Some(body) = &mut this.from else {
+            this.finish();
+            return Poll::Ready(None);
+        };
+        let deadline = this.trail.as_mut().and_then(|trail| trail.deadline.as_mut());
+        if deadline.is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            let text = "the answer took longer than the time-out of its route";
+            this.fail(Reason::Timeout, text.to_owned());
+            return Poll::Ready(Some(Err(text.into())));
+        }
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trail) = &mut this.trail {
+                    trail.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    let grpc = frame.trailers_ref().and_then(grpc_status);
+                    trail.record.amend(|info| info.grpc_status = info.grpc_status.or(grpc));
+                }
+                if this.is_end_stream() {
+                    this.finish();
+                }
+            }
+            Some(Err(error)) => {
+                let text = format!("the destination's side broke its answer off: {error}");
+                this.fail(Reason::Reset, text);
+            }
+            None => this.finish(),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.from.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.from.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        // One without a body is not polled.
+        if self.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+pub fn sleep_to(deadline: Instant) -> Pin<Box<Sleep>> {
+    Box::pin(sleep_until(deadline.into()))
+}
+
+const PATIENCE: Duration = Duration::from_secs(1);

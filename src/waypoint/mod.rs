@@ -1,0 +1,56 @@
+//! HTTP for those who ask for it: requests in, requests out, on the node of the client.
+//!
+//! A connection to a Service under `selvedge.dev/waypoint: node` is accepted at once, for each of its requests decides
+//! for itself. `proxy` hears what the client speaks ([`wire`]) and hands it over as a [`Client`], with the [`Onward`] way
+//! from its pod; hyper reads requests from it, behind a check of the raw bytes that forgives nothing ([`wire`] again).
+//! Each request is decided by `route` on the model of that moment, edited, and sent to a ready endpoint of its backend
+//! over a connection of this thread's [`Pool`]: made as any TCP connection of the pod's, through the mesh, under the same
+//! identity and policy, and kept for the next request of the same pod to the same endpoint. Bodies are streamed, never
+//! held; what is held for a mirror or another try is bounded. Here is I/O and what HTTP asks of an intermediary (RFC 9110,
+//! section 7.6); what becomes of a request is `route`'s to say. A panic costs one request, a broken client its connection.
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod body;
+mod client;
+mod executor;
+mod forward;
+mod head;
+mod mirror;
+mod pool;
+mod request;
+mod serve;
+mod session;
+mod tee;
+mod upgrade;
+mod upstream;
+pub mod wire;
+
+pub use client::{Client, Version};
+pub use pool::Pool;
+pub use serve::serve;
+
+use crate::proxy::{Bond, Failure, Line, Onward};
+
+pub fn describe_metrics() {
+    metrics::describe_counter!(
+        MIRRORED,
+        metrics::Unit::Count,
+        "Copies of requests for mirrors, by what became of them: sent, oversize, unfinished, busy or failed."
+    );
+    metrics::describe_gauge!(
+        POOLED,
+        metrics::Unit::Count,
+        "Connections to applications that wait for their next request, or carry some over HTTP/2."
+    );
+    metrics::describe_counter!(
+        RETRIED,
+        metrics::Unit::Count,
+        "Requests that were sent once more, by why: unsent (nothing of them had reached anybody) or status."
+    );
+}
+
+const MIRRORED: &str = "selvedge_http_mirrored_total";
+const POOLED: &str = "selvedge_http_pooled_connections";
+const RETRIED: &str = "selvedge_http_retries_total";

@@ -1,0 +1,375 @@
+//! The life of one request.
+
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use http::header::{EXPECT, HOST};
+use http::request::Parts;
+use http::{Request, Response, StatusCode, response};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::{Sleep, timeout_at};
+
+use super::answer::Refusal;
+use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
+use super::client::Version;
+use super::forward::{Answered, Manner, send};
+use super::head::{self, Upgrade};
+use super::session::{Session, View};
+use super::tee::Tee;
+use super::upgrade::{Tunnel, carry_streams};
+use super::upstream::Lease;
+use super::wire::Violation;
+use super::{RETRIED, mirror};
+use crate::mesh::Reason;
+use crate::proxy::with_random;
+use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
+use crate::telemetry::{ConnectionInfo, Direction, Party, RequestInfo, RequestProtocol, RequestTelemetry, Transport};
+
+/// Answers one request of a client, whatever becomes of it.
+pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
+    let place = session.onward.count_request();
+    let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
+    let (head, body) = request.into_parts();
+    let asked = Asked {
+        is_grpc: is_grpc(&head),
+        version: if head.version == http::Version::HTTP_2 { Version::Http2 } else { Version::Http1 },
+        sent: Rc::default(),
+        is_alone: place.count <= MOST_OF_POD,
+    };
+    let mut record = session.onward.telemetry().request(describe(&session, &head, &asked));
+    let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
+    let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
+    let (head, from) = match outcome {
+        Ok(given) => given,
+        Err(NotSent::Refused(refusal)) => {
+            record.amend(|info| {
+                info.reason = Some(refusal.reason.clone());
+                info.detail = refusal.detail.clone();
+            });
+            (refusal.head(asked.is_grpc), Given::Here)
+        }
+        Err(NotSent::Answered(answer)) => {
+            record.amend(|info| {
+                info.route = answer.route.as_ref().map(|route| route.name.clone());
+                info.detail = answer.because.message().to_owned();
+            });
+            (answer.into_head(), Given::Here)
+        }
+    };
+    let status = head.status;
+    record.amend(|info| {
+        info.status = status.as_u16();
+        info.grpc_status = grpc_status(&head.headers);
+    });
+    if status != StatusCode::SWITCHING_PROTOCOLS
+        && let Some(check) = &session.check
+    {
+        check.stayed();
+    }
+    let trail = |lease, deadline| Trail { record, sent: asked.sent, received: 0, deadline, lease, _place: place };
+    let body = match from {
+        Given::Here => AnswerBody::empty(trail(None, None)),
+        Given::Application { body, lease, deadline } => AnswerBody::of_application(body, trail(Some(lease), deadline)),
+        Given::Upgraded(handed, lease) => {
+            let trail = trail(Some(lease), None);
+            session.tunnel.replace(Some(Tunnel { handed, trail }));
+            AnswerBody::silent()
+        }
+        Given::Streams(application, lease) => {
+            let trail = trail(Some(lease), None);
+            if let Some(client) = upgraded {
+                tokio::task::spawn_local(carry_streams(client, application, trail));
+            }
+            AnswerBody::silent()
+        }
+    };
+    Response::from_parts(head, body)
+}
+
+/// What is known of a request from its head.
+struct Asked {
+    is_grpc: bool,
+    version: Version,
+    sent: Rc<Cell<u64>>,
+    /// Whether there is room for it among those of its pod.
+    is_alone: bool,
+}
+
+/// Where an answer's body comes from.
+enum Given {
+    Here,
+    Application { body: Incoming, lease: Lease, deadline: Option<Pin<Box<Sleep>>> },
+    Upgraded(tokio::sync::oneshot::Receiver<super::upstream::Handed>, Lease),
+    Streams(OnUpgrade, Lease),
+}
+
+/// Why no application answers.
+enum NotSent {
+    Refused(Refusal),
+    /// A route says so.
+    Answered(Box<route::Answer>),
+}
+
+impl From<Refusal> for NotSent {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+async fn exchange(
+    session: &Session,
+    asked: &Asked,
+    record: &mut RequestTelemetry,
+    mut head: Parts,
+    body: Incoming,
+) -> Result<(response::Parts, Given), NotSent> {
+    if !asked.is_alone {
+        return Err(Refusal::too_many("the pod has as many requests under way as it may").into());
+    }
+    let upgrade = head::take_in(&mut head).map_err(|(status, text)| Refusal::malformed(status, text))?;
+    let Some(view) = session.view() else {
+        return Err(Refusal::no_endpoint("the Service has gone").into());
+    };
+    let ask = Ask { session, asked, view: &view, upgrade: upgrade.as_ref(), started: record.started() };
+    let routes = view.routes.clone();
+    let decision = routes.as_ref().map(|routes| routes.decide(&head, with_random(rand::Rng::next_u64)));
+    match decision {
+        None => ask.forward(None, record, head, body).await,
+        Some(Decision::Answer(answer)) => Err(NotSent::Answered(Box::new(answer))),
+        Some(Decision::Forward(forward)) => {
+            let RouteRef { name, .. } = forward.route();
+            record.amend(|info| info.route = Some(name));
+            ask.forward(Some(&forward), record, head, body).await
+        }
+    }
+}
+
+/// A request that goes on.
+struct Ask<'a> {
+    session: &'a Session,
+    asked: &'a Asked,
+    view: &'a View,
+    upgrade: Option<&'a Upgrade>,
+    started: Instant,
+}
+
+impl Ask<'_> {
+    async fn forward(
+        &self,
+        forward: Option<&Forward<'_>>,
+        record: &mut RequestTelemetry,
+        mut head: Parts,
+        body: Incoming,
+    ) -> Result<(response::Parts, Given), NotSent> {
+        let target = forward.map_or(route::Target::Parent, Forward::target);
+        let Some(service) = self.session.destination(self.view, target) else {
+            let missing = forward.map(|forward| NotSent::Answered(Box::new(forward.answer(Because::NoBackend))));
+            return Err(missing.unwrap_or_else(|| Refusal::no_endpoint("the Service has gone").into()));
+        };
+        record.amend(|info| info.connection.service = Some(service.service.name.clone()));
+        if let Some(forward) = forward {
+            forward.edit_request(&mut head);
+        }
+        let limits = Limits::of(forward, &head, self.started);
+        let tee = self.tee(forward, &head);
+        let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, service.port.protocol());
+        let gate = gate(&mut head, manner.version);
+        let retry = forward.and_then(Forward::retry).filter(|_| self.upgrade.is_none());
+        let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
+        let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
+        let Answered { response, lease } = loop {
+            let sending = send(&self.session.onward, &service, manner, head.clone(), body);
+            let outcome = limits.bounded(sending).await;
+            let worth = match &outcome {
+                Ok(answered) => retry.is_some_and(|retry| retry.codes.contains(&answered.response.status())),
+                Err(refusal) => refusal.may_pass() && !limits.is_over(),
+            };
+            let kept = tee.as_ref().filter(|_| worth && left > 0).and_then(|tee| tee.whole());
+            let Some(kept) = kept else { break outcome? };
+            metrics::counter!(RETRIED, "why" => "status").increment(1);
+            left -= 1;
+            let pause = retry.and_then(|retry| retry.backoff).unwrap_or(DEFAULT_BACKOFF);
+            tokio::time::sleep(pause).await;
+            body = RequestBody::kept(kept);
+        };
+        record.amend(|info| {
+            info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() }
+        });
+        self.take_back(forward, response, lease, &limits)
+    }
+
+    fn take_back(
+        &self,
+        forward: Option<&Forward<'_>>,
+        mut response: Response<Incoming>,
+        mut lease: Lease,
+        limits: &Limits,
+    ) -> Result<(response::Parts, Given), NotSent> {
+        let streams = matches!(self.upgrade, Some(Upgrade::Http2)) && response.status().is_success();
+        let streams = streams.then(|| hyper::upgrade::on(&mut response));
+        let (mut head, body) = response.into_parts();
+        head.extensions.clear();
+        head::take_back(&mut head.headers, head.status);
+        if let Some(forward) = forward {
+            forward.edit_response(&mut head);
+        }
+        let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let given = match streams {
+            Some(streams) => Given::Streams(streams, lease),
+            None if switches => {
+                let handed = lease.handed().ok_or_else(|| Refusal::broken("101, which nobody had asked for"))?;
+                Given::Upgraded(handed, lease)
+            }
+            None => Given::Application { body, lease, deadline: limits.until().map(sleep_to) },
+        };
+        Ok((head, given))
+    }
+
+    /// Keeps the body for mirrors and other tries, and begins the mirrors.
+    fn tee(&self, forward: Option<&Forward<'_>>, head: &Parts) -> Option<Rc<Tee>> {
+        let forward = forward.filter(|_| self.upgrade.is_none())?;
+        let mut tee = forward.retry().map(|_| Tee::new());
+        for backend in forward.mirrors() {
+            let tee = tee.get_or_insert_with(Tee::new);
+            let service = self.session.backend(backend);
+            let port = service.as_ref().and_then(|service| service.port.protocol());
+            let manner = Manner::of(self.asked.version, self.asked.is_grpc, None, port);
+            let mut head = head.clone();
+            head.headers.remove(EXPECT);
+            mirror::copy(self.session.onward.clone(), service, manner, head, tee.clone());
+        }
+        tee
+    }
+}
+
+/// When a request's time is up.
+struct Limits {
+    /// All of it, from its head to the last byte of the answer.
+    request: Option<Instant>,
+    /// One try of it.
+    of_try: Option<Duration>,
+    try_until: Cell<Option<Instant>>,
+}
+
+impl Limits {
+    fn of(forward: Option<&Forward<'_>>, head: &Parts, started: Instant) -> Self {
+        let timeouts = forward.map(Forward::timeouts).unwrap_or_default();
+        let request = [timeouts.request, grpc_timeout(head)].into_iter().flatten().min();
+        Self {
+            request: request.map(|time| started + time),
+            of_try: timeouts.backend_request,
+            try_until: Cell::default(),
+        }
+    }
+
+    /// One try, within its time.
+    async fn bounded(&self, sending: impl Future<Output = Result<Answered, Refusal>>) -> Result<Answered, Refusal> {
+        let until = self.of_try.map(|time| Instant::now() + time).into_iter().chain(self.request).min();
+        self.try_until.set(until);
+        let Some(until) = until else { return sending.await };
+        let outcome = timeout_at(until.into(), sending).await;
+        outcome.unwrap_or_else(|_| Err(Refusal::timeout("no answer within the time-out of the route")))
+    }
+
+    fn is_over(&self) -> bool {
+        self.request.is_some_and(|until| until <= Instant::now())
+    }
+
+    /// When the answer of the last try must be there to its last byte.
+    fn until(&self) -> Option<Instant> {
+        self.try_until.get()
+    }
+}
+
+/// The client's own limit: digits and a unit, as [gRPC over HTTP/2](
+/// https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it.
+fn grpc_timeout(head: &Parts) -> Option<Duration> {
+    let text = head.headers.get("grpc-timeout").filter(|_| is_grpc(head))?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// Holds back the body of a client that waits for `100 Continue`, until the application says it.
+fn gate(head: &mut Parts, version: Version) -> Option<Gate> {
+    let expects = head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if !expects || version == Version::Http2 {
+        head.headers.remove(EXPECT);
+        return None;
+    }
+    let (gate, leave) = Gate::new();
+    let mut request = Request::from_parts(std::mem::replace(head, Request::new(()).into_parts().0), ());
+    hyper::ext::on_informational(&mut request, move |answer| {
+        if answer.status() == StatusCode::CONTINUE {
+            leave.give();
+        }
+    });
+    *head = request.into_parts().0;
+    Some(gate)
+}
+
+/// Records a request whose head was refused before anybody had read it.
+pub fn refused(session: &Session, violation: Violation) {
+    let asked = Asked { is_grpc: false, version: Version::Http1, sent: Rc::default(), is_alone: true };
+    let (head, ()) = Request::new(()).into_parts();
+    let mut info = describe(session, &head, &asked);
+    // Nobody knows what it was meant to be.
+    (info.method, info.path) = ("-".to_owned(), "-".to_owned());
+    info.status = violation.status().as_u16();
+    info.reason = Some(Reason::Protocol);
+    info.detail = violation.to_string();
+    session.onward.telemetry().request(info).ended();
+}
+
+fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
+    let onward = &session.onward;
+    let written = |text: &str| text.chars().take(MOST_WRITTEN).collect();
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    RequestInfo {
+        connection: ConnectionInfo {
+            direction: Direction::Outbound,
+            transport: Transport::None,
+            source: Party::of(onward.client, onward.workload()),
+            destination: Party::default(),
+            service: session.view().map(|view| view.service.service.name.clone()),
+            requested: Some(onward.dialled),
+            key_exchange: None,
+        },
+        protocol: match (asked.is_grpc, asked.version) {
+            (true, _) => RequestProtocol::Grpc,
+            (false, Version::Http1) => RequestProtocol::Http1,
+            (false, Version::Http2) => RequestProtocol::Http2,
+        },
+        method: written(head.method.as_str()),
+        host: written(host.or(head.uri.host()).unwrap_or_default()),
+        path: written(head.uri.path()),
+        route: None,
+        status: 0,
+        grpc_status: None,
+        reason: None,
+        detail: String::new(),
+        sent: 0,
+        received: 0,
+    }
+}
+
+/// Requests of one pod under way at once.
+const MOST_OF_POD: usize = 16_384;
+/// Where a route asks for other tries and does not say how many.
+const DEFAULT_ATTEMPTS: u32 = 1;
+const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
+/// Of a method, host or path in the access log.
+const MOST_WRITTEN: usize = 1024;

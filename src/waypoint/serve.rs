@@ -1,0 +1,142 @@
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Onward;
+use super::client::{Check, Client, ClientIo, Version};
+use super::executor::OnThread;
+use super::request::answer;
+use super::session::Session;
+use super::upstream::{CONNECTION_WINDOW, MOST_BUFFERED, MOST_HEAD, STREAM_WINDOW};
+use super::wire::Violation;
+
+/// Serves the requests of one client until it has no more. New ones are to go elsewhere once the pod or the agent
+/// leaves; dropped, it resets the client.
+pub async fn serve(client: Client, onward: Onward) {
+    match client.speaks {
+        Version::Http1 => serve_http1(client, onward).await,
+        Version::Http2 => serve_http2(client, onward).await,
+    }
+}
+
+async fn serve_http1(client: Client, onward: Onward) {
+    let check = Rc::new(Check::default());
+    let session = Session::new(onward, Some(check.clone()));
+    let io = TokioIo::new(ClientIo::new(client, Some(check.clone())));
+    let serving = session.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        serving.check.iter().for_each(|check| check.begin());
+        let answering = answer(serving.clone(), request);
+        Box::pin(async move { Ok::<_, std::convert::Infallible>(answering.await) })
+    });
+    let mut builder = http1::Builder::new();
+    builder.auto_date_header(false).header_read_timeout(None).max_buf_size(MOST_BUFFERED);
+    let mut connection = builder.serve_connection(io, service);
+    let mut leaving = pin!(leaving(&session));
+    let mut refused = pin!(check.refusal());
+    let (mut leaves, mut is_refused) = (false, false);
+    let outcome = poll_fn(|cx| {
+        if !leaves && leaving.as_mut().poll(cx).is_ready() {
+            leaves = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        if !is_refused && refused.as_mut().poll(cx).is_ready() {
+            is_refused = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    })
+    .await;
+    let parts = connection.into_parts();
+    let client = parts.io.into_inner();
+    if let Some(tunnel) = session.tunnel.take() {
+        check.upgraded();
+        return tunnel.carry(client, parts.read_buf).await;
+    }
+    match (outcome, check.refused()) {
+        (_, Some(violation)) => farewell(client, check.is_head().then_some(violation), &session).await,
+        (Ok(()), None) => farewell(client, None, &session).await,
+        // An answer was broken off: the client must not take it for whole.
+        (Err(_), None) => drop(client),
+    }
+}
+
+async fn serve_http2(client: Client, onward: Onward) {
+    let session = Session::new(onward, None);
+    let io = TokioIo::new(ClientIo::new(client, None));
+    let serving = session.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answering = answer(serving.clone(), request);
+        async move { Ok::<_, std::convert::Infallible>(answering.await) }
+    });
+    let mut builder = http2::Builder::new(OnThread);
+    builder
+        .auto_date_header(false)
+        .enable_connect_protocol()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(MOST_HEAD)
+        .max_send_buf_size(STREAM_WINDOW as usize);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut leaving = pin!(leaving(&session));
+    tokio::select! {
+        // Whatever broke it, each request has told it by itself.
+        _ = connection.as_mut() => {}
+        () = &mut leaving => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+/// Completes when the client is to take new requests elsewhere.
+async fn leaving(session: &Session) {
+    tokio::select! {
+        () = session.onward.leaving() => {}
+        () = session.retiring() => {}
+    }
+}
+
+/// Ends in order. A client that is still speaking is heard for a moment: a reset could overtake what it was told.
+async fn farewell(mut client: ClientIo, refused: Option<Violation>, session: &Session) {
+    if let Some(violation) = refused {
+        super::request::refused(session, violation);
+        let _ = client.write_all(&last_word(violation.status())).await;
+    }
+    if client.shutdown().await.is_err() {
+        return;
+    }
+    let mut rest = client.into_rest();
+    let listening = async {
+        let mut room = [0; 4096];
+        let mut heard = 0;
+        while heard < MOST_HEARD {
+            match rest.read(&mut room).await {
+                Ok(read) if read > 0 => heard += read,
+                _ => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, listening).await;
+}
+
+/// What a client is told whose bytes were refused before anybody had seen them.
+fn last_word(status: StatusCode) -> Vec<u8> {
+    let phrase = status.canonical_reason().unwrap_or_default();
+    let code = status.as_u16();
+    format!("HTTP/1.1 {code} {phrase}\r\nselvedge-reason: protocol\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        .into_bytes()
+}
+
+const MOST_STREAMS: u32 = 256;
+const FAREWELL: Duration = Duration::from_secs(1);
+const MOST_HEARD: usize = 256 * 1024;

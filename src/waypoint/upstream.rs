@@ -1,0 +1,290 @@
+//! Connections to applications that speak HTTP.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
+
+use super::body::RequestBody;
+use super::client::Version;
+use super::executor::OnThread;
+use super::{Bond, Failure, Line, Onward};
+use crate::mesh::{NamespacedName, Reason};
+use crate::proxy::Counted;
+use crate::telemetry::ConnectionInfo;
+
+/// One connection to an application, of which any number of requests is sent one by one (HTTP/1) or at once (HTTP/2).
+pub struct Upstream {
+    sender: Sender,
+    info: Rc<ConnectionInfo>,
+    /// None: it serves this one request.
+    bond: Option<Bond>,
+    born: Instant,
+    /// Who takes the connection over once it speaks another protocol.
+    heir: Heir,
+    /// Requests under way on it.
+    streams: Rc<Cell<usize>>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+/// A connection that speaks another protocol from here on, and what came of it already.
+pub type Handed = (Line, Bytes);
+
+type Heir = Rc<RefCell<Option<oneshot::Sender<Handed>>>>;
+
+/// The use of a connection for one request.
+pub struct Lease {
+    upstream: Upstream,
+    onward: Onward,
+    /// Whether the connection has carried a request before.
+    pub reused: bool,
+    /// Where the connection comes to once it speaks another protocol.
+    inheritance: Option<oneshot::Receiver<Handed>>,
+    _stream: StreamPlace,
+    _counted: Counted,
+}
+
+/// A request that came to nothing on its connection.
+pub struct Unsent {
+    pub error: String,
+    /// The request itself, where nothing of it was written.
+    pub request: Option<Request<RequestBody>>,
+    /// The application took too long, or its answer is none.
+    pub is_body: bool,
+}
+
+impl Upstream {
+    pub fn bond(&self) -> Option<&Bond> {
+        self.bond.as_ref()
+    }
+
+    /// Whether it may take another request.
+    pub fn is_fit(&self) -> bool {
+        self.born.elapsed() < MOST_AGE
+            && match &self.sender {
+                Sender::Http1(sender) => !sender.is_closed(),
+                Sender::Http2(sender) => !sender.is_closed(),
+            }
+    }
+
+    /// Whether it can take one at once.
+    pub fn is_free(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_ready(),
+            Sender::Http2(_) => self.streams.get() < MOST_STREAMS,
+        }
+    }
+
+    pub fn is_unused(&self) -> bool {
+        self.streams.get() == 0
+    }
+
+    /// The same connection once more, where it can be shared.
+    pub fn share(&self) -> Option<Self> {
+        let Sender::Http2(sender) = &self.sender else { return None };
+        Some(Self {
+            sender: Sender::Http2(sender.clone()),
+            info: self.info.clone(),
+            bond: self.bond.clone(),
+            born: self.born,
+            heir: self.heir.clone(),
+            streams: self.streams.clone(),
+        })
+    }
+}
+
+/// A connection to the endpoint for one request: one that waits, or a new one.
+pub async fn acquire(
+    onward: &Onward,
+    service: &NamespacedName,
+    endpoint: SocketAddr,
+    version: Version,
+) -> Result<Lease, Failure> {
+    let counted = onward.counted(endpoint);
+    let bond = onward.bond(endpoint);
+    let pool = &onward.thread.http;
+    let lease = |upstream: Upstream, reused| {
+        let stream = StreamPlace::take(&upstream.streams);
+        Lease { upstream, onward: onward.clone(), reused, inheritance: None, _stream: stream, _counted: counted }
+    };
+    let Some(bond) = bond else {
+        return Ok(lease(connect(onward, service, endpoint, version, None).await?, false));
+    };
+    match version {
+        Version::Http1 => {
+            if let Some(upstream) = pool.take(&bond) {
+                return Ok(lease(upstream, true));
+            }
+            Ok(lease(connect(onward, service, endpoint, version, Some(bond)).await?, false))
+        }
+        Version::Http2 => {
+            if let Some(upstream) = pool.shared(&bond) {
+                return Ok(lease(upstream, true));
+            }
+            // Requests that come together wait for one connection rather than open one each.
+            let turn = pool.turn(&bond);
+            let _turn = tokio::time::timeout(SHARED_WAIT, turn.lock()).await;
+            if let Some(upstream) = pool.shared(&bond) {
+                return Ok(lease(upstream, true));
+            }
+            let upstream = connect(onward, service, endpoint, version, Some(bond)).await?;
+            if onward.keeps() {
+                upstream.share().into_iter().for_each(|upstream| pool.put_shared(upstream));
+            }
+            Ok(lease(upstream, false))
+        }
+    }
+}
+
+async fn connect(
+    onward: &Onward,
+    service: &NamespacedName,
+    endpoint: SocketAddr,
+    version: Version,
+    bond: Option<Bond>,
+) -> Result<Upstream, Failure> {
+    let line = onward.connect(service, endpoint).await?;
+    let info = Rc::new(line.info());
+    let heir = Heir::default();
+    let io = TokioIo::new(line);
+    let broken = |error: hyper::Error| Failure {
+        retry: true,
+        ..Failure::new(Reason::Connect, format!("HTTP with {endpoint}: {error}"))
+    };
+    let sender = match version {
+        Version::Http1 => {
+            let mut builder = http1::Builder::new();
+            builder.max_buf_size(MOST_BUFFERED);
+            let (mut sender, connection) = builder.handshake(io).await.map_err(broken)?;
+            tokio::task::spawn_local(drive(connection, heir.clone()));
+            sender.ready().await.map_err(broken)?;
+            Sender::Http1(sender)
+        }
+        Version::Http2 => {
+            let mut builder = http2::Builder::new(OnThread);
+            builder
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(MOST_HEAD)
+                .max_send_buf_size(STREAM_WINDOW as usize);
+            let (mut sender, connection) = builder.handshake(io).await.map_err(broken)?;
+            tokio::task::spawn_local(async move {
+                // How it ends is told by its requests, and by the connection's own line.
+                let _ = connection.await;
+            });
+            sender.ready().await.map_err(broken)?;
+            Sender::Http2(sender)
+        }
+    };
+    Ok(Upstream { sender, info, bond, born: Instant::now(), heir, streams: Rc::default() })
+}
+
+/// Speaks HTTP/1 over a connection until it ends, or goes on as something else.
+async fn drive(connection: http1::Connection<TokioIo<Line>, RequestBody>, heir: Heir) {
+    // Broken: it is reset as it is dropped.
+    let Ok(parts) = connection.without_shutdown().await else { return };
+    let mut line = parts.io.into_inner();
+    if let Some(heir) = heir.take() {
+        // Who asked for it may have gone.
+        return drop(heir.send((line, parts.read_buf)));
+    }
+    let _ = tokio::time::timeout(FAREWELL, line.shutdown()).await;
+}
+
+impl Lease {
+    pub fn info(&self) -> &ConnectionInfo {
+        &self.upstream.info
+    }
+
+    /// Sends the request, and waits for the head of its answer.
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, Unsent> {
+        let answer = match &mut self.upstream.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        };
+        answer.map_err(|mut error| {
+            let request = error.take_message();
+            let error = error.into_error();
+            Unsent { error: describe(&error), request, is_body: error.is_user() }
+        })
+    }
+
+    /// Takes the connection over once it speaks another protocol, as the answer to the next request may say.
+    pub fn inherit(&mut self) {
+        let (heir, inheritance) = oneshot::channel();
+        self.upstream.heir.replace(Some(heir));
+        self.inheritance = Some(inheritance);
+    }
+
+    /// It goes on with HTTP.
+    pub fn disinherit(&mut self) {
+        self.upstream.heir.replace(None);
+        self.inheritance = None;
+    }
+
+    /// Where the connection comes to, if it was to be taken over.
+    pub fn handed(&mut self) -> Option<oneshot::Receiver<Handed>> {
+        self.inheritance.take()
+    }
+
+    /// Its request is over, and the connection may take the next.
+    pub fn give_back(self) {
+        let Self { upstream, onward, .. } = self;
+        if matches!(upstream.sender, Sender::Http1(_)) && upstream.bond.is_some() && onward.keeps() && upstream.is_fit()
+        {
+            onward.thread.http.put(upstream);
+        }
+    }
+}
+
+/// One request under way on a connection.
+struct StreamPlace(Rc<Cell<usize>>);
+
+impl StreamPlace {
+    fn take(streams: &Rc<Cell<usize>>) -> Self {
+        streams.set(streams.get() + 1);
+        Self(streams.clone())
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// With its causes: hyper's own words are few.
+fn describe(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
+/// Of a connection: what it was made under holds for no longer.
+const MOST_AGE: Duration = Duration::from_secs(600);
+/// At once on one connection; then another is made.
+const MOST_STREAMS: usize = 100;
+/// How long a request waits for a connection that another one makes; then it makes its own.
+const SHARED_WAIT: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(1);
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+pub const MOST_HEAD: u32 = 64 * 1024;
+/// What is read ahead of an HTTP/1 peer: a head, and a little more.
+pub const MOST_BUFFERED: usize = 80 * 1024;
