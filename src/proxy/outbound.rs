@@ -406,7 +406,7 @@ impl<'a> Attempt<'a> {
             self.early.set(Some(early));
             match opened? {
                 fast::Opened::Fast(flow, peer) => return Ok((Way::Fast(flow), peer)),
-                fast::Opened::Hbone(found) => session = found,
+                fast::Opened::Hbone(found) => session = found.map(|session| *session),
             }
         }
         self.connection.telemetry.amend(|info| info.transport = Transport::Hbone);

@@ -60,7 +60,7 @@ pub type Dial = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Spoken, OpenEr
 pub enum Opened {
     Fast(Flow, Rc<PeerInfo>),
     /// By HBONE, perhaps on this connection, which was made to find that out.
-    Hbone(Option<Session>),
+    Hbone(Option<Box<Session>>),
 }
 
 impl Pool {
@@ -88,7 +88,7 @@ impl Pool {
         for _ in 0..TRIES {
             let lease = match self.inner.claim(key, &dial).await? {
                 Claimed::Connection(lease) => lease,
-                Claimed::Hbone(session) => return Ok(Opened::Hbone(session)),
+                Claimed::Hbone(session) => return Ok(Opened::Hbone(session.map(Box::new))),
             };
             let (new, peer) = (lease.is_new(), lease.peer.clone());
             match client::open(lease, header, early, self.inner.settings.answer).await {
