@@ -44,6 +44,17 @@ fn each_request_goes_its_own_way(lab: &Lab) -> Result<()> {
     let connections = shop.near.peers().len() + shop.far.peers().len();
     ensure!(connections <= 4, "24 requests took {connections} connections");
 
+    let v6 = (shop.vip_v6(), 80);
+    if lab.families().has(v6.0) {
+        let answer = shop.web.http_get(v6, "/v6")?.json()?;
+        ensure!(answer["peer"] == shop.web.ip_v6().context("no second family")?.to_string(), "{answer}");
+    }
+    // Nobody asks a client of HTTP/1.0 for a host.
+    let mut old = shop.web.connect(shop.vip())?;
+    std::io::Write::write_all(&mut old, b"GET /old HTTP/1.0\r\n\r\n")?;
+    let answer = protocols::hear_until(&mut old, "\"path\":\"/old\"")?;
+    ensure!(answer.contains("\"host\":\"10.96.0.1:80\""), "{answer}");
+
     let line = agents[0].access_line("a request", |line| line["path"] == "/7" && line["status"] == 200)?;
     for (field, wanted) in [
         ("method", "GET"),
@@ -64,7 +75,7 @@ fn each_request_goes_its_own_way(lab: &Lab) -> Result<()> {
             ("route", "none"),
         ];
         let metrics = agents[0].metrics().ok()?;
-        (metrics.sum("selvedge_http_requests_total", &labels) == 24.0).then_some(())
+        (metrics.sum("selvedge_http_requests_total", &labels) >= 25.0).then_some(())
     })?;
     let inbound = |line: &Value| line["direction"] == "inbound";
     drop((connection, shop.near, shop.far));
@@ -178,6 +189,10 @@ impl Shop {
         (vip(1), 80)
     }
 
+    fn vip_v6(&self) -> IpAddr {
+        vip_v6(1)
+    }
+
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", vip(1))
     }
@@ -213,13 +228,16 @@ impl Keeping {
 
 /// A Service under L7 on the node, at the `number`th addresses.
 fn service(full_name: &str, number: u8) -> ServiceSpec {
-    let v6: IpAddr = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()).into();
-    let spec = ServiceSpec::new(full_name).cluster_ip(vip(number)).cluster_ip(v6);
+    let spec = ServiceSpec::new(full_name).cluster_ip(vip(number)).cluster_ip(vip_v6(number));
     spec.field("/metadata/annotations", json!({"selvedge.dev/waypoint": "node"}))
 }
 
 fn vip(number: u8) -> IpAddr {
     Ipv4Addr::new(10, 96, 0, number).into()
+}
+
+fn vip_v6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()).into()
 }
 
 /// What curl prints, run in a pod.
