@@ -1,13 +1,14 @@
 //! A request on its way to an endpoint, and to another one where the first provably never heard of it.
 
 use http::request::Parts;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::{Request, Response};
 
 use super::answer::Refusal;
 use super::body::RequestBody;
 use super::client::Version;
 use super::head::{self, Upgrade};
+use super::tee::Kept;
 use super::upstream::{Lease, acquire};
 use super::{Failure, Onward, RETRIED};
 use crate::mesh::{AppProtocol, ServiceDestination};
@@ -56,6 +57,9 @@ pub async fn send(
     body: RequestBody,
 ) -> Result<Answered, Refusal> {
     head::send_as(&mut head, manner.http(), manner.upgrade);
+    // Of HTTP/2 the request is gone once it is on its way; without a body it is easily made again.
+    let spare =
+        (manner.version == Version::Http2 && manner.upgrade.is_none() && body.is_end_stream()).then(|| head.clone());
     let mut request = Request::from_parts(head, body);
     let (mut tried, mut last): (Vec<_>, Option<Failure>) = (Vec::new(), None);
     let mut stale = 0;
@@ -85,7 +89,9 @@ pub async fn send(
                 return Ok(Answered { response, lease });
             }
             Err(unsent) => {
-                let Some(again) = unsent.request else {
+                let refused = spare.as_ref().filter(|_| unsent.is_refused && tried.len() + 1 < ENDPOINT_TRIES);
+                let again = refused.map(|head| Request::from_parts(head.clone(), RequestBody::kept(Kept::default())));
+                let Some(again) = unsent.request.or(again) else {
                     return Err(match unsent.is_body {
                         true => Refusal::malformed(http::StatusCode::BAD_REQUEST, unsent.error),
                         false => Refusal::broken(format!("{endpoint}: {}", unsent.error)),

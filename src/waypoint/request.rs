@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use http::header::{EXPECT, HOST};
+use http::header::{EXPECT, HOST, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, response};
 use hyper::body::Incoming;
@@ -35,6 +35,7 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     let place = session.onward.count_request();
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
+    let asks_upgrade = head.headers.contains_key(UPGRADE);
     let asked = Asked {
         is_grpc: is_grpc(&head),
         version: if head.version == http::Version::HTTP_2 { Version::Http2 } else { Version::Http1 },
@@ -66,7 +67,8 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         info.status = status.as_u16();
         info.grpc_status = grpc_status(&head.headers);
     });
-    if status != StatusCode::SWITCHING_PROTOCOLS
+    if asks_upgrade
+        && status != StatusCode::SWITCHING_PROTOCOLS
         && let Some(check) = &session.check
     {
         check.stayed();
@@ -132,6 +134,12 @@ async fn exchange(
         return Err(Refusal::too_many("the pod has as many requests under way as it may").into());
     }
     let upgrade = head::take_in(&mut head).map_err(|(status, text)| Refusal::malformed(status, text))?;
+    // A client of HTTP/1.0 need not say one, and an application of HTTP/1.1 must be told.
+    if !head.headers.contains_key(HOST)
+        && let Ok(dialled) = HeaderValue::try_from(session.onward.dialled.to_string())
+    {
+        head.headers.insert(HOST, dialled);
+    }
     let Some(view) = session.view() else {
         return Err(Refusal::no_endpoint("the Service has gone").into());
     };
@@ -183,14 +191,16 @@ impl Ask<'_> {
         let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
         let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
         let Answered { response, lease } = loop {
-            let sending = send(&self.session.onward, &service, manner, head.clone(), body);
+            let again = (left > 0).then(|| head.clone());
+            let sending = send(&self.session.onward, &service, manner, head, body);
             let outcome = limits.bounded(sending).await;
             let worth = match &outcome {
                 Ok(answered) => retry.is_some_and(|retry| retry.codes.contains(&answered.response.status())),
                 Err(refusal) => refusal.may_pass() && !limits.is_over(),
             };
             let kept = tee.as_ref().filter(|_| worth && left > 0).and_then(|tee| tee.whole());
-            let Some(kept) = kept else { break outcome? };
+            let (Some(kept), Some(again)) = (kept, again) else { break outcome? };
+            head = again;
             metrics::counter!(RETRIED, "why" => "status").increment(1);
             left -= 1;
             let pause = retry.and_then(|retry| retry.backoff).unwrap_or(DEFAULT_BACKOFF);

@@ -61,7 +61,9 @@ pub struct Unsent {
     pub error: String,
     /// The request itself, where nothing of it was written.
     pub request: Option<Request<RequestBody>>,
-    /// The application took too long, or its answer is none.
+    /// The application says that it has not looked at it.
+    pub is_refused: bool,
+    /// The client broke its body off.
     pub is_body: bool,
 }
 
@@ -217,7 +219,7 @@ impl Lease {
         answer.map_err(|mut error| {
             let request = error.take_message();
             let error = error.into_error();
-            Unsent { error: describe(&error), request, is_body: error.is_user() }
+            Unsent { error: describe(&error), request, is_refused: is_refused(&error), is_body: error.is_user() }
         })
     }
 
@@ -267,13 +269,20 @@ impl Drop for StreamPlace {
 
 /// With its causes: hyper's own words are few.
 fn describe(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
+    causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// RFC 9113, section 8.7: a stream that was refused, or that lies beyond a GOAWAY, was not processed.
+fn is_refused(error: &hyper::Error) -> bool {
+    let of_http2 = causes(error).filter_map(|cause| cause.downcast_ref::<h2::Error>());
+    of_http2.filter(|error| error.is_remote()).any(|error| {
+        error.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
+    })
+}
+
+fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
 }
 
 /// Of a connection: what it was made under holds for no longer.

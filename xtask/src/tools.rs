@@ -16,6 +16,7 @@ pub struct Tool {
 pub const IPTABLES: Tool = Tool { program: "iptables-restore", package: "iptables" };
 pub const IPROUTE2: Tool = Tool { program: "ip", package: "iproute2" };
 pub const CURL: Tool = Tool { program: "curl", package: "curl" };
+pub const H2LOAD: Tool = Tool { program: "h2load", package: "nghttp2-client" };
 pub const NETCAT: Tool = Tool { program: "nc", package: "netcat-openbsd" };
 pub const PSQL: Tool = Tool { program: "psql", package: "postgresql-client" };
 pub const RUNC: Tool = Tool { program: "runc", package: "runc" };

@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         sections.iter().for_each(|section| println!("{}", section.name));
         return Ok(ExitCode::SUCCESS);
     }
-    tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::NETCAT, &tools::PSQL])?;
+    tools::require(&[&tools::IPTABLES, &tools::IPROUTE2, &tools::CURL, &tools::H2LOAD, &tools::NETCAT, &tools::PSQL])?;
     let mut ahead =
         if sections.len() > 1 && sections.iter().any(|section| section.built) { Some(Ahead::start()?) } else { None };
     let mut results = Vec::new();
