@@ -193,10 +193,10 @@ fn network_again(beginnings: &[&str], (name, value): (&str, &str)) -> Result<Tal
     })
 }
 
-/// The test targets of the main package beside `network`: one a file in `tests/`.
+/// The test targets of the main package beside `network`, one a file in `tests/`; and those of the echo program.
 fn process_tests() -> Result<Tally> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--test", "echo"]);
     for entry in fs::read_dir(root().join("tests")).context("cannot read tests/")? {
         let file = entry?.path();
         if let (Some(name), Some("rs")) = (file.file_stem(), file.extension().and_then(|extension| extension.to_str()))
