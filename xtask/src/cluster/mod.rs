@@ -21,7 +21,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 use nix::unistd::geteuid;
 
-pub use crate::cluster::programs::kwok;
+pub use crate::cluster::programs::{GatewayApi, gateway_api, kwok};
 pub use crate::cluster::running::Cluster;
 pub use crate::cluster::up::up;
 use crate::tools;
