@@ -84,7 +84,7 @@ fn on_cluster(options: &Options, gateway_api: &GatewayApi, images: &[PathBuf]) -
     if options.place != Place::Outside {
         step("Selvedge", || installed::selvedge(&cluster))?;
     }
-    let folder = target_directory().join("conformance");
+    let folder = target_directory().join("conformance").join(&options.name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let run = suite::Run {
         program: &gateway_api.suite,

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -81,6 +82,7 @@ impl Run<'_> {
 /// What the suite said so far.
 #[derive(Default)]
 struct Output {
+    began: BTreeMap<String, Instant>,
     ended: BTreeMap<String, Ended>,
     said: BTreeMap<String, Excerpt>,
     /// The test whose words come now: of a mesh by its name, any other and the suite itself by none.
@@ -92,7 +94,8 @@ struct Output {
 struct Ended {
     name: String,
     verdict: String,
-    took: String,
+    /// Go's own figure leaves out cases that ran side by side.
+    took: Duration,
 }
 
 impl Ended {
@@ -102,7 +105,7 @@ impl Ended {
     }
 
     fn words(&self) -> String {
-        if self.verdict == "SKIP" { "skipped".to_owned() } else { self.took.clone() }
+        if self.verdict == "SKIP" { "skipped".to_owned() } else { format!("{:.1} s", self.took.as_secs_f64()) }
     }
 }
 
@@ -118,16 +121,16 @@ impl Output {
         if let Some(turn) = event.strip_prefix("=== ") {
             let path = turn.split_whitespace().nth(1).unwrap_or_default();
             self.speaking = of_mesh(path).map(|(name, _)| name.to_owned()).unwrap_or_default();
+            self.began.entry(self.speaking.clone()).or_insert_with(Instant::now);
             return None;
         }
         let (verdict, rest) = event.strip_prefix("--- ")?.split_once(": ")?;
-        let (path, took) = rest.split_once(" (")?;
-        let (name, case) = of_mesh(path)?;
+        let (name, case) = of_mesh(rest.split(' ').next()?)?;
         if !case.is_empty() {
             self.said.entry(name.to_owned()).or_default().add(event);
             return None;
         }
-        let took = took.trim_end_matches(')').to_owned();
+        let took = self.began.get(name).map(Instant::elapsed).unwrap_or_default();
         let ended = Ended { name: name.to_owned(), verdict: verdict.to_owned(), took };
         self.ended.insert(name.to_owned(), ended.clone());
         Some(ended)
