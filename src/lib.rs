@@ -6,7 +6,8 @@
 //! | --- | --- | --- |
 //! | [`mesh`] | the model: identities, workloads, services, and the tables that answer look-ups | nothing: no socket, clock or runtime |
 //! | [`policy`] | compile, decide, explain | `mesh` |
-//! | [`model`] | `mesh` and `policy` together, fed by deltas, read by every shell | the core |
+//! | [`route`] | L7: match a request, pick a backend, edit heads | `mesh` |
+//! | [`model`] | `mesh`, `policy` and `route` together, fed by deltas, read by every shell | the core |
 //! | [`api`] | the custom resources users write; `crd/*.yaml` is generated from them | nothing |
 //! | [`source`] | watch a cluster or a folder of manifests, decode objects, hand deltas to `model` | the API server, files, `api`, the core |
 //! | [`identity`] | keys, certificate requests, the CA, rotation, the verifiers of certificates | files, the core |
@@ -38,6 +39,7 @@ pub mod model;
 mod mutation;
 pub mod policy;
 pub mod proxy;
+pub mod route;
 pub mod source;
 pub mod telemetry;
 pub mod transport;

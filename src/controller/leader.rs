@@ -1,14 +1,15 @@
-//! What the leader alone does: conditions on policies, Events on pods, taints of nodes.
+//! What the leader alone does: conditions on policies and routes, Events on pods, taints of nodes.
 
 mod conditions;
 mod events;
+mod routes;
 mod taints;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::WatchStreamExt;
@@ -25,8 +26,10 @@ use super::metrics::WRITES;
 use super::pods::Pods;
 use crate::api::{GROUP, MeshNode, VERSION};
 use crate::policy::PolicyKind;
+use crate::route::RouteKind;
 use conditions::Conditions;
 use events::Events;
+use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
 
 /// Does the leader's work whenever this replica leads.
@@ -59,13 +62,19 @@ impl Leader {
         };
         let authorization = kind(PolicyKind::AuthorizationPolicy, "authorizationpolicies");
         let peer = kind(PolicyKind::PeerAuthentication, "peerauthentications");
-        let (authorizations, authorization_watch) = watch_policies(&self.client, &authorization);
-        let (peers, peer_watch) = watch_policies(&self.client, &peer);
+        let (authorizations, authorization_watch) = watch_objects(&self.client, &authorization);
+        let (peers, peer_watch) = watch_objects(&self.client, &peer);
         let (reports, report_watch) = watch::<MeshNode>(&self.client);
         let (nodes, node_watch) = watch::<TaintedNode>(&self.client);
+        let (services, service_watch) = watch::<RoutedService>(&self.client);
+        let (namespaces, namespace_watch) = watch::<RoutedNamespace>(&self.client);
+        let ((http, http_watch), (grpc, grpc_watch)) =
+            (self.watch_routes(RouteKind::Http, "httproutes"), self.watch_routes(RouteKind::Grpc, "grpcroutes"));
+        let routes = [grpc, http];
 
         let mut conditions = Conditions::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
+        let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces);
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
             let mut ticks = tokio::time::interval(BREATH);
@@ -75,15 +84,33 @@ impl Leader {
                 let told = reports.state();
                 conditions.tell(PolicyKind::AuthorizationPolicy, &authorization, authorizations.state(), &told).await;
                 conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
+                statuses.tell(&routes).await;
                 events.tell(&told).await;
                 taints.take_off(&nodes.state(), &self.pods).await;
             }
         };
-        tokio::join!(work, authorization_watch, peer_watch, report_watch, node_watch);
+        let watches = futures_util::future::join_all([
+            authorization_watch.boxed(),
+            peer_watch.boxed(),
+            report_watch.boxed(),
+            node_watch.boxed(),
+            service_watch.boxed(),
+            namespace_watch.boxed(),
+            http_watch.boxed(),
+            grpc_watch.boxed(),
+        ]);
+        tokio::join!(work, watches);
+    }
+
+    fn watch_routes(&self, kind: RouteKind, plural: &str) -> (RoutesOf, impl Future<Output = ()> + use<>) {
+        let named = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind.as_str());
+        let resource = ApiResource::from_gvk_with_plural(&named, plural);
+        let (store, watch) = watch_objects(&self.client, &resource);
+        (RoutesOf { kind, resource, store }, watch)
     }
 }
 
-fn watch_policies(client: &Client, resource: &ApiResource) -> (Store<DynamicObject>, impl Future<Output = ()> + use<>) {
+fn watch_objects(client: &Client, resource: &ApiResource) -> (Store<DynamicObject>, impl Future<Output = ()> + use<>) {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
     let writer = Writer::new(resource.clone());
     (writer.as_reader(), follow(api, writer, |object| object.metadata.managed_fields = None))
@@ -94,7 +121,7 @@ where
     K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let writer = Writer::new(());
-    (writer.as_reader(), follow(Api::all(client.clone()), writer, |_| {}))
+    (writer.as_reader(), follow(Api::all(client.clone()), writer, |object| object.meta_mut().managed_fields = None))
 }
 
 /// Keeps a store true to the API server.

@@ -57,8 +57,10 @@ impl Settings {
                     "node" => Waypoint::Node,
                     _ => Waypoint::Gateway(value.into()),
                 };
-                let none = self.waypoint.insert(asked) == &Waypoint::None;
-                if none { Ok(()) } else { Err(format!("{value:?} has no effect: {NO_WAYPOINTS}")) }
+                match self.waypoint.insert(asked) {
+                    Waypoint::None | Waypoint::Node => Ok(()),
+                    Waypoint::Gateway(_) => Err(format!("{value:?} has no effect: {NO_WAYPOINTS}")),
+                }
             }
             "exclude-inbound-ports" => read_ports(value, &mut self.exclude_inbound_ports),
             "exclude-outbound-ports" => read_ports(value, &mut self.exclude_outbound_ports),
@@ -91,11 +93,14 @@ pub enum MeshMode {
     Required,
 }
 
-/// What `selvedge.dev/waypoint` says.
+/// What `selvedge.dev/waypoint` says: where requests are told apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Waypoint {
+    /// Nowhere: connections are carried as they are.
     None,
+    /// By the agents of both ends.
     Node,
+    /// In a process of its own.
     Gateway(Arc<str>),
 }
 
@@ -204,8 +209,9 @@ const PREFIX: &str = "selvedge.dev/";
 const KEYS: [&str; 6] =
     ["mesh", "waypoint", "exclude-inbound-ports", "exclude-outbound-ports", "exclude-outbound-cidrs", "connect"];
 /// Going on without one opens no door: a policy that needs it fails closed by itself.
-const NO_WAYPOINTS: &str = "this version has no waypoints; connections go straight to the pod and are decided at layer \
-                            4, where policies that speak of requests fail closed; remove it, or write none";
+const NO_WAYPOINTS: &str = "this version has no waypoints in processes of their own; connections go straight to the pod \
+                            and are decided at layer 4, where policies that speak of requests fail closed; write node \
+                            for routes on the client's node, or none";
 const NEVER_JOINED: [&str; 2] = ["selvedge-system", "kube-system"];
 
 #[cfg(test)]
@@ -256,8 +262,8 @@ mod tests {
     }
 
     #[test]
-    fn a_waypoint_is_asked_for_in_vain_and_that_is_reported() {
-        for (value, refused) in [("node", true), ("my-gateway", true), ("", true), ("none", false)] {
+    fn a_waypoint_of_its_own_is_asked_for_in_vain_and_that_is_reported() {
+        for (value, refused) in [("node", false), ("my-gateway", true), ("", true), ("none", false)] {
             let map = BTreeMap::from([
                 ("selvedge.dev/waypoint".to_owned(), value.to_owned()),
                 ("selvedge.dev/mesh".to_owned(), "enabled".to_owned()),

@@ -15,6 +15,7 @@ mod name;
 mod network_policy;
 mod path;
 mod pod;
+mod protocol;
 mod ranges;
 mod reason;
 mod service;
@@ -31,6 +32,7 @@ pub use name::{NamespacedName, PodUid};
 pub use network_policy::{LabelExpression, LabelOperator, LabelSelector, NetworkPolicy, PodSelection};
 pub use path::{Path, PlainBecause, RESERVED_PORTS, TUNNEL_PORT, believable_source, is_reserved_port};
 pub use pod::{ContainerPort, Owner, Phase, Pod, Probe, Workload};
+pub use protocol::AppProtocol;
 pub use reason::Reason;
 pub use service::{
     AddressScope, Endpoint, EndpointSlice, InternalTrafficPolicy, Namespace, Node, Service, ServiceKind, ServicePort,

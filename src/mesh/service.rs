@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{NamespacedName, Settings};
+use super::{AppProtocol, NamespacedName, Settings};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Namespace {
@@ -57,6 +57,13 @@ pub struct ServicePort {
     pub port: u16,
     pub target: TargetPort,
     pub app_protocol: Option<Arc<str>>,
+}
+
+impl ServicePort {
+    /// What the Service says that this port speaks; `None` where it does not say.
+    pub fn protocol(&self) -> Option<AppProtocol> {
+        AppProtocol::declared(self.app_protocol.as_deref(), &self.name)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,4 +1,4 @@
-//! `mesh` and `policy` together: fed by deltas, read by every shell.
+//! `mesh`, `policy` and `route` together: fed by deltas, read by every shell.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::mesh::{self, Change, Mesh, MeshSettings};
 use crate::policy::{self, Policies, Scope};
+use crate::route;
 use interner::Interner;
 
 /// The one model of an agent. A step is made beside what readers see, and put in its place when it is whole: nobody
@@ -33,6 +34,7 @@ pub struct Model {
 pub struct State {
     pub mesh: Mesh,
     pub policies: Policies,
+    pub routes: route::Table,
 }
 
 /// One step of the model.
@@ -41,6 +43,7 @@ pub struct State {
 pub enum Delta {
     Mesh(mesh::Delta),
     Policy(policy::Delta),
+    Route(route::Delta),
 }
 
 /// What one step of the model changed.
@@ -55,7 +58,11 @@ impl Model {
     pub fn new(settings: MeshSettings) -> Self {
         let policies = Policies::new(settings.trust_domain.clone());
         Self {
-            state: ArcSwap::from_pointee(State { mesh: Mesh::new(settings), policies }),
+            state: ArcSwap::from_pointee(State {
+                mesh: Mesh::new(settings),
+                policies,
+                routes: route::Table::default(),
+            }),
             interner: Mutex::default(),
             generation: watch::Sender::new(0),
             synced: watch::Sender::new(false),
@@ -71,6 +78,7 @@ impl Model {
                 match delta {
                     Delta::Mesh(delta) => step.change.merge(state.mesh.apply(interner.intern(delta))),
                     Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
+                    Delta::Route(delta) => state.routes.apply(delta),
                 }
             }
         });

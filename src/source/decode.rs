@@ -12,6 +12,7 @@ use super::Problem;
 use super::document::{self, Document};
 use crate::mesh;
 use crate::model::Delta;
+use crate::route::{self, Route};
 
 mod cluster;
 mod field;
@@ -19,6 +20,7 @@ mod key;
 mod network_policy;
 mod pod;
 mod policies;
+mod routes;
 mod service;
 
 pub(super) use key::{Key, Kind};
@@ -34,6 +36,7 @@ pub(super) enum Item {
     Service(mesh::Service, BTreeMap<String, String>),
     Other(mesh::Object),
     Policy(PolicyItem),
+    Route(Arc<Route>),
 }
 
 impl Item {
@@ -42,6 +45,7 @@ impl Item {
         let apply = |object: mesh::Object| Delta::Mesh(mesh::Delta::Apply(object));
         match self {
             Self::Policy(policy) => Delta::Policy(policy.apply()),
+            Self::Route(route) => Delta::Route(route::Delta::Apply(route.clone())),
             Self::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
             Self::Service(service, _) => apply(mesh::Object::Service(service.clone())),
             Self::Other(object) => apply(object.clone()),
@@ -296,6 +300,7 @@ fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Resu
         Kind::NetworkPolicy => network_policy::network_policy(key, parse(value)?).map(plain),
         Kind::Cni(_) => Ok(plain(network_policy::selects_all(key))),
         Kind::MeshNode => cluster::mesh_node(key, parse(value)?).map(plain),
+        Kind::HttpRoute | Kind::GrpcRoute => routes::route(key, &value),
     }
 }
 

@@ -16,6 +16,7 @@ mod document;
 mod folder;
 pub mod kube;
 mod report;
+mod routes;
 mod view;
 
 pub use report::{Report, describe_metrics};

@@ -2,13 +2,13 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Problem;
 use super::decode::{Broken, Content, Item, Key, Kind};
-use super::derive;
-use crate::mesh::{self, NamespacedName, PodUid};
+use super::{derive, routes};
+use crate::mesh::{NamespacedName, PodUid};
 use crate::model::Delta;
 
 /// What one file says, as far as it is taken.
@@ -105,7 +105,8 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
         }));
     }
     problems.extend(part_twins(files.clone(), &mut view, now));
-    problems.extend(close_over_missing_targets(files, &mut view));
+    problems.extend(close_over_missing_targets(files.clone(), &mut view));
+    problems.extend(tell_of_routes(files, &view));
     derive::add_endpoint_slices(&mut view);
     problems.sort();
     problems.dedup();
@@ -127,20 +128,22 @@ fn part_twins<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, view: &mut 
             Entry::Occupied(_) => twins.push((key.clone(), uid)),
         }
     }
-    let place = |key: &Key| {
-        let found = files.clone().find_map(|file| {
-            let found = file.content.objects.iter().find(|found| found.key == *key)?;
-            Some((file.path.to_owned(), found.line))
-        });
-        found.unwrap_or_default()
-    };
     let part = |(twin, uid): (Key, PodUid)| {
         view.remove(&twin);
-        let (file, line) = place(&twin);
+        let (file, line) = place(files.clone(), &twin);
         let cause = format!("{} has this UID and is in force; give each pod its own, or none", holders[&uid]);
         Problem { file, line, object: twin.to_string(), field: "metadata.uid".to_owned(), cause }
     };
     twins.into_iter().map(part).collect()
+}
+
+/// The file and the line of an object.
+fn place<'a>(mut files: impl Iterator<Item = FileView<'a>>, key: &Key) -> (PathBuf, usize) {
+    let found = files.find_map(|file| {
+        let found = file.content.objects.iter().find(|found| found.key == *key)?;
+        Some((file.path.to_owned(), found.line))
+    });
+    found.unwrap_or_default()
 }
 
 /// A policy over a Service that is not there may mean any of them: until there is one it fails closed.
@@ -166,12 +169,21 @@ fn close_over_missing_targets<'a>(files: impl Iterator<Item = FileView<'a>> + Cl
     problems
 }
 
+/// A route over a Service that is not there, or that does not ask for it, has no effect.
+fn tell_of_routes<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, view: &View) -> Vec<Problem> {
+    let told = routes::unmet(view).into_iter().map(|(key, field, cause)| {
+        let (file, line) = place(files.clone(), key);
+        Problem { file, line, object: key.to_string(), field, cause }
+    });
+    told.collect()
+}
+
 /// The steps from one view to the next.
 pub(super) fn difference(now: &View, next: &View) -> Vec<Delta> {
     let gone = now.iter().filter(|(key, _)| !next.contains_key(key));
     let gone = gone.filter_map(|(key, item)| match &**item {
         Item::Policy(policy) => Some(Delta::Policy(policy.delete())),
-        _ => Some(Delta::Mesh(mesh::Delta::Delete(key.object_ref()?))),
+        _ => key.delete(),
     });
     let new = next.iter().filter(|(key, item)| now.get(key).is_none_or(|old| !Arc::ptr_eq(old, item) && old != *item));
     let new = new.map(|(_, item)| item.apply());

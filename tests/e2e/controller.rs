@@ -253,6 +253,9 @@ fn rights(namespace: &str) -> String {
          - {{apiGroups: [\"\", events.k8s.io], resources: [events], verbs: [create, patch]}}\n\
          - {{apiGroups: [selvedge.dev], resources: [authorizationpolicies, peerauthentications, meshnodes], verbs: [get, list, watch]}}\n\
          - {{apiGroups: [selvedge.dev], resources: [authorizationpolicies/status, peerauthentications/status], verbs: [update, patch]}}\n\
+         - {{apiGroups: [gateway.networking.k8s.io], resources: [httproutes, grpcroutes], verbs: [get, list, watch]}}\n\
+         - {{apiGroups: [gateway.networking.k8s.io], resources: [httproutes/status, grpcroutes/status], verbs: [update, patch]}}\n\
+         - {{apiGroups: [\"\"], resources: [services, namespaces], verbs: [get, list, watch]}}\n\
          ---\n\
          apiVersion: rbac.authorization.k8s.io/v1\n\
          kind: ClusterRoleBinding\n\

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::super::{NamespacedName, PodSelection, PodUid, Waypoint, Workload};
+use super::super::{NamespacedName, PodSelection, PodUid, Service, Waypoint, Workload};
 use super::{Change, Mesh};
 
 impl Mesh {
@@ -18,6 +18,12 @@ impl Mesh {
         !self.is_under_network_policy(source)
             && !self.is_under_network_policy(destination.uid())
             && !self.has_gateway(destination, to)
+    }
+
+    /// What stands before a Service: what it says itself, else what its namespace says.
+    pub fn waypoint_of<'a>(&'a self, service: &'a Service) -> &'a Waypoint {
+        let of_namespace = || self.namespaces.get(&service.name.namespace)?.settings.waypoint.as_ref();
+        service.settings.waypoint.as_ref().or_else(of_namespace).unwrap_or(&Waypoint::None)
     }
 
     /// Whether connections to the pod's address go through a waypoint in a process of its own: the pod's, its

@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::Path;
 
 use super::{CniKind, group_of};
-use crate::mesh::{NamespacedName, ObjectKind, ObjectRef};
+use crate::mesh::{self, NamespacedName, ObjectKind, ObjectRef};
+use crate::model::Delta;
+use crate::route::{self, RouteKind, RouteRef};
 
 /// The kinds that are read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -20,13 +22,16 @@ pub enum Kind {
     /// Of `networking.k8s.io`.
     NetworkPolicy,
     MeshNode,
+    /// Of the Gateway API.
+    HttpRoute,
+    GrpcRoute,
     /// A CNI's own.
     Cni(&'static CniKind),
 }
 
 impl Kind {
     /// All but those of CNIs.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -37,6 +42,8 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::NetworkPolicy,
         Self::MeshNode,
+        Self::HttpRoute,
+        Self::GrpcRoute,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -51,6 +58,8 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::MeshNode => "MeshNode",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
             Self::Cni(kind) => kind.kind,
         }
     }
@@ -66,6 +75,7 @@ impl Kind {
             Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
             Self::EndpointSlice => Some("discovery.k8s.io/v1"),
             Self::PeerAuthentication | Self::AuthorizationPolicy | Self::MeshNode => Some("selvedge.dev/v1alpha1"),
+            Self::HttpRoute | Self::GrpcRoute => Some("gateway.networking.k8s.io/v1"),
             Self::Cni(_) => None,
         }
     }
@@ -114,8 +124,9 @@ impl Key {
         self.name.name.starts_with('(')
     }
 
-    /// The model's name of it; `None` for policies, which the mesh does not hold.
-    pub(in crate::source) fn object_ref(&self) -> Option<ObjectRef> {
+    /// The step of the model that takes it away; `None` for policies, which say it themselves.
+    pub(in crate::source) fn delete(&self) -> Option<Delta> {
+        let route = |kind| Delta::Route(route::Delta::Delete(RouteRef { kind, name: self.name.clone() }));
         let kind = match self.kind {
             Kind::Namespace => ObjectKind::Namespace,
             Kind::Node => ObjectKind::Node,
@@ -125,9 +136,11 @@ impl Key {
             Kind::Pod => ObjectKind::Pod,
             Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
             Kind::MeshNode => ObjectKind::MeshNode,
+            Kind::HttpRoute => return Some(route(RouteKind::Http)),
+            Kind::GrpcRoute => return Some(route(RouteKind::Grpc)),
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
         };
-        Some(ObjectRef { kind, name: self.model_name() })
+        Some(Delta::Mesh(mesh::Delta::Delete(ObjectRef { kind, name: self.model_name() })))
     }
 
     /// Of a CNI's kind no object of another kind has the same: a slash is not allowed in a name.

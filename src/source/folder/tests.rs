@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::mesh::{self, Object};
 use crate::policy::{self, PolicyObject, Selection};
+use crate::route;
 
 /// A folder whose clock and files the test holds.
 struct Bench {
@@ -84,6 +85,13 @@ impl Bench {
                     self.objects.insert(format!("{name}={state}"));
                 }
                 Delta::Policy(policy::Delta::Delete(reference)) => {
+                    self.objects.retain(|other| !other.starts_with(&format!("{}=", reference.name.name)));
+                    self.deleted.push(reference.name.name.to_string());
+                }
+                Delta::Route(route::Delta::Apply(route)) => {
+                    self.objects.insert(format!("{}=route", route.name.name));
+                }
+                Delta::Route(route::Delta::Delete(reference)) => {
                     self.objects.retain(|other| !other.starts_with(&format!("{}=", reference.name.name)));
                     self.deleted.push(reference.name.name.to_string());
                 }

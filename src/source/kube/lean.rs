@@ -48,6 +48,8 @@ impl Keep {
             }
             Kind::MeshNode => Self::Only(&[("metadata", METADATA), ("status", Self::Only(&[("captured", Self::All)]))]),
             Kind::Cni(_) => Self::Only(&[("metadata", METADATA)]),
+            // All of their spec: what nobody knows of a match or a filter is not passed over.
+            Kind::HttpRoute | Kind::GrpcRoute => Self::Only(&[("metadata", ROUTE_METADATA), ("spec", Self::All)]),
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => POLICY,
         }
     }
@@ -145,6 +147,9 @@ const METADATA: Keep = Keep::Only(&[
     ("deletionTimestamp", Keep::All),
 ]);
 
+const ROUTE_METADATA: Keep =
+    Keep::Only(&[("name", Keep::All), ("namespace", Keep::All), ("creationTimestamp", Keep::All)]);
+
 const POD_SPEC: Keep = Keep::Only(&[
     ("nodeName", Keep::All),
     ("serviceAccountName", Keep::All),
@@ -229,6 +234,20 @@ mod tests {
             "spek": {},
         });
         assert_eq!(read(Kind::AuthorizationPolicy, &policy), wanted);
+    }
+
+    #[test]
+    fn of_a_route_its_age_is_kept_and_what_others_say_of_it_is_not() {
+        let route = json!({
+            "metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "7", "labels": {}},
+            "spec": {"rules": [{"unheard": 1}]},
+            "status": {"parents": [{}]},
+        });
+        let wanted = json!({
+            "metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"rules": [{"unheard": 1}]},
+        });
+        assert_eq!(read(Kind::HttpRoute, &route), wanted);
     }
 
     #[test]

@@ -120,8 +120,7 @@ impl Objects {
             self.own_listed = Some(None);
             return Vec::new();
         }
-        let gone = key.object_ref().map(|object| Delta::Mesh(mesh::Delta::Delete(object)));
-        let mut deltas: Vec<Delta> = gone.into_iter().collect();
+        let mut deltas: Vec<Delta> = key.delete().into_iter().collect();
         if kind == Kind::Service {
             deltas.extend(self.weigh_policies());
         }

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::mesh::{MeshSettings, NamespacedName, PodUid};
+use crate::mesh::{MeshSettings, NamespacedName, PodUid, ServicePort, TargetPort};
 use crate::model::Model;
 use crate::policy::{PolicyKind, PolicyObject, PolicyRef};
 
@@ -73,6 +73,32 @@ fn pod(name: &str, node: &str) -> Value {
 
 fn policy(spec: Value) -> Value {
     json!({"metadata": {"name": "rules", "namespace": "shop", "generation": 3}, "spec": spec})
+}
+
+#[test]
+fn a_route_comes_changes_breaks_and_goes() {
+    let mut world = World::new();
+    let route = |parent: Value| {
+        let parents = json!([{"group": "", "kind": "Service", "name": "cart", "port": parent}]);
+        json!({"metadata": {"name": "r", "namespace": "shop"}, "spec": {"parentRefs": parents}})
+    };
+    let rules = |world: &World, port: u16| {
+        let port = ServicePort { name: "".into(), port, target: TargetPort::Number(port), app_protocol: None };
+        world.model.read().routes.routes(&NamespacedName::new("shop", "cart"), &port, &"web".into()).is_some()
+    };
+    assert_eq!(world.apply(Kind::HttpRoute, route(json!(80))), 1);
+    assert!(rules(&world, 80));
+    assert_eq!(world.apply(Kind::HttpRoute, route(json!(81))), 1);
+    assert!(!rules(&world, 80) && rules(&world, 81));
+    assert_eq!(world.apply(Kind::HttpRoute, route(json!("http"))), 0);
+    assert!(rules(&world, 81), "its last good version stays");
+    assert!(world.problems()[0].contains("spec.parentRefs[0].port"), "{:?}", world.problems());
+    world.delete(Kind::HttpRoute, "shop", "r");
+    assert!(!rules(&world, 81));
+    assert_eq!(world.problems(), Vec::<String>::new());
+    world.apply_in(1, Kind::GrpcRoute, route(json!(80)));
+    world.listed(Kind::GrpcRoute, 2);
+    assert!(!rules(&world, 80), "a listing did not show it");
 }
 
 #[test]

@@ -1,0 +1,276 @@
+//! What became of a route at each Service that is its parent, in its `status.parents`.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::ApiResource;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, Resource};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::record;
+use crate::api::StatusCondition;
+use crate::mesh::{NamespacedName, Settings, Waypoint};
+use crate::route::status::{Condition, GrpcClaims, ServiceFacts, ServiceShape, conditions};
+use crate::route::{Route, RouteKind, decode};
+
+/// Writes our entries of `status.parents` where they say something else than what is so; those of other controllers
+/// stay as they are.
+pub struct RouteStatuses {
+    client: Client,
+    services: Store<RoutedService>,
+    namespaces: Store<RoutedNamespace>,
+    /// By UID: what the decoder made of one generation.
+    read: HashMap<String, (i64, Arc<Route>)>,
+    rounds: u32,
+}
+
+/// The routes of one kind.
+pub struct RoutesOf {
+    pub kind: RouteKind,
+    pub resource: ApiResource,
+    pub store: Store<DynamicObject>,
+}
+
+/// A Service without what routes do not need.
+#[derive(Resource, Clone, Debug, Deserialize)]
+#[resource(inherit = Service)]
+pub struct RoutedService {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Spec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Spec {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(default)]
+    ports: Vec<Port>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Port {
+    name: Option<String>,
+    port: u16,
+    protocol: Option<String>,
+}
+
+#[derive(Resource, Clone, Debug, Deserialize)]
+#[resource(inherit = Namespace)]
+pub struct RoutedNamespace {
+    metadata: ObjectMeta,
+}
+
+impl RouteStatuses {
+    pub fn new(client: Client, services: Store<RoutedService>, namespaces: Store<RoutedNamespace>) -> Self {
+        Self { client, services, namespaces, read: HashMap::new(), rounds: 0 }
+    }
+
+    pub async fn tell(&mut self, all: &[RoutesOf]) {
+        self.rounds = self.rounds.saturating_add(1);
+        // What has not been listed yet is not missing. A cluster may lack one of the kinds of routes for good.
+        let listed = is_ready(&self.services) && is_ready(&self.namespaces);
+        if !listed || self.rounds < PATIENCE && !all.iter().all(|routes| is_ready(&routes.store)) {
+            return;
+        }
+        let mut routes = Vec::new();
+        for of_kind in all {
+            for object in of_kind.store.state() {
+                if let Some(route) = self.read(of_kind.kind, &object) {
+                    routes.push((of_kind, object, route));
+                }
+            }
+        }
+        let alive: BTreeSet<&str> = routes.iter().filter_map(|(_, object, _)| object.metadata.uid.as_deref()).collect();
+        self.read.retain(|uid, _| alive.contains(uid.as_str()));
+        let claims = GrpcClaims::of(routes.iter().map(|(_, _, route)| &**route));
+        for (of_kind, object, route) in &routes {
+            self.tell_one(of_kind, object, route, &claims).await;
+        }
+    }
+
+    async fn tell_one(&self, of_kind: &RoutesOf, object: &DynamicObject, route: &Route, claims: &GrpcClaims) {
+        let metadata = &object.metadata;
+        let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return };
+        let before: Vec<Value> = list(&object.data, "/status/parents").to_vec();
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let generation = metadata.generation.unwrap_or_default();
+        let references = list(&object.data, "/spec/parentRefs");
+        let said = route.parents.iter().filter_map(|parent| {
+            let reference = references.get(parent.index)?;
+            let conditions = conditions(route, parent, claims, |service| self.facts(service));
+            Some((reference, conditions))
+        });
+        let Some(parents) = parents(&before, said, generation, &now) else { return };
+        // With the version that was read: what another controller writes at this moment is not lost.
+        let patch = json!({
+            "metadata": {"resourceVersion": metadata.resource_version},
+            "status": {"parents": parents},
+        });
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &of_kind.resource);
+        let manager = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let written = api.patch_status(name, &manager, &Patch::Merge(&patch)).await;
+        record("route", &format!("{} {namespace}/{name}", of_kind.kind), written.as_ref().map(drop));
+    }
+
+    /// The route as agents read it; one that they cannot read has no parents that we could speak of.
+    fn read(&mut self, kind: RouteKind, object: &DynamicObject) -> Option<Arc<Route>> {
+        let uid = object.metadata.uid.as_ref()?;
+        let generation = object.metadata.generation.unwrap_or_default();
+        if let Some((_, route)) = self.read.get(uid).filter(|(read, _)| *read == generation) {
+            return Some(route.clone());
+        }
+        let route = Arc::new(decode(kind, &serde_json::to_value(object).ok()?).ok()?);
+        self.read.insert(uid.clone(), (generation, route.clone()));
+        Some(route)
+    }
+
+    fn facts(&self, name: &NamespacedName) -> Option<ServiceFacts> {
+        let service = self.services.get(&ObjectRef::new(&name.name).within(&name.namespace))?;
+        let spec = &service.spec;
+        let shape = match (spec.kind.as_deref(), spec.cluster_ip.as_deref()) {
+            (Some("ExternalName"), _) => ServiceShape::ExternalName,
+            (_, Some("None")) => ServiceShape::Headless,
+            _ => ServiceShape::ClusterIp,
+        };
+        let is_tcp = |port: &&Port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
+        let ports = spec.ports.iter().filter(is_tcp);
+        let ports = ports.map(|port| (port.port, port.name.as_deref().unwrap_or_default().into())).collect();
+        let of_namespace = || waypoint(&self.namespaces.get(&ObjectRef::new(&name.namespace))?.metadata);
+        let waypoint = waypoint(&service.metadata).or_else(of_namespace).unwrap_or(Waypoint::None);
+        Some(ServiceFacts { shape, ports, waypoint })
+    }
+}
+
+fn waypoint(metadata: &ObjectMeta) -> Option<Waypoint> {
+    let (annotations, labels) = (metadata.annotations.clone(), metadata.labels.clone());
+    Settings::read(&annotations.unwrap_or_default(), &labels.unwrap_or_default()).0.waypoint
+}
+
+/// Whether all objects of a kind have been listed once.
+fn is_ready<K>(store: &Store<K>) -> bool
+where
+    K: Resource + kube::runtime::reflector::Lookup<DynamicType = <K as Resource>::DynamicType> + Clone + 'static,
+    <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
+{
+    store.wait_until_ready().now_or_never().is_some_and(|ready| ready.is_ok())
+}
+
+fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
+    value.pointer(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// `status.parents` as it shall be; `None` where it says so already.
+fn parents<'a>(
+    before: &[Value],
+    said: impl Iterator<Item = (&'a Value, Vec<Condition>)>,
+    generation: i64,
+    now: &str,
+) -> Option<Vec<Value>> {
+    let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
+    let read = |entry: &Value| serde_json::from_value::<Entry>(entry.clone()).ok();
+    let own: Vec<Option<Entry>> = before.iter().filter(is_ours).map(read).collect();
+    let entry = |(reference, conditions): (&Value, Vec<Condition>)| {
+        let former = own.iter().flatten().find(|entry| entry.parent_ref == *reference);
+        let former = former.map_or(&[][..], |entry| &entry.conditions);
+        let conditions = conditions.into_iter().map(|one| written(one, former, generation, now)).collect();
+        Entry { parent_ref: reference.clone(), controller_name: CONTROLLER.to_owned(), conditions }
+    };
+    let wanted: Vec<Entry> = said.map(entry).collect();
+    // A time moves only with a status, so that equal entries say the same.
+    if own.len() == wanted.len() && own.iter().zip(&wanted).all(|(own, wanted)| own.as_ref() == Some(wanted)) {
+        return None;
+    }
+    let others = before.iter().filter(|entry| !is_ours(entry)).cloned();
+    Some(others.chain(wanted.iter().filter_map(|entry| serde_json::to_value(entry).ok())).collect())
+}
+
+/// One of our entries (RouteParentStatus).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    parent_ref: Value,
+    controller_name: String,
+    #[serde(default)]
+    conditions: Vec<StatusCondition>,
+}
+
+fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
+    let status = if condition.is_true { "True" } else { "False" };
+    let former = former.iter().find(|former| former.kind == condition.kind && former.status == status);
+    StatusCondition {
+        kind: condition.kind.to_owned(),
+        status: status.to_owned(),
+        observed_generation: Some(generation),
+        last_transition_time: former.map_or(now, |former| &former.last_transition_time).to_owned(),
+        reason: condition.reason.to_owned(),
+        message: condition.message.chars().take(MOST_CHARACTERS).collect(),
+    }
+}
+
+const CONTROLLER: &str = "selvedge.dev/mesh";
+const MANAGER: &str = "selvedge-controller";
+/// Rounds until a kind of routes that has not been listed counts as one that the cluster does not have.
+const PATIENCE: u32 = 10;
+/// As much as people read, and less than the schema allows.
+const MOST_CHARACTERS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THEN: &str = "2026-01-01T00:00:00Z";
+    const NOW: &str = "2026-06-01T00:00:00Z";
+
+    fn condition(is_true: bool) -> Vec<Condition> {
+        vec![Condition { kind: "Accepted", is_true, reason: "Why", message: "so".to_owned() }]
+    }
+
+    fn of(before: &[Value], said: &[(Value, bool)], generation: i64, now: &str) -> Option<Vec<Value>> {
+        let said = said.iter().map(|(reference, is_true)| (reference, condition(*is_true)));
+        parents(before, said, generation, now)
+    }
+
+    #[test]
+    fn the_entries_of_other_controllers_stay_and_ours_follow_the_route() {
+        let (cart, web) = (json!({"kind": "Service", "name": "cart"}), json!({"kind": "Service", "name": "web"}));
+        let other =
+            json!({"parentRef": {"name": "gateway"}, "controllerName": "example.com/gw", "conditions": [{"x": 1}]});
+        let first = of(std::slice::from_ref(&other), &[(cart.clone(), true), (web.clone(), false)], 1, THEN).unwrap();
+        assert_eq!(first.len(), 3);
+        assert_eq!(first[0], other);
+        assert_eq!((&first[1]["parentRef"], &first[1]["controllerName"]), (&cart, &json!("selvedge.dev/mesh")));
+        assert_eq!(first[1]["conditions"][0]["status"], "True");
+        assert_eq!(of(&first, &[(cart.clone(), true), (web.clone(), false)], 1, NOW), None, "nothing changed");
+        let next = of(&first, &[(web.clone(), false)], 1, NOW).unwrap();
+        assert_eq!(next, [other.clone(), first[2].clone()], "a parent that is gone is forgotten");
+        assert_eq!(of(&next, &[], 1, NOW).unwrap(), [other]);
+    }
+
+    #[test]
+    fn a_new_generation_is_told_and_the_time_moves_only_with_the_status() {
+        let cart = json!({"kind": "Service", "name": "cart"});
+        let first = of(&[], &[(cart.clone(), true)], 1, THEN).unwrap();
+        let next = of(&first, &[(cart.clone(), true)], 2, NOW).unwrap();
+        let condition = &next[0]["conditions"][0];
+        assert_eq!((&condition["observedGeneration"], &condition["lastTransitionTime"]), (&json!(2), &json!(THEN)));
+        let next = of(&first, &[(cart, false)], 1, NOW).unwrap();
+        assert_eq!(next[0]["conditions"][0]["lastTransitionTime"], NOW);
+    }
+
+    #[test]
+    fn a_route_of_gateways_alone_is_left_alone() {
+        let other = json!({"parentRef": {"name": "gateway"}, "controllerName": "example.com/gw"});
+        assert_eq!(of(&[other], &[], 1, NOW), None);
+        assert_eq!(of(&[], &[], 1, NOW), None);
+    }
+}

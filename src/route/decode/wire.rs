@@ -1,0 +1,199 @@
+//! The fields of routes as the Gateway API (v1.6) has them, standard and experimental.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ParentRef {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub section_name: Option<String>,
+    pub port: Option<u16>,
+}
+
+/// Its parts are read one by one: what an unknown field means differs.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Rule {
+    pub name: Option<String>,
+    pub matches: Option<Vec<Value>>,
+    pub filters: Option<Vec<Value>>,
+    pub backend_refs: Option<Vec<BackendRef>>,
+    pub timeouts: Option<Timeouts>,
+    pub retry: Option<Retry>,
+    pub session_persistence: Option<SessionPersistence>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HttpMatch {
+    pub path: Option<PathMatch>,
+    pub method: Option<String>,
+    pub headers: Option<Vec<NamedMatch>>,
+    pub query_params: Option<Vec<NamedMatch>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct PathMatch {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub value: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct NamedMatch {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct GrpcMatch {
+    pub method: Option<MethodMatch>,
+    pub headers: Option<Vec<NamedMatch>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct MethodMatch {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub service: Option<String>,
+    pub method: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct BackendRef {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: String,
+    pub port: Option<u16>,
+    pub weight: Option<u32>,
+    pub filters: Option<Vec<Value>>,
+}
+
+/// A reference as mirrors have it.
+#[derive(Deserialize)]
+pub(super) struct ObjectRef {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: String,
+    pub port: Option<u16>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Filter {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub request_header_modifier: Option<HeaderFilter>,
+    pub response_header_modifier: Option<HeaderFilter>,
+    pub request_mirror: Option<RequestMirror>,
+    pub request_redirect: Option<RequestRedirect>,
+    pub url_rewrite: Option<UrlRewrite>,
+    pub cors: Option<Cors>,
+    // What these say is nothing to us: they are not honoured here, whatever it is. Yet they are known.
+    #[serde(rename = "externalAuth")]
+    pub _external_auth: Option<Value>,
+    #[serde(rename = "extensionRef")]
+    pub _extension_ref: Option<Value>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct HeaderFilter {
+    pub set: Option<Vec<Header>>,
+    pub add: Option<Vec<Header>>,
+    pub remove: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Header {
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RequestMirror {
+    pub backend_ref: ObjectRef,
+    pub percent: Option<u32>,
+    pub fraction: Option<Fraction>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Fraction {
+    pub numerator: u32,
+    pub denominator: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RequestRedirect {
+    pub scheme: Option<String>,
+    pub hostname: Option<String>,
+    pub path: Option<PathModifier>,
+    pub port: Option<u16>,
+    pub status_code: Option<u16>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct UrlRewrite {
+    pub hostname: Option<String>,
+    pub path: Option<PathModifier>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PathModifier {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub replace_full_path: Option<String>,
+    pub replace_prefix_match: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Cors {
+    pub allow_origins: Option<Vec<String>>,
+    pub allow_credentials: Option<bool>,
+    pub allow_methods: Option<Vec<String>>,
+    pub allow_headers: Option<Vec<String>>,
+    pub expose_headers: Option<Vec<String>>,
+    pub max_age: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Timeouts {
+    pub request: Option<String>,
+    pub backend_request: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Retry {
+    pub attempts: Option<u32>,
+    pub backoff: Option<String>,
+    pub codes: Option<Vec<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SessionPersistence {
+    pub session_name: Option<String>,
+    pub absolute_timeout: Option<String>,
+    pub idle_timeout: Option<String>,
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub cookie_config: Option<CookieConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CookieConfig {
+    pub lifetime_type: Option<String>,
+}

@@ -1,0 +1,56 @@
+//! What a folder's routes lack around them. In a cluster the controller says it in their status.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::decode::{Item, Key, Kind};
+use super::view::View;
+use crate::mesh::{NamespacedName, Object, Service, ServiceKind, Waypoint};
+use crate::route::Route;
+use crate::route::status::{GrpcClaims, ServiceFacts, ServiceShape, check_parent, missing_backends};
+
+/// Each route with the fields of it that have no effect, and why.
+pub(super) fn unmet(view: &View) -> Vec<(&Key, String, String)> {
+    let routes: Vec<(&Key, &Arc<Route>)> = view.iter().filter_map(|(key, item)| Some((key, route(item)?))).collect();
+    let claims = GrpcClaims::of(routes.iter().map(|(_, route)| &***route));
+    let facts = |name: &NamespacedName| facts(view, name);
+    let mut told = Vec::new();
+    for (key, route) in routes {
+        for parent in &route.parents {
+            if let Err((_, message)) = check_parent(route, parent, &claims, facts) {
+                told.push((key, format!("spec.parentRefs[{}]", parent.index), message));
+            }
+        }
+        let missing: BTreeSet<String> = missing_backends(route, facts).collect();
+        let told_of = |message| (key, "spec.rules".to_owned(), format!("{message}; its share is answered with 500"));
+        told.extend(missing.into_iter().map(told_of));
+    }
+    told
+}
+
+fn route(item: &Item) -> Option<&Arc<Route>> {
+    if let Item::Route(route) = item { Some(route) } else { None }
+}
+
+fn facts(view: &View, name: &NamespacedName) -> Option<ServiceFacts> {
+    let service = view.get(&Key { kind: Kind::Service, name: name.clone() })?;
+    let Item::Service(service, _) = &**service else { return None };
+    let shape = match service.kind {
+        ServiceKind::ClusterIp(_) => ServiceShape::ClusterIp,
+        ServiceKind::Headless => ServiceShape::Headless,
+        ServiceKind::ExternalName => ServiceShape::ExternalName,
+    };
+    let ports = service.ports.iter().map(|port| (port.port, port.name.clone())).collect();
+    Some(ServiceFacts { shape, ports, waypoint: waypoint(view, service) })
+}
+
+fn waypoint(view: &View, service: &Service) -> Waypoint {
+    let of_namespace = || {
+        let name = NamespacedName { namespace: "".into(), name: service.name.namespace.clone() };
+        match &**view.get(&Key { kind: Kind::Namespace, name })? {
+            Item::Other(Object::Namespace(namespace)) => namespace.settings.waypoint.clone(),
+            _ => None,
+        }
+    };
+    service.settings.waypoint.clone().or_else(of_namespace).unwrap_or(Waypoint::None)
+}
