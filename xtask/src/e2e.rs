@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::build::{cargo, release_path};
-use crate::cluster::{Cluster, kwok, up};
+use crate::cluster::{Cluster, gateway_api, kwok, up};
 use crate::image;
 use crate::style::dim;
 use crate::test::{Tally, count_tests};
@@ -70,6 +70,7 @@ fn on_cluster(options: &Options, images: &[std::path::PathBuf]) -> Result<Tally>
         command
             .env("SELVEDGE_IMAGE", image::AGENT)
             .env("SELVEDGE_TEST_IMAGE", image::TEST)
+            .env("SELVEDGE_GATEWAY_API", gateway_api()?.kinds)
             .env("SELVEDGE_PROGRAM", release_path()?),
     )
 }

@@ -1,13 +1,11 @@
 //! The client: one request or many, each answer printed as the suite reads it.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use clap::Args;
-use futures_util::future::join_all;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full};
@@ -47,41 +45,23 @@ pub struct Options {
     timeout: u64,
 }
 
-/// Sends all requests, prints every answer in the order of the requests, and fails where one has none.
+/// Sends one request after the other, prints every answer, and fails where one has none.
+///
+/// All go over one connection, as long as it holds: who chooses a backend must choose for each request, and who chooses
+/// for each connection is found out.
 pub async fn run(options: &Options) -> Result<()> {
     ensure!(options.count > 0, "--count: at least one request");
     let target = Target::of(options)?;
-    let next = AtomicUsize::new(0);
-    let workers = (0..options.count.min(WORKERS)).map(|_| work(&target, &next, options.count));
-    let mut answers: Vec<_> = join_all(workers).await.into_iter().flatten().collect();
-    answers.sort_by_key(|(number, _)| *number);
+    let mut connection = None;
     let mut failures = Vec::new();
-    for (number, answer) in answers {
-        match answer {
+    for number in 0..options.count {
+        match within(target.timeout, target.ask(&mut connection, number)).await {
             Ok(lines) => println!("[{number}] Url={}\n{lines}", options.url),
             Err(error) => failures.push(format!("[{number}] Error={error:#}")),
         }
     }
     ensure!(failures.is_empty(), "{} of {} have no answer:\n{}", failures.len(), options.count, failures.join("\n"));
     Ok(())
-}
-
-/// Takes the next number until none is left, and keeps its connection between them: who chooses a backend must do so
-/// for each request.
-async fn work(target: &Target, next: &AtomicUsize, count: usize) -> Vec<(usize, Result<String>)> {
-    let mut connection = None;
-    let mut answers = Vec::new();
-    loop {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        if number >= count {
-            return answers;
-        }
-        let answer = within(target.timeout, target.ask(&mut connection, number)).await;
-        if answer.is_err() {
-            connection = None;
-        }
-        answers.push((number, answer));
-    }
 }
 
 async fn within<T>(bound: Duration, future: impl Future<Output = Result<T>>) -> Result<T> {
@@ -293,6 +273,4 @@ fn parse_header(given: &str) -> Result<(HeaderName, HeaderValue)> {
     Ok((name.parse()?, value.trim_start().parse()?))
 }
 
-/// As many connections at a time, so that a server is not asked in single file.
-const WORKERS: usize = 8;
 const LINE: &str = "over TCP";
