@@ -145,7 +145,9 @@ impl Target {
 
     async fn dial(&self) -> Result<TcpStream> {
         let dialled = TcpStream::connect((self.host.as_str(), self.port)).await;
-        dialled.with_context(|| format!("cannot connect to {}:{}", self.host, self.port))
+        let stream = dialled.with_context(|| format!("cannot connect to {}:{}", self.host, self.port))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     async fn shake_hands(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection> {

@@ -102,6 +102,8 @@ async fn accept(listener: TcpListener, port: Port) {
 
 impl Port {
     async fn serve(&self, stream: TcpStream, peer: SocketAddr) -> Result<()> {
+        // Head, message and trailers of gRPC are written one by one: none waits until the one before is acknowledged.
+        stream.set_nodelay(true)?;
         if self.tcp {
             return self.serve_lines(stream, peer).await;
         }

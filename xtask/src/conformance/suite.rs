@@ -72,9 +72,9 @@ impl Run<'_> {
             .arg(format!("-url={HOME}"))
             .arg(format!("-contact={HOME}"))
             .arg(format!("-version=v{}", env!("CARGO_PKG_VERSION")));
-        if awaited.len() < TESTS.len() {
-            command.arg(format!("-test.run=^{ROOT}$/^({})$", awaited.join("|")));
-        }
+        // The package has tests of its own options too, which are not about meshes.
+        let cases = if awaited.len() < TESTS.len() { format!("/^({})$", awaited.join("|")) } else { String::new() };
+        command.arg(format!("-test.run=^{ROOT}${cases}"));
         command
     }
 }
