@@ -49,7 +49,7 @@ impl Dump for AgentDump {
         let pools = self.pools();
         let connections = self.proxy.connections.all();
         // All from one version of the model.
-        let (names, mut workloads, mut services, policies) = {
+        let (names, mut workloads, mut services, policies, routes) = {
             let state = self.proxy.model.read();
             let name_of = |uid: &PodUid| Some((uid.clone(), state.mesh.workload(uid)?.name().clone()));
             let names: HashMap<PodUid, NamespacedName> = connections.iter().filter_map(|c| name_of(&c.pod)).collect();
@@ -58,7 +58,10 @@ impl Dump for AgentDump {
                 service.ports.iter().filter_map(|port| state.mesh.service_destination(service, port.port)).collect()
             };
             let services: Vec<_> = state.mesh.services().map(|service| (service.clone(), ports(service))).collect();
-            (names, workloads, services, state.policies.iter().cloned().collect::<Vec<_>>())
+            let policies = state.policies.iter().cloned().collect::<Vec<_>>();
+            // Those of Gateways alone are not ours to speak of.
+            let routes = state.routes.all().filter(|route| !route.parents.is_empty()).cloned().collect::<Vec<_>>();
+            (names, workloads, services, policies, routes)
         };
         workloads.sort_by(|one, other| one.name().cmp(other.name()));
         services.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
@@ -101,6 +104,14 @@ impl Dump for AgentDump {
                 "scope": policy.scope().to_string(),
                 "notEnforced": policy.unenforced().iter()
                     .map(|part| format!("{}: {}", part.field, part.cause)).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "routes": routes.iter().map(|route| json!({
+                "kind": route.kind.as_str(),
+                "name": route.name.to_string(),
+                "parents": route.parents.iter().map(|parent| parent.service.to_string()).collect::<Vec<_>>(),
+                "rules": route.rules.len(),
+                "notEnforced": route.notes.iter()
+                    .map(|note| format!("{}: {}", note.field, note.cause)).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
             "connections": connections.iter()
                 .map(|c| ConnectionStatus::of(c, names.get(&c.pod))).collect::<Vec<_>>(),

@@ -7,6 +7,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use self::matches::Patterns;
+use self::rule::Reader;
 use super::{Note, Parent, ParentPort, Route, RouteKind, Why};
 use crate::mesh::NamespacedName;
 
@@ -57,12 +59,11 @@ pub fn decode(kind: RouteKind, value: &Value) -> Result<Route, DecodeError> {
     }
     // A route without rules has one that takes every request (HTTPRouteSpec, the default of `rules`).
     let written = spec.rules.unwrap_or_else(|| vec![Value::Object(serde_json::Map::new())]);
+    let mut patterns = Patterns::default();
     for (index, written) in written.iter().enumerate() {
-        let rule = match kind {
-            RouteKind::Http => rule::http(&route.name.namespace, index, written, &mut route.notes),
-            RouteKind::Grpc => rule::grpc(&route.name.namespace, index, written, &mut route.notes),
-        };
-        route.rules.extend(rule);
+        let reader =
+            Reader { namespace: &route.name.namespace, index, kind, patterns: &mut patterns, notes: Vec::new() };
+        route.rules.extend(rule::rule(reader, written, &mut route.notes));
     }
     Ok(route)
 }

@@ -41,9 +41,11 @@ pub fn set_host(head: &mut Parts, host: &str) {
     let Ok(value) = HeaderValue::from_str(host) else { return };
     let had_authority = head.uri.authority().is_some();
     if had_authority {
-        let mut parts = std::mem::take(&mut head.uri).into_parts();
+        let mut parts = head.uri.clone().into_parts();
         parts.authority = Some(authority);
-        head.uri = Uri::from_parts(parts).unwrap_or_default();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            head.uri = uri;
+        }
     }
     if !had_authority || head.headers.contains_key(HOST) {
         head.headers.insert(HOST, value);

@@ -20,6 +20,7 @@ mod matching;
 mod object;
 mod path;
 mod pattern;
+pub mod resilience;
 pub mod status;
 mod table;
 

@@ -57,7 +57,7 @@ impl fmt::Debug for Pattern {
 pub struct PatternError(String);
 
 /// Of one compiled expression: whoever may write a route must not fill the agent's memory.
-const MOST_BYTES: usize = 128 << 10;
+const MOST_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

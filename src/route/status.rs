@@ -138,7 +138,7 @@ pub fn missing_backends(
     service: impl Fn(&NamespacedName) -> Option<ServiceFacts>,
 ) -> impl Iterator<Item = String> {
     references(route).filter_map(move |to| match service(&to.service) {
-        None => Some(format!("there is no Service {}", to.service)),
+        None => Some(format!("There is no Service {}", to.service)),
         Some(facts) if facts.shape == ServiceShape::ExternalName => {
             Some(format!("Service {} is an ExternalName, which has no endpoints", to.service))
         }
@@ -192,7 +192,7 @@ fn resolve(route: &Route, service: impl Fn(&NamespacedName) -> Option<ServiceFac
             reason: "ResolvedRefs",
             message: "Every backend is there.".to_owned(),
         },
-        false => failed("BackendNotFound", format!("{}; their share is answered with 500.", missing.join("; "))),
+        false => failed("BackendNotFound", format!("{}; its share is answered with 500.", missing.join("; "))),
     }
 }
 

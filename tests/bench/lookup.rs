@@ -14,9 +14,11 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use selvedge::mesh::balance::{Balancer, Client};
-use selvedge::mesh::{Destination, Identity, NamespacedName, ServiceDestination, Workload};
+use selvedge::mesh::{Destination, Identity, NamespacedName, ServiceDestination, ServicePort, TargetPort, Workload};
 use selvedge::model::{Delta, Model, State};
 use selvedge::policy::{self, Query};
+use selvedge::route::{self, Decision, Route, RouteKind};
+use serde_json::json;
 
 fn look_ups(criterion: &mut Criterion) {
     for size in [Cluster::SMALL, Cluster::LARGE] {
@@ -121,6 +123,49 @@ fn threads(criterion: &mut Criterion) {
     }
 }
 
+/// One request among ten routes of a Service and among five thousand, each of a path of its own.
+fn routes(criterion: &mut Criterion) {
+    let named = NamespacedName::new("shop", "cart");
+    let port = ServicePort { name: "http".into(), port: 80, target: TargetPort::Number(80), app_protocol: None };
+    let (client, head) = ("web".into(), request("/tenant-7/api/items?page=2"));
+    for count in [10, 5_000] {
+        let mut table = route::Table::default();
+        (0..count).for_each(|n| table.apply(route::Delta::Apply(tenant(n))));
+        criterion.bench_function(&format!("route/{count}"), |bencher| {
+            bencher.iter(|| {
+                let routes = table.routes(&named, &port, &client);
+                black_box(routes.is_some_and(|routes| matches!(routes.decide(&head, 7), Decision::Forward(_))))
+            });
+        });
+        let changed = |created| route::Delta::Apply(Arc::new(Route { created: Some(created), ..(*tenant(7)).clone() }));
+        let mut turn = [changed(1), changed(2)].into_iter().cycle();
+        let mut next = || turn.next();
+        criterion.bench_function(&format!("apply/route/{count}"), |bencher| {
+            let apply = |delta: Option<route::Delta>| delta.into_iter().for_each(|delta| table.apply(delta));
+            bencher.iter_batched(&mut next, apply, BatchSize::SmallInput);
+        });
+    }
+}
+
+/// A route of one tenant's path.
+fn tenant(n: usize) -> Arc<Route> {
+    let route = json!({
+        "metadata": {"name": format!("tenant-{n}"), "namespace": "shop"},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "cart"}],
+            "rules": [{
+                "matches": [{"path": {"value": format!("/tenant-{n}/api")}}],
+                "backendRefs": [{"name": format!("cart-{n}"), "port": 80}],
+            }],
+        },
+    });
+    Arc::new(route::decode(RouteKind::Http, &route).expect("it is one"))
+}
+
+fn request(uri: &str) -> http::request::Parts {
+    http::Request::builder().uri(uri).body(()).expect("it is one").into_parts().0
+}
+
 /// What an arrival at a pod asks policy about.
 struct Arrival {
     source: Identity,
@@ -159,5 +204,5 @@ fn client() -> Client {
     Client { ip: IpAddr::from([10, 1, 0, 200]), node: Some("node-0".into()), zone: Some("zone-a".into()) }
 }
 
-criterion_group!(benches, look_ups, steps, threads);
+criterion_group!(benches, look_ups, steps, threads, routes);
 criterion_main!(benches);

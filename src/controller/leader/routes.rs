@@ -1,6 +1,7 @@
 //! What became of a route at each Service that is its parent, in its `status.parents`.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -29,6 +30,8 @@ pub struct RouteStatuses {
     /// By UID: what the decoder made of one generation.
     read: HashMap<String, (i64, Arc<Route>)>,
     rounds: u32,
+    /// Of everything that the last round looked at, if it wrote all that it wanted to.
+    told: Option<u64>,
 }
 
 /// The routes of one kind.
@@ -72,7 +75,7 @@ pub struct RoutedNamespace {
 
 impl RouteStatuses {
     pub fn new(client: Client, services: Store<RoutedService>, namespaces: Store<RoutedNamespace>) -> Self {
-        Self { client, services, namespaces, read: HashMap::new(), rounds: 0 }
+        Self { client, services, namespaces, read: HashMap::new(), rounds: 0, told: None }
     }
 
     pub async fn tell(&mut self, all: &[RoutesOf]) {
@@ -80,6 +83,14 @@ impl RouteStatuses {
         // What has not been listed yet is not missing. A cluster may lack one of the kinds of routes for good.
         let listed = is_ready(&self.services) && is_ready(&self.namespaces);
         if !listed || self.rounds < PATIENCE && !all.iter().all(|routes| is_ready(&routes.store)) {
+            return;
+        }
+        let seen = all
+            .iter()
+            .map(|of_kind| versions(&of_kind.store))
+            .chain([versions(&self.services), versions(&self.namespaces)]);
+        let seen = Some(seen.fold(u64::from(self.rounds < PATIENCE), |sum, of_kind| sum.rotate_left(7) ^ of_kind));
+        if self.told == seen {
             return;
         }
         let mut routes = Vec::new();
@@ -93,14 +104,17 @@ impl RouteStatuses {
         let alive: BTreeSet<&str> = routes.iter().filter_map(|(_, object, _)| object.metadata.uid.as_deref()).collect();
         self.read.retain(|uid, _| alive.contains(uid.as_str()));
         let claims = GrpcClaims::of(routes.iter().map(|(_, _, route)| &**route));
+        let mut is_told = true;
         for (of_kind, object, route) in &routes {
-            self.tell_one(of_kind, object, route, &claims).await;
+            is_told &= self.tell_one(of_kind, object, route, &claims).await;
         }
+        self.told = seen.filter(|_| is_told);
     }
 
-    async fn tell_one(&self, of_kind: &RoutesOf, object: &DynamicObject, route: &Route, claims: &GrpcClaims) {
+    /// Whether its status says what is so.
+    async fn tell_one(&self, of_kind: &RoutesOf, object: &DynamicObject, route: &Route, claims: &GrpcClaims) -> bool {
         let metadata = &object.metadata;
-        let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return };
+        let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return true };
         let before: Vec<Value> = list(&object.data, "/status/parents").to_vec();
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let generation = metadata.generation.unwrap_or_default();
@@ -110,7 +124,7 @@ impl RouteStatuses {
             let conditions = conditions(route, parent, claims, |service| self.facts(service));
             Some((reference, conditions))
         });
-        let Some(parents) = parents(&before, said, generation, &now) else { return };
+        let Some(parents) = parents(&before, said, generation, &now) else { return true };
         // With the version that was read: what another controller writes at this moment is not lost.
         let patch = json!({
             "metadata": {"resourceVersion": metadata.resource_version},
@@ -120,6 +134,7 @@ impl RouteStatuses {
         let manager = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let written = api.patch_status(name, &manager, &Patch::Merge(&patch)).await;
         record("route", &format!("{} {namespace}/{name}", of_kind.kind), written.as_ref().map(drop));
+        written.is_ok()
     }
 
     /// The route as agents read it; one that they cannot read has no parents that we could speak of.
@@ -163,6 +178,20 @@ where
     <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
 {
     store.wait_until_ready().now_or_never().is_some_and(|ready| ready.is_ok())
+}
+
+/// Of all objects of a kind, in whatever order: another number where one of them came, changed or went.
+fn versions<K>(store: &Store<K>) -> u64
+where
+    K: Resource + kube::runtime::reflector::Lookup<DynamicType = <K as Resource>::DynamicType> + Clone + 'static,
+    <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
+{
+    let of_one = |object: &Arc<K>| {
+        let mut hasher = DefaultHasher::new();
+        (&object.meta().uid, &object.meta().resource_version).hash(&mut hasher);
+        hasher.finish()
+    };
+    store.state().iter().fold(0, |sum, object| sum.wrapping_add(of_one(object)))
 }
 
 fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {

@@ -7,6 +7,7 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::filter::{self, Asked};
+use super::matches::Patterns;
 use super::{DecodeError, is_core, matches, passed_over, read, wire};
 use crate::mesh::NamespacedName;
 use crate::route::{
@@ -14,16 +15,8 @@ use crate::route::{
     SessionKind, SessionPersistence, Timeouts, Why, parse_duration,
 };
 
-pub(super) fn http(namespace: &Arc<str>, index: usize, value: &Value, notes: &mut Vec<Note>) -> Option<Rule> {
-    held(Reader { namespace, index, kind: RouteKind::Http, notes: Vec::new() }, value, notes)
-}
-
-pub(super) fn grpc(namespace: &Arc<str>, index: usize, value: &Value, notes: &mut Vec<Note>) -> Option<Rule> {
-    held(Reader { namespace, index, kind: RouteKind::Grpc, notes: Vec::new() }, value, notes)
-}
-
 /// The rule, unless something forbids it.
-fn held(mut reader: Reader<'_>, value: &Value, notes: &mut Vec<Note>) -> Option<Rule> {
+pub(super) fn rule(mut reader: Reader<'_>, value: &Value, notes: &mut Vec<Note>) -> Option<Rule> {
     let index = reader.index;
     let rule = match reader.rule(value) {
         Ok(rule) => Some(rule),
@@ -43,6 +36,7 @@ pub(super) struct Reader<'a> {
     pub namespace: &'a Arc<str>,
     pub index: usize,
     pub kind: RouteKind,
+    pub patterns: &'a mut Patterns,
     pub notes: Vec<Note>,
 }
 
@@ -96,8 +90,8 @@ impl Reader<'_> {
             let field = format!("{rule}.matches[{at}]");
             let mut unknown = Vec::new();
             read_matches.push(match self.kind {
-                RouteKind::Http => matches::http(&field, read(value, &field, &mut unknown)?)?,
-                RouteKind::Grpc => matches::grpc(&field, read(value, &field, &mut unknown)?)?,
+                RouteKind::Http => matches::http(&field, read(value, &field, &mut unknown)?, self.patterns)?,
+                RouteKind::Grpc => matches::grpc(&field, read(value, &field, &mut unknown)?, self.patterns)?,
             });
             self.notes.extend(unknown.into_iter().map(|field| passed_over(field, Why::Dropped(self.index))));
         }

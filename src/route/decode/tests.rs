@@ -93,6 +93,16 @@ fn a_rule_with_a_match_that_cannot_be_read_is_dropped_and_the_others_hold() {
 }
 
 #[test]
+fn a_route_may_have_so_many_regular_expressions_and_no_more() {
+    let header = |n: usize| json!({"name": format!("h{n}"), "value": "a.*", "type": "RegularExpression"});
+    let rule = |headers: usize| json!({"matches": [{"headers": (0..headers).map(header).collect::<Vec<_>>()}]});
+    let route = http(json!([rule(40), rule(25), rule(0)]));
+    assert_eq!(route.rules.iter().map(|rule| rule.index).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(route.notes[0].field, "spec.rules[1].matches[0].headers[24].value");
+    assert_eq!(http(json!([rule(40), rule(24)])).notes, []);
+}
+
+#[test]
 fn a_filter_that_cannot_be_honoured_refuses() {
     for (written, field) in [
         (json!({"type": "ExternalAuth", "externalAuth": {"protocol": "HTTP"}}), "type"),

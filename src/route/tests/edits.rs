@@ -73,6 +73,8 @@ fn the_host_is_rewritten_in_both_versions_of_http() {
     ] {
         let one = edited(&routes, request("GET /a?b", &["host: old:80"]));
         assert_eq!((values(&one.headers, "host"), one.uri.to_string()), (vec!["new.example"], "/a?b".to_owned()));
+        let connect = edited(&routes, request("CONNECT old:80", &[]));
+        assert_eq!(connect.uri.to_string(), "new.example");
         let two = edited(&routes, request("GET http://old:80/a?b", &[]));
         assert_eq!((values(&two.headers, "host"), two.uri.to_string()), (vec![], "http://new.example/a?b".to_owned()));
     }

@@ -137,7 +137,7 @@ spec:
     let [nobody] = &told(node, "crat", "cart")[..] else { panic!() };
     assert_eq!(nobody, "8 spec.parentRefs[0] There is no Service shop/crat.");
     let [missing] = &told(node, "cart", "crat")[..] else { panic!() };
-    assert_eq!(missing, "8 spec.rules there is no Service shop/crat; its share is answered with 500");
+    assert_eq!(missing, "8 spec.rules There is no Service shop/crat; its share is answered with 500");
 }
 
 #[test]

@@ -1,0 +1,57 @@
+//! Failures on purpose: to see what they do before they come by themselves.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::super::Share;
+
+/// `faultInjection`: at the client's side, once a request, and never repeated.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FaultRules {
+    pub delay: Option<(Duration, Share)>,
+    pub abort: Option<(Abort, Share)>,
+}
+
+/// What is answered in place of the backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Abort {
+    Http(StatusCode),
+    Grpc(u16),
+}
+
+/// What befalls one request: the delay first, then the abort.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Fault {
+    pub delay: Option<Duration>,
+    pub abort: Option<Abort>,
+}
+
+impl FaultRules {
+    /// Draws what befalls a request. Both are drawn by themselves.
+    pub fn draw(&self, [delay, abort]: [u64; 2]) -> Fault {
+        let delay = self.delay.filter(|(_, share)| share.takes(delay)).map(|(length, _)| length);
+        let abort = self.abort.filter(|(_, share)| share.takes(abort)).map(|(abort, _)| abort);
+        Fault { delay, abort }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fault_befalls_its_share() {
+        let percent = |numerator| Share { numerator, denominator: 100 };
+        let rules = FaultRules {
+            delay: Some((Duration::from_secs(1), percent(10))),
+            abort: Some((Abort::Http(StatusCode::SERVICE_UNAVAILABLE), percent(50))),
+        };
+        let drawn: Vec<_> = (0..100).flat_map(|a| (0..100).map(move |b| [a, b])).map(|draw| rules.draw(draw)).collect();
+        let count = |is: fn(&Fault) -> bool| drawn.iter().filter(|fault| is(fault)).count();
+        assert_eq!(count(|fault| fault.delay.is_some()), 1000);
+        assert_eq!(count(|fault| fault.abort.is_some()), 5000);
+        assert_eq!(count(|fault| fault.delay.is_some() && fault.abort.is_some()), 500);
+        assert_eq!(FaultRules::default().draw([0, 0]), Fault::default());
+    }
+}
