@@ -60,6 +60,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// All of them, as a section of `cargo xtask test`: on a cluster of their own, which does not outlive them.
+pub fn section() -> Result<Tally> {
+    tests(&Options { filter: None, keep: false, place: Place::Node, name: "test".to_owned() })
+}
+
 fn tests(options: &Options) -> Result<Tally> {
     check_rights()?;
     let gateway_api = gateway_api()?;

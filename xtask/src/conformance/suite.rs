@@ -136,9 +136,10 @@ impl Output {
         Some(ended)
     }
 
-    /// One result for each awaited test, and one more where the suite failed with none that did.
+    /// One result for each awaited test, and one more where the suite failed before or beside them.
     fn count(mut self, awaited: &[&str], succeeded: bool) -> Tally {
         let mut tally = Tally::default();
+        let nothing_ran = self.ended.is_empty();
         for name in awaited {
             let said = self.said.remove(*name).unwrap_or_default();
             match self.ended.remove(*name) {
@@ -153,7 +154,7 @@ impl Output {
             let said = self.said.remove(&ended.name).unwrap_or_default();
             tally.fail(format!("{} is not among the tests that are awaited", ended.name), said);
         }
-        if !succeeded && tally.failed == 0 || tally.passed == 0 {
+        if nothing_ran || !succeeded && tally.failed == 0 {
             tally.fail("the suite itself".to_owned(), self.said.remove("").unwrap_or_default());
         }
         tally

@@ -18,6 +18,7 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{cargo, release, root};
+use crate::conformance;
 use crate::e2e;
 use crate::image;
 use crate::style::{bad, bold, dim, mark};
@@ -97,12 +98,13 @@ struct Section {
     run: fn() -> Result<Tally>,
 }
 
-/// Takes a quarter of an hour, and minutes more where Kubernetes is to be built: it runs where it is named.
-const ON_REQUEST: &str = "real cluster";
+/// Sections that need a cluster, and minutes more where Kubernetes is to be built: they run where they are named. The
+/// first takes a quarter of an hour.
+const ON_REQUEST: [&str; 2] = ["real cluster", "conformance"];
 
 impl Section {
     fn is_meant(&self, filter: &str) -> bool {
-        self.name.contains(filter) && (self.name != ON_REQUEST || !filter.is_empty())
+        self.name.contains(filter) && (!ON_REQUEST.contains(&self.name) || !filter.is_empty())
     }
 
     fn run(&self) -> Tally {
@@ -115,7 +117,7 @@ impl Section {
     }
 }
 
-const SECTIONS: [Section; 16] = [
+const SECTIONS: [Section; 17] = [
     Section { name: "formatting", live: false, built: false, run: || check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -154,7 +156,8 @@ const SECTIONS: [Section; 16] = [
     Section { name: "demo", live: true, built: true, run: demo },
     Section { name: "demo without root", live: true, built: true, run: unprivileged::demo },
     Section { name: "bench", live: true, built: true, run: bench::check },
-    Section { name: ON_REQUEST, live: true, built: true, run: real_cluster },
+    Section { name: ON_REQUEST[0], live: true, built: true, run: || on_cluster(e2e::section) },
+    Section { name: ON_REQUEST[1], live: true, built: true, run: || on_cluster(conformance::section) },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
@@ -235,12 +238,12 @@ impl SectionResult {
     }
 }
 
-fn real_cluster() -> Result<Tally> {
+fn on_cluster(run: fn() -> Result<Tally>) -> Result<Tally> {
     if !is_root() {
-        println!("left out: a cluster needs root; sudo env \"PATH=$PATH\" cargo xtask e2e");
+        println!("left out: a cluster needs root; sudo env \"PATH=$PATH\" cargo xtask test --filter ...");
         return Ok(Tally::default());
     }
-    e2e::section()
+    run()
 }
 
 fn demo() -> Result<Tally> {
