@@ -40,8 +40,14 @@ fn every_field_of_the_access_log_is_explained() {
 #[test]
 fn every_dependency_has_its_line_and_no_line_is_left_over() {
     let mut used = BTreeSet::new();
-    let manifests =
-        ["Cargo.toml", "xtask/Cargo.toml", "tests/e2e/Cargo.toml", "tests/lab/Cargo.toml", "tests/load/Cargo.toml"];
+    let manifests = [
+        "Cargo.toml",
+        "xtask/Cargo.toml",
+        "tests/e2e/Cargo.toml",
+        "tests/echo/Cargo.toml",
+        "tests/lab/Cargo.toml",
+        "tests/load/Cargo.toml",
+    ];
     for manifest in manifests {
         let text = fs::read_to_string(root().join(manifest)).unwrap();
         let mut within = false;

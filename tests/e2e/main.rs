@@ -6,6 +6,7 @@
 mod charts;
 mod cluster;
 mod controller;
+mod gateway_api;
 mod identity;
 mod images;
 mod joining;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         joining::trials(),
         tools::trials(),
         traffic::trials(),
+        gateway_api::trials(),
         network_policy::trials(),
         outages::trials(),
         probes::trials(),

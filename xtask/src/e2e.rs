@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::build::{cargo, release_path};
-use crate::cluster::{Cluster, kwok, up};
+use crate::cluster::{Cluster, gateway_api, kwok, up};
 use crate::image;
 use crate::style::dim;
 use crate::test::{Tally, count_labelled};
@@ -105,6 +105,7 @@ impl Share<'_> {
             command.arg("--nocapture").env("SELVEDGE_KWOK", kwok()?);
         }
         command.env("SELVEDGE_IMAGE", image::AGENT).env("SELVEDGE_TEST_IMAGE", image::TEST);
+        command.env("SELVEDGE_GATEWAY_API", gateway_api()?.kinds);
         let label = if self.of == 1 { String::new() } else { format!("{}: ", self.cluster()) };
         count_labelled(command.env("SELVEDGE_PROGRAM", release_path()?), self.retries, &label)
     }

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod cluster;
+mod conformance;
 mod demo;
 mod e2e;
 mod image;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Cluster(options) => cluster::run(&options),
         Command::Image(options) => image::run(&options),
         Command::E2e(options) => e2e::run(&options),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Prepare => test::prepare(),
         Command::Crd => build::write_crds().and_then(|()| install::write()).map(|()| ExitCode::SUCCESS),
     };
@@ -58,6 +60,8 @@ enum Command {
     Image(image::Options),
     /// Runs the tests on a real cluster, which is brought up once for all of them.
     E2e(e2e::Options),
+    /// Runs the Gateway API's conformance suite for meshes on a real cluster.
+    Conformance(conformance::Options),
     /// Builds ahead what takes long and what tests need: release binary, bench, images.
     Prepare,
     /// Writes crd/ anew from the Rust types, and the Helm charts from crd/ and daemonset/base.

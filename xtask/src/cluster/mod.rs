@@ -22,7 +22,7 @@ use clap::{Args, Subcommand};
 use nix::unistd::geteuid;
 
 use crate::cluster::programs::Programs;
-pub use crate::cluster::programs::kwok;
+pub use crate::cluster::programs::{GatewayApi, gateway_api, kwok};
 pub use crate::cluster::running::Cluster;
 pub use crate::cluster::up::up;
 use crate::tools;
@@ -119,7 +119,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// Builds what a cluster and its tests run, where the cache lacks it.
 pub fn build_programs() -> Result<()> {
     Programs::get()?;
-    Programs::helm().map(drop)
+    Programs::helm()?;
+    gateway_api().map(drop)
 }
 
 /// Says what is missing before anything is touched.

@@ -4,8 +4,10 @@
 //! cache under a name that changes with the module, so that an old build is never taken for a new one.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -64,13 +66,9 @@ impl Programs {
         self.coredns.join("coredns")
     }
 
-    /// Helm, which only some commands want: built when the first of them does.
+    /// Helm, which only some commands want.
     pub fn helm() -> Result<PathBuf> {
-        if !HELM.is_built() {
-            check_go()?;
-            HELM.build()?;
-        }
-        Ok(HELM.folder().join("helm"))
+        Ok(HELM.on_demand()?.join("helm"))
     }
 
     /// Everything that a person or a node may call by its name.
@@ -80,14 +78,27 @@ impl Programs {
     }
 }
 
-/// Pretends to be the kubelets of thousands of nodes. Built when it is asked for, since no cluster needs it.
+/// Pretends to be the kubelets of thousands of nodes.
 pub fn kwok() -> Result<PathBuf> {
-    if !KWOK.is_built() {
-        check_go()?;
-        eprintln!("building kwok: once, and minutes where nothing is cached");
-        KWOK.build()?;
-    }
-    Ok(KWOK.folder().join("kwok"))
+    Ok(KWOK.on_demand()?.join("kwok"))
+}
+
+/// The Gateway API: its kinds, its conformance suite, and what this applies first.
+pub struct GatewayApi {
+    /// A folder of CustomResourceDefinitions, those of the standard channel.
+    pub kinds: PathBuf,
+    pub suite: PathBuf,
+    /// The suite's application: namespaces, Deployments, Services.
+    pub application: PathBuf,
+}
+
+pub fn gateway_api() -> Result<GatewayApi> {
+    let folder = CONFORMANCE.on_demand()?;
+    Ok(GatewayApi {
+        kinds: folder.join("standard"),
+        suite: folder.join("conformance.test"),
+        application: folder.join("manifests.yaml"),
+    })
 }
 
 /// Where built programs are kept, outside the build tree: `$XDG_CACHE_HOME/selvedge/cluster`.
@@ -102,6 +113,15 @@ struct Module {
     name: &'static str,
     flags: &'static [&'static str],
     linker: &'static str,
+    goal: Goal,
+}
+
+/// What a module is built for.
+enum Goal {
+    /// The programs that its `tool` lines name.
+    Tools,
+    /// The tests of a package as one program. Beside it lie copies of files of modules, by the module and the path in it.
+    Tests { package: &'static str, files: &'static [(&'static str, &'static str)] },
 }
 
 const MODULES: [Module; 4] = [
@@ -110,14 +130,27 @@ const MODULES: [Module; 4] = [
         flags: &["-pgo=off"],
         // Without these, clients take the server for v0.0.0 and behave accordingly.
         linker: "-X k8s.io/component-base/version.gitVersion=v1.36.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
+        goal: Goal::Tools,
     },
-    Module { name: "etcd", flags: &[], linker: "" },
-    Module { name: "containerd", flags: &["-tags=no_btrfs,no_devmapper,no_zfs"], linker: "" },
-    Module { name: "coredns", flags: &[], linker: "" },
+    Module { name: "etcd", flags: &[], linker: "", goal: Goal::Tools },
+    Module { name: "containerd", flags: &["-tags=no_btrfs,no_devmapper,no_zfs"], linker: "", goal: Goal::Tools },
+    Module { name: "coredns", flags: &[], linker: "", goal: Goal::Tools },
 ];
 
-const KWOK: Module = Module { name: "kwok", flags: &[], linker: "" };
-const HELM: Module = Module { name: "helm", flags: &[], linker: "" };
+const KWOK: Module = Module { name: "kwok", flags: &[], linker: "", goal: Goal::Tools };
+const HELM: Module = Module { name: "helm", flags: &[], linker: "", goal: Goal::Tools };
+const CONFORMANCE: Module = Module {
+    name: "conformance",
+    flags: &[],
+    linker: "",
+    goal: Goal::Tests {
+        package: "sigs.k8s.io/gateway-api/conformance",
+        files: &[
+            ("sigs.k8s.io/gateway-api", "config/crd/standard"),
+            ("sigs.k8s.io/gateway-api/conformance", "mesh/manifests.yaml"),
+        ],
+    },
+};
 
 impl Module {
     fn source(&self) -> PathBuf {
@@ -136,6 +169,16 @@ impl Module {
         self.folder().is_dir()
     }
 
+    /// The folder of what no cluster needs, built when somebody asks for it.
+    fn on_demand(&self) -> Result<PathBuf> {
+        if !self.is_built() {
+            check_go()?;
+            eprintln!("building {}: once, and minutes where nothing is cached", self.name);
+            self.build()?;
+        }
+        Ok(self.folder())
+    }
+
     fn build(&self) -> Result<()> {
         fs::create_dir_all(cache()).with_context(|| format!("cannot make {}", cache().display()))?;
         let lock = File::create(cache().join(format!("{}.lock", self.name)))?;
@@ -149,18 +192,57 @@ impl Module {
         let place = cache().join(format!("{}.building", self.name));
         let _ = fs::remove_dir_all(&place);
         fs::create_dir_all(&place)?;
-        let mut command = Command::new("go");
-        command.current_dir(self.source()).args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false"]);
-        command.args(self.flags).arg(format!("-ldflags=-s -w {}", self.linker)).arg("-o").arg(&place).arg("tool");
-        let output = command.env("CGO_ENABLED", "0").env("GOWORK", "off").stdin(Stdio::null()).output();
-        let output = output.context("cannot run go")?;
-        if !output.status.success() {
-            bail!("cannot build {}:\n{}", self.name, String::from_utf8_lossy(&output.stderr).trim());
+        let (verb, what) = match &self.goal {
+            Goal::Tools => (&["build"][..], "tool"),
+            Goal::Tests { package, .. } => (&["test", "-c"][..], *package),
+        };
+        let mut arguments: Vec<OsString> = verb.iter().map(OsString::from).collect();
+        arguments.extend(["-mod=readonly", "-trimpath", "-buildvcs=false"].map(OsString::from));
+        arguments.extend(self.flags.iter().map(OsString::from));
+        arguments.extend([
+            format!("-ldflags=-s -w {}", self.linker).into(),
+            "-o".into(),
+            place.clone().into(),
+            what.into(),
+        ]);
+        self.go(&arguments)?;
+        if let Goal::Tests { files, .. } = &self.goal {
+            files.iter().try_for_each(|(module, path)| self.copy(module, path, &place))?;
         }
         fs::rename(&place, self.folder()).with_context(|| format!("cannot put {} into the cache", self.name))?;
         self.remove_older()?;
         eprintln!("{}", dim(format!("{:.0} s", began.elapsed().as_secs_f64())));
         Ok(())
+    }
+
+    /// Copies a file, or a folder of files, out of the checked copy of a module that the build was made of.
+    fn copy(&self, module: &str, path: &str, into: &Path) -> Result<()> {
+        let at = self.go(&["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module].map(OsString::from))?;
+        let from = Path::new(at.trim()).join(path);
+        let copied = match fs::read_dir(&from) {
+            Err(_) => vec![from.clone()],
+            Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
+        };
+        for file in copied {
+            let relative = file.strip_prefix(from.parent().unwrap_or(&from))?;
+            let to = into.join(relative);
+            fs::create_dir_all(to.parent().unwrap_or(into))?;
+            // Its content alone: files of modules are read-only.
+            let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            fs::write(&to, content).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Runs go in the module, and returns what it prints.
+    fn go(&self, arguments: &[OsString]) -> Result<String> {
+        let mut command = Command::new("go");
+        command.current_dir(self.source()).args(arguments).env("CGO_ENABLED", "0").env("GOWORK", "off");
+        let output = command.stdin(Stdio::null()).output().context("cannot run go")?;
+        if !output.status.success() {
+            bail!("cannot build {}:\n{}", self.name, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        String::from_utf8(output.stdout).context("go printed no text")
     }
 
     /// Builds of this module as it was before, which nobody asks for any more. One that was used of late stays: another
@@ -221,7 +303,7 @@ mod tests {
 
     #[test]
     fn every_module_is_there_with_its_checksums() {
-        for module in MODULES.iter().chain([&KWOK, &HELM]) {
+        for module in MODULES.iter().chain([&KWOK, &HELM, &CONFORMANCE]) {
             let go_mod = fs::read_to_string(module.source().join("go.mod")).unwrap();
             assert!(go_mod.contains("\ntool "), "{}: no tool lines", module.name);
             assert!(module.source().join("go.sum").is_file(), "{}: no go.sum", module.name);

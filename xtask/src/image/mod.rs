@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let folder = options.out.clone().unwrap_or_else(folder);
-    for image in [agent(&folder)?, test(&folder)?, pause(&folder)?] {
+    for image in [agent(&folder)?, test(&folder)?, echo(&folder)?, pause(&folder)?] {
         println!("{}", image.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -45,7 +45,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// Builds every image twice: the bytes must be the same.
 pub fn check() -> Result<Tally> {
     let mut tally = Tally::default();
-    for (name, build) in [("agent", agent as fn(&Path) -> Result<PathBuf>), ("test", test), ("pause", pause)] {
+    let images = [("agent", agent as fn(&Path) -> Result<PathBuf>), ("test", test), ("echo", echo), ("pause", pause)];
+    for (name, build) in images {
         let (one, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let same = fs::read(build(one.path())?)? == fs::read(build(other.path())?)?;
         println!("{name}: {}", if same { "the same bytes twice" } else { "other bytes the second time" });
@@ -61,6 +62,8 @@ pub fn check() -> Result<Tally> {
 pub const AGENT: &str = concat!("localhost/selvedge:", env!("CARGO_PKG_VERSION"));
 /// Servers and clients for tests.
 pub const TEST: &str = concat!("localhost/selvedge-test:", env!("CARGO_PKG_VERSION"));
+/// The application of the Gateway API's conformance suite.
+const ECHO: &str = concat!("localhost/selvedge-echo:", env!("CARGO_PKG_VERSION"));
 /// What holds a pod's namespaces.
 pub const PAUSE: &str = concat!("localhost/pause:", env!("CARGO_PKG_VERSION"));
 const COREDNS: &str = "localhost/coredns:1.14.7";
@@ -78,6 +81,11 @@ pub fn for_tests() -> Result<Vec<PathBuf>> {
     Ok(vec![agent(&folder())?, test(&folder())?])
 }
 
+/// The agent, and the conformance suite's application under the name that the suite's manifests have for it.
+pub fn for_conformance(application: &str) -> Result<Vec<PathBuf>> {
+    Ok(vec![agent(&folder())?, echo_named(&folder(), "conformance-echo", application)?])
+}
+
 fn agent(folder: &Path) -> Result<PathBuf> {
     let start = Start { name: AGENT, entrypoint: &["/usr/local/bin/selvedge"], arguments: &["--help"] };
     write(folder, "selvedge", &agent_layer()?, &start)
@@ -86,6 +94,19 @@ fn agent(folder: &Path) -> Result<PathBuf> {
 fn test(folder: &Path) -> Result<PathBuf> {
     let start = Start { name: TEST, entrypoint: &["/usr/local/bin/selvedge-pod"], arguments: &["pause"] };
     write(folder, "selvedge-test", &test_layer()?, &start)
+}
+
+fn echo(folder: &Path) -> Result<PathBuf> {
+    echo_named(folder, "selvedge-echo", ECHO)
+}
+
+/// The server starts by itself; `client` is run in its container.
+fn echo_named(folder: &Path, file: &str, name: &str) -> Result<PathBuf> {
+    let mut layer = Layer::default();
+    let program = build::static_release("selvedge-echo", "selvedge-echo")?;
+    layer.file("/usr/local/bin/server", &program, 0o755)?;
+    layer.link("/usr/local/bin/client", "server");
+    write(folder, file, &layer, &Start { name, entrypoint: &["/usr/local/bin/server"], arguments: &[] })
 }
 
 fn pause(folder: &Path) -> Result<PathBuf> {

@@ -18,6 +18,7 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{cargo, release, root};
+use crate::conformance;
 use crate::e2e;
 use crate::image;
 use crate::style::{bad, bold, dim, mark};
@@ -44,7 +45,7 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<ExitCode> {
     let filter = options.filter.as_deref().unwrap_or_default();
-    let sections: Vec<_> = SECTIONS.iter().filter(|section| section.name.contains(filter)).collect();
+    let sections: Vec<_> = SECTIONS.iter().filter(|section| section.is_meant(filter)).collect();
     ensure!(!sections.is_empty(), "no section's name contains {filter:?}; --list prints them");
     if options.list {
         sections.iter().for_each(|section| println!("{}", section.name));
@@ -95,7 +96,14 @@ struct Section {
     run: fn(u32) -> Result<Tally>,
 }
 
+/// Takes minutes more than the others, and speaks for routes alone: it runs where it is named.
+const ON_REQUEST: &str = "conformance";
+
 impl Section {
+    fn is_meant(&self, filter: &str) -> bool {
+        self.name.contains(filter) && (self.name != ON_REQUEST || !filter.is_empty())
+    }
+
     fn run(&self, retries: u32) -> Tally {
         (self.run)(retries).unwrap_or_else(|error| {
             println!("{error:#}");
@@ -106,7 +114,7 @@ impl Section {
     }
 }
 
-const SECTIONS: [Section; 16] = [
+const SECTIONS: [Section; 17] = [
     Section { name: "formatting", built: false, run: |_| check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -146,7 +154,8 @@ const SECTIONS: [Section; 16] = [
     Section { name: "demo", built: true, run: |retries| again(retries, demo) },
     Section { name: "demo without root", built: true, run: |retries| again(retries, unprivileged::demo) },
     Section { name: "bench", built: true, run: |retries| again(retries, bench::check) },
-    Section { name: "real cluster", built: true, run: real_cluster },
+    Section { name: "real cluster", built: true, run: |retries| on_cluster(|| e2e::section(retries)) },
+    Section { name: ON_REQUEST, built: true, run: |_| on_cluster(conformance::section) },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
@@ -185,10 +194,10 @@ fn network_again(beginnings: &[&str], (name, value): (&str, &str), retries: u32)
     })
 }
 
-/// The test targets of the main package beside `network`: one a file in `tests/`.
+/// The test targets of the main package beside `network`, one a file in `tests/`; and those of the echo program.
 fn process_tests(retries: u32) -> Result<Tally> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--test", "echo"]);
     for entry in fs::read_dir(root().join("tests")).context("cannot read tests/")? {
         let file = entry?.path();
         if let (Some(name), Some("rs")) = (file.file_stem(), file.extension().and_then(|extension| extension.to_str()))
@@ -220,12 +229,12 @@ impl SectionResult {
     }
 }
 
-fn real_cluster(retries: u32) -> Result<Tally> {
+fn on_cluster(run: impl FnOnce() -> Result<Tally>) -> Result<Tally> {
     if !is_root() {
-        println!("left out: a cluster needs root; sudo env \"PATH=$PATH\" cargo xtask e2e");
+        println!("left out: a cluster needs root; sudo env \"PATH=$PATH\" cargo xtask test --filter ...");
         return Ok(Tally::default());
     }
-    e2e::section(retries)
+    run()
 }
 
 /// What fails in one of two runs and not in the other is flaky, where a run tells one result of many steps.
