@@ -14,8 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Proxy;
 use super::connections::{Connection, Opening, Registered};
+use super::counted::Counted;
+use super::denial::denial;
 use super::failure::Failure;
-use super::outbound::{Attempt, Counted, Way, denial};
+use super::outbound::{Attempt, Way};
 use super::pods::ServedPod;
 use super::same_node::Arriving;
 use super::source_ports::Held;

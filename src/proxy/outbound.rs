@@ -8,6 +8,8 @@ use tokio::net::TcpStream;
 
 use super::baggage::baggage;
 use super::connections::{Connection, Opening};
+use super::counted::Counted;
+use super::denial::{denial, own_address};
 use super::downstream::{self, Downstream};
 use super::failure::{Failure, Finding};
 use super::pods::ServedPod;
@@ -19,7 +21,7 @@ use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
 };
-use crate::policy::{PeerMode, Query, Verdict};
+use crate::policy::PeerMode;
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
@@ -409,52 +411,6 @@ impl<'a> Attempt<'a> {
     /// the other family sees the pod's address of that family.
     fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
         own_address(self.pod, self.client, to)
-    }
-}
-
-fn own_address(pod: &ServedPod, client: IpAddr, to: SocketAddr) -> Option<IpAddr> {
-    let own = &pod.captured.workload.pod.ips;
-    let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
-    own.iter().find(|ip| **ip == client).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
-}
-
-/// What policy holds against a pod's connection to another, and which policy.
-pub fn denial(
-    proxy: &Proxy,
-    pod: &ServedPod,
-    client: IpAddr,
-    workload: &Workload,
-    to: SocketAddr,
-) -> Option<(Reason, Option<NamespacedName>)> {
-    let state = proxy.model.read();
-    let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
-    let decision = state.policies.decide(&Query {
-        source_ip: own_address(pod, client, to).unwrap_or(client),
-        source_identity: pod.captured.workload.identity.as_ref(),
-        destination: workload,
-        destination_addr: to,
-        services: &services,
-    });
-    let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
-    Some((reason, decision.clause.map(|clause| clause.policy.name)))
-}
-
-/// Counts a connection for its endpoint, from its first attempt to its end; or a request.
-pub struct Counted {
-    proxy: Arc<Proxy>,
-    endpoint: SocketAddr,
-}
-
-impl Counted {
-    pub fn begin(proxy: &Arc<Proxy>, endpoint: SocketAddr) -> Self {
-        proxy.balancer().opened(endpoint);
-        Self { proxy: proxy.clone(), endpoint }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.proxy.balancer().closed(self.endpoint);
     }
 }
 
