@@ -1,18 +1,23 @@
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use serde::Serialize;
 
 use super::cluster::ClusterArgs;
 use super::{Failure, Output, terminal};
 use crate::mesh::{MeshSettings, NamespacedName, TrustDomain};
 use crate::model::Model;
-use crate::model::explain::{Party, Question, explain};
+use crate::model::explain::{Party, Question, explain, explain_request};
 use crate::source::directory;
 
-/// Say whether one workload may talk to another, and which policy, rule and clause make it so.
+/// Say whether one workload may talk to another, and which policy, rule and clause make it so; of a request, which rule
+/// of which route it meets, and where it goes.
 ///
 /// Reads the cluster with your own rights, or the same folder as the agent, and decides with the agent's code. Exits 0
 /// whichever the verdict is.
@@ -29,6 +34,18 @@ pub struct ExplainArgs {
     /// The port dialled. Default: the only one that the destination has.
     #[arg(long, value_name = "N")]
     port: Option<u16>,
+
+    /// Ask about a request with this method, where routes may decide. Default with the two flags below: GET.
+    #[arg(long, value_name = "METHOD")]
+    method: Option<Method>,
+
+    /// The path of the request, with its query. Default: /.
+    #[arg(long, value_name = "PATH")]
+    path: Option<Uri>,
+
+    /// A header of the request; may be given several times.
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    header: Vec<(HeaderName, HeaderValue)>,
 
     /// Instead of a cluster, a folder of manifests.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
@@ -62,15 +79,42 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
         None => args.cluster.load(&model)?.problems.iter().for_each(terminal::remark),
     }
     let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };
-    let explanation = explain(&model.read(), &question).map_err(Failure::usage)?;
-    match args.output {
-        Output::Text => terminal::say(explanation)?,
-        Output::Json => {
-            let json = serde_json::to_string_pretty(&explanation).map_err(Failure::new)?;
-            terminal::say(format_args!("{json}\n"))?;
-        }
+    match args.request() {
+        Some(head) => args.print(&explain_request(&model.read(), &question, &head).map_err(Failure::usage)?),
+        None => args.print(&explain(&model.read(), &question).map_err(Failure::usage)?),
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+impl ExplainArgs {
+    /// The request that is asked about, if any is.
+    fn request(&self) -> Option<Parts> {
+        if self.method.is_none() && self.path.is_none() && self.header.is_empty() {
+            return None;
+        }
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.method = self.method.clone().unwrap_or_default();
+        head.uri = self.path.clone().unwrap_or_default();
+        head.headers = self.header.iter().cloned().collect();
+        Some(head)
+    }
+
+    fn print(&self, explanation: &(impl Display + Serialize)) -> Result<ExitCode, Failure> {
+        match self.output {
+            Output::Text => terminal::say(explanation)?,
+            Output::Json => {
+                let json = serde_json::to_string_pretty(explanation).map_err(Failure::new)?;
+                terminal::say(format_args!("{json}\n"))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let wrong = || format!("{text:?} is no header; write one such as 'x-tester: true'");
+    let (name, value) = text.split_once(':').ok_or_else(wrong)?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
+    Ok((name, HeaderValue::from_str(value.trim()).map_err(|_| wrong())?))
 }
 
 fn party(text: &str) -> Result<Party, Failure> {

@@ -15,8 +15,11 @@ use crate::mesh::{
 };
 use crate::policy::{self, PeerMode, Query, Verdict};
 
+mod request;
 mod target;
 mod text;
+
+pub use request::{AnswerExplanation, BackendExplanation, RequestExplanation, explain_request};
 
 /// Who is asked about, as a person names it.
 #[derive(Clone, Debug)]

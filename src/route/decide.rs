@@ -39,6 +39,11 @@ impl Routes {
         self.kind
     }
 
+    /// The rule that a request meets, and whose it is.
+    pub fn meet(&self, head: &request::Parts) -> Option<(RouteRef, &Rule)> {
+        self.find(&Head::new(head)).map(|entry| (entry.route().reference(), entry.rule()))
+    }
+
     /// What is to be done with a request. `random` is drawn by the caller, anew for each request.
     pub fn decide(&self, head: &request::Parts, random: u64) -> Decision<'_> {
         if let Some(answer) = self.answer_preflight(head) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Explanation;
+use super::{AnswerExplanation, Explanation, RequestExplanation};
 use crate::policy::{self, Verdict};
 
 impl fmt::Display for Explanation {
@@ -34,6 +34,44 @@ impl fmt::Display for Explanation {
             endpoint.policies.iter().try_for_each(|policies| write_policies(f, &policies.policies))?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for RequestExplanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} to {} port {}: {}", self.from, self.to, self.port, self.request)?;
+        writeln!(f, "  because {}", self.summary)?;
+        if let Some(answer) = &self.answer {
+            writeln!(f, "\n  it is answered with {answer}")?;
+        }
+        for backend in &self.backends {
+            write!(f, "\n  {} of {} go to {}", backend.weight, backend.of, backend.to)?;
+            if let Some(request) = &backend.request {
+                write!(f, ", as {request}")?;
+            }
+            match (&backend.answer, &backend.connection) {
+                (Some(answer), _) => writeln!(f, ": answered with {answer}")?,
+                (None, Some(connection)) => {
+                    writeln!(f, ": {}", in_words(connection.verdict))?;
+                    writeln!(f, "    because {}", connection.summary)?;
+                    if let Some(reason) = &connection.reason {
+                        writeln!(f, "    reason  {reason}")?;
+                    }
+                }
+                (None, None) => writeln!(f)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AnswerExplanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.grpc_status {
+            Some(status) => write!(f, "gRPC status {status}")?,
+            None => write!(f, "{}", self.status)?,
+        }
+        self.location.iter().try_for_each(|location| write!(f, ", location {location}"))
     }
 }
 

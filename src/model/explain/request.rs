@@ -1,0 +1,216 @@
+//! What would become of a request: which rule it meets, where it goes, and what policy makes of that.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::{HOST, LOCATION};
+use http::request::Parts;
+use serde::Serialize;
+
+use super::target::targets;
+use super::{Explanation, From, Party, Question, explain};
+use crate::mesh::{Destination, ServiceDestination, ServiceKind, Waypoint};
+use crate::model::State;
+use crate::route::{Action, Answer, Because, Decision, Routes, Target};
+
+/// The answer to a question about one request.
+#[derive(Clone, Debug, Serialize)]
+pub struct RequestExplanation {
+    pub from: String,
+    pub to: String,
+    pub port: u16,
+    /// `GET /a?b`
+    pub request: String,
+    /// In one sentence, what decides.
+    pub summary: String,
+    /// `HTTPRoute shop/cart`
+    pub route: Option<String>,
+    /// `spec.rules[1] (canary)`
+    pub rule: Option<String>,
+    /// What the client's agent answers itself, whoever would be the backend.
+    pub answer: Option<AnswerExplanation>,
+    pub backends: Vec<BackendExplanation>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct AnswerExplanation {
+    /// Of HTTP; a gRPC client gets 200 and `grpcStatus`.
+    pub status: u16,
+    pub grpc_status: Option<u16>,
+    pub location: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct BackendExplanation {
+    /// `service shop/cart port 80`
+    pub to: String,
+    /// So many of so many requests go there.
+    pub weight: u64,
+    pub of: u64,
+    /// The request as the application gets it.
+    pub request: Option<String>,
+    /// What is answered in its place, where it is not there.
+    pub answer: Option<AnswerExplanation>,
+    /// What becomes of the connection to it.
+    pub connection: Option<Explanation>,
+}
+
+/// Answers a question about one request, or says what is wrong with it.
+pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Result<RequestExplanation, String> {
+    let from = From::find(state, &question.from)?;
+    let from = match question.to {
+        Party::Address(ip) => from.towards(ip),
+        Party::Named(_) => from,
+    };
+    let found = targets(state, &from, &question.to, question.port)?;
+    let mut explanation = RequestExplanation {
+        from: from.words.clone(),
+        to: found.words,
+        port: found.port,
+        request: words(head),
+        summary: String::new(),
+        route: None,
+        rule: None,
+        answer: None,
+        backends: Vec::new(),
+    };
+    let service = found.dialled.and_then(|dialled| match state.mesh.destination(dialled) {
+        Destination::Service(service) => Some((dialled, service)),
+        _ => None,
+    });
+    let routes = service
+        .ok_or("routes rule the ports of Services, and this is none")
+        .and_then(|(dialled, service)| rule(state, &from, dialled, &service).map(|routes| (service, routes)));
+    match routes {
+        Ok((service, routes)) => explanation.decide(state, question, head, &service, &routes),
+        Err(why) => {
+            explanation.summary = format!("no route has a say: {why}");
+            let connection = Some(explain(state, question)?);
+            let to = format!("{} port {}", explanation.to, explanation.port);
+            let request = Some(words(head));
+            explanation.backends.push(BackendExplanation { to, weight: 1, of: 1, request, answer: None, connection });
+        }
+    }
+    Ok(explanation)
+}
+
+/// What rules the requests, or why nothing does.
+fn rule(
+    state: &State,
+    from: &From,
+    dialled: SocketAddr,
+    service: &ServiceDestination,
+) -> Result<Arc<Routes>, &'static str> {
+    let Some(client) = from.workload.as_ref().filter(|_| from.is_captured_towards(dialled)) else {
+        return Err("the client's agent routes, and this client has none");
+    };
+    if *state.mesh.waypoint_of(&service.service) != Waypoint::Node {
+        return Err("neither the Service nor its namespace says selvedge.dev/waypoint: node");
+    }
+    let routes = state.routes.routes(&service.service.name, &service.port, &client.name().namespace);
+    routes.ok_or("there is none for this Service port and this client's namespace")
+}
+
+impl RequestExplanation {
+    fn decide(
+        &mut self,
+        state: &State,
+        question: &Question,
+        head: &Parts,
+        parent: &ServiceDestination,
+        routes: &Routes,
+    ) {
+        if let Some((route, rule)) = routes.meet(head) {
+            self.route = Some(format!("{} {}", route.kind, route.name));
+            let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+            self.rule = Some(format!("spec.rules[{}]{name}", rule.index));
+        }
+        self.summary = match (&self.route, &self.rule) {
+            (Some(route), Some(rule)) => format!("{route}, {rule}, is met"),
+            _ => format!("no rule of the {}s for this Service port is met", routes.kind()),
+        };
+        match routes.decide(head, 0) {
+            Decision::Answer(answer) if answer.because != Because::NoBackend => {
+                self.summary = format!("{}: {}", self.summary, answer.because.message());
+                self.answer = Some(in_numbers(&answer));
+                return;
+            }
+            _ => {}
+        }
+        let Some((_, rule)) = routes.meet(head) else { return };
+        let weights: Vec<u64> = match &rule.action {
+            Action::Backends(backends) => backends.iter().map(|backend| backend.weight.into()).collect(),
+            _ => vec![1],
+        };
+        let of: u64 = weights.iter().sum();
+        if of == 0 {
+            let answer = Answer::to(head, Because::NoBackend);
+            self.summary = format!("{}: its backends weigh nothing", self.summary);
+            self.answer = Some(in_numbers(&answer));
+        }
+        let mut before = 0;
+        for weight in weights.into_iter().filter(|weight| *weight > 0) {
+            self.backends.push(backend(state, question, head, parent, routes.decide(head, before), (weight, of)));
+            before += weight;
+        }
+    }
+}
+
+fn backend(
+    state: &State,
+    question: &Question,
+    head: &Parts,
+    parent: &ServiceDestination,
+    decision: Decision<'_>,
+    (weight, of): (u64, u64),
+) -> BackendExplanation {
+    let nowhere = |to: String, answer: &Answer| BackendExplanation {
+        to,
+        weight,
+        of,
+        request: None,
+        answer: Some(in_numbers(answer)),
+        connection: None,
+    };
+    let forward = match decision {
+        Decision::Forward(forward) => forward,
+        Decision::Answer(answer) => return nowhere("nobody: it is no backend".to_owned(), &answer),
+    };
+    let mut sent = head.clone();
+    forward.edit_request(&mut sent);
+    let (name, port) = match forward.target() {
+        Target::Parent => (&parent.service.name, parent.port.port),
+        Target::Backend(to) => (&to.service, to.port),
+    };
+    let words_of = format!("service {name} port {port}");
+    let service = state.mesh.service(name).filter(|service| state.mesh.service_destination(service, port).is_some());
+    let Some(service) = service else { return nowhere(words_of, &forward.answer(Because::NoBackend)) };
+    // By its address where it has one: a pod may have the same name.
+    let to = match &service.kind {
+        ServiceKind::ClusterIp(ips) => ips.first().map(|ip| Party::Address(*ip)),
+        ServiceKind::Headless | ServiceKind::ExternalName => None,
+    };
+    let to = to.unwrap_or_else(|| Party::Named(name.clone()));
+    let connection = explain(state, &Question { from: question.from.clone(), to, port: Some(port) }).ok();
+    BackendExplanation { to: words_of, weight, of, request: Some(words(&sent)), answer: None, connection }
+}
+
+fn in_numbers(answer: &Answer) -> AnswerExplanation {
+    let location = answer.headers.get(LOCATION).and_then(|location| location.to_str().ok());
+    AnswerExplanation {
+        status: answer.status.as_u16(),
+        grpc_status: answer.grpc.map(|status| status as u16),
+        location: location.map(str::to_owned),
+    }
+}
+
+/// `GET /a?b`, with the host where it has one.
+fn words(head: &Parts) -> String {
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or(head.uri.authority().map(|authority| authority.as_str()));
+    let host = host.map(|host| format!(" of {host}")).unwrap_or_default();
+    format!("{} {}{host}", head.method, head.uri.path_and_query().map_or("/", |path| path.as_str()))
+}
+
+#[cfg(test)]
+mod tests;
