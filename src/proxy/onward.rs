@@ -14,8 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Proxy;
 use super::connections::{Connection, Opening, Registered};
+use super::counted::Counted;
+use super::denial::Source;
 use super::failure::Failure;
-use super::outbound::{Attempt, Counted, Source, Way};
+use super::outbound::{Attempt, Way};
 use super::pods::ServedPod;
 use super::same_node::Arriving;
 use super::source_ports::Held;

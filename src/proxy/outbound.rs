@@ -8,6 +8,8 @@ use tokio::net::TcpStream;
 
 use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
+use super::counted::Counted;
+use super::denial::Source;
 use super::downstream::{self, Downstream};
 use super::failure::{Failure, Finding};
 use super::pods::ServedPod;
@@ -19,7 +21,7 @@ use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
 };
-use crate::policy::{PeerMode, Query, Verdict};
+use crate::policy::PeerMode;
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
@@ -463,64 +465,6 @@ impl<'a> Attempt<'a> {
 
     fn source(&self) -> Source<'a> {
         Source { proxy: self.proxy, pod: self.pod, ip: self.client }
-    }
-}
-
-/// The pod that dialled, and the address that it used.
-pub struct Source<'a> {
-    pub proxy: &'a Proxy,
-    pub pod: &'a ServedPod,
-    pub ip: IpAddr,
-}
-
-impl Source<'_> {
-    /// Why policy allows the connection no more, if it does not.
-    pub fn denied_now(&self, connection: &Connection) -> Option<Reason> {
-        let to = connection.telemetry.destination()?;
-        let Destination::Workload(workload) = self.proxy.model.read().mesh.destination(to) else { return None };
-        self.denial(&workload, to).map(|(reason, _)| reason)
-    }
-
-    /// What policy holds against the connection, and which policy.
-    fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
-        let state = self.proxy.model.read();
-        let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
-        let decision = state.policies.decide(&Query {
-            source_ip: self.own_address(to).unwrap_or(self.ip),
-            source_identity: self.pod.captured.workload.identity.as_ref(),
-            destination: workload,
-            destination_addr: to,
-            services: &services,
-        });
-        let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
-        Some((reason, decision.clause.map(|clause| clause.policy.name)))
-    }
-
-    /// The address that the client used, where it is one of the pod's: what peers see must be it. An endpoint of
-    /// the other family sees the pod's address of that family.
-    fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
-        let own = &self.pod.captured.workload.pod.ips;
-        let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
-        own.iter().find(|ip| **ip == self.ip).filter(same_family).or_else(|| own.iter().find(same_family)).copied()
-    }
-}
-
-/// Counts a connection for its endpoint, from its first attempt to its end; or a request.
-pub struct Counted {
-    proxy: Arc<Proxy>,
-    endpoint: SocketAddr,
-}
-
-impl Counted {
-    pub fn begin(proxy: &Arc<Proxy>, endpoint: SocketAddr) -> Self {
-        proxy.balancer().opened(endpoint);
-        Self { proxy: proxy.clone(), endpoint }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.proxy.balancer().closed(self.endpoint);
     }
 }
 

@@ -16,9 +16,9 @@ use crate::mesh::{SharedMap, Vacant};
 pub(super) struct RuleSet {
     /// By whole path.
     exact: SharedMap<Arc<str>, Bucket>,
-    /// By prefix, without slashes at its end.
+    /// By what paths begin with, without slashes at its end.
     prefixes: SharedMap<Arc<str>, Bucket>,
-    /// How many matches have a prefix of each length.
+    /// How many matches begin with so many bytes.
     lengths: BTreeMap<usize, usize>,
     /// What only looking at it tells.
     others: Bucket,
@@ -44,19 +44,15 @@ impl RuleSet {
     /// The match of highest precedence that a request meets.
     pub fn find(&self, head: &Head<'_>) -> Option<&Entry> {
         let exact = self.exact.get(head.path()).and_then(|bucket| bucket.find(head));
-        // Among paths an exact one goes before all others, and an expression before all prefixes.
+        // Among paths an exact one goes before all others.
         if exact.is_some_and(Entry::is_path) {
             return exact;
-        }
-        let other = self.others.find(head);
-        if other.is_some_and(Entry::is_path) {
-            return other;
         }
         let path = head.path();
         let lengths = self.lengths.range(..=path.len()).rev().map(|(length, _)| *length);
         let is_whole = |length: &usize| *length == path.len() || path.as_bytes().get(*length) == Some(&b'/');
         let buckets = lengths.filter(is_whole).filter_map(|length| self.prefixes.get(path.get(..length)?));
-        buckets.filter_map(|bucket| bucket.find(head)).chain(exact).chain(other).min()
+        buckets.filter_map(|bucket| bucket.find(head)).chain(exact).chain(self.others.find(head)).min()
     }
 
     fn change(&mut self, key: &Key, by: isize, change: impl FnOnce(&mut Bucket)) {
@@ -134,7 +130,9 @@ impl Entry {
         match &self.matched().place {
             Place::Path(PathMatch::Exact(path)) => Key::Exact(path.clone()),
             Place::Path(PathMatch::Prefix(prefix)) => Key::Prefix(prefix.elements().clone()),
-            Place::Path(PathMatch::Pattern(_)) => Key::Other,
+            Place::Path(PathMatch::Pattern(pattern)) => {
+                pattern.first_elements().map_or(Key::Other, |elements| Key::Prefix(elements.into()))
+            }
             Place::Rpc(rpc) => match (&rpc.service, &rpc.method) {
                 (None, None) => Key::Prefix("".into()),
                 (Some(TextMatch::Exact(service)), Some(TextMatch::Exact(method))) => {

@@ -35,7 +35,49 @@ impl Pattern {
     pub fn as_str(&self) -> &str {
         &self.1
     }
+
+    /// The whole elements that every path begins with which it takes: `/v1/users` of `/v1/users/[0-9]+`; none where
+    /// it need not even begin with a slash.
+    pub(super) fn first_elements(&self) -> Option<&str> {
+        let written = self.1.strip_prefix('^').unwrap_or(&self.1);
+        let end = written.find(SPECIAL).unwrap_or(written.len());
+        let (literal, rest) = written.split_at(end);
+        // What may be repeated may be absent.
+        let literal = if rest.starts_with(['*', '?', '{']) {
+            literal.char_indices().next_back().map_or("", |(last, _)| &literal[..last])
+        } else {
+            literal
+        };
+        if has_alternatives(rest) || !literal.starts_with('/') {
+            return None;
+        }
+        literal.rfind('/').map(|last| &literal[..last])
+    }
 }
+
+/// Whether a `|` may stand outside of all groups: then what stands before it need not be there. Where classes or flags
+/// make that hard to tell, it may.
+fn has_alternatives(pattern: &str) -> bool {
+    if !pattern.contains('|') {
+        return false;
+    }
+    let flags = pattern.matches("(?").count() > pattern.matches("(?:").count();
+    let (mut depth, mut is_escaped) = (0usize, false);
+    let is_outside = pattern.chars().any(|c| {
+        let escaped = is_escaped;
+        is_escaped = c == '\\' && !escaped;
+        match c {
+            '(' if !escaped => depth += 1,
+            ')' if !escaped => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == '|' && depth == 0
+    });
+    flags || pattern.contains('[') || is_outside
+}
+
+/// Characters that do not mean themselves.
+const SPECIAL: [char; 14] = ['\\', '.', '+', '*', '?', '(', ')', '|', '[', ']', '{', '}', '^', '$'];
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
@@ -61,6 +103,9 @@ const MOST_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Prefix;
     use super::*;
 
     #[test]
@@ -78,9 +123,52 @@ mod tests {
     }
 
     #[test]
+    fn what_paths_must_begin_with_is_known_of_most_patterns() {
+        for (pattern, wanted) in [
+            ("/v1/users/[0-9]+", Some("/v1/users")),
+            ("^/v1/users/.*$", Some("/v1/users")),
+            ("/v1/users", Some("/v1")),
+            ("/v1/use(r|d)s", Some("/v1")),
+            ("/v1/u*", Some("/v1")),
+            ("/v1/?", Some("")),
+            ("/*", None),
+            ("/a/b+/c", Some("/a")),
+            ("/a/(x|y)/[|]", None),
+            ("/a|/b", None),
+            ("/a/(b)|c", None),
+            (r"/a/(\)|b)", Some("/a")),
+            (r"/a/\(|b", None),
+            ("/a/[]|(]", None),
+            ("/a/(?:x|y)", Some("/a")),
+            ("/a/(?i:x|y)", None),
+            ("(/a)", None),
+            ("(?i)/a/b", None),
+            (".*", None),
+            ("", None),
+        ] {
+            assert_eq!(Pattern::new(pattern).unwrap().first_elements(), wanted, "{pattern}");
+        }
+    }
+
+    #[test]
     fn what_is_no_pattern_is_refused() {
         for text in ["(", "a)(b", "[", "(?:a{1000}){1000}", "*"] {
             assert!(Pattern::new(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        /// Patterns are kept by what paths must begin with: none of those that they take may be missed.
+        #[test]
+        fn whatever_a_pattern_takes_begins_as_it_says(
+            pattern in r"(/[ab|()\[\]?*+.\\^${}0i:-]{0,9}|[/ab|()\[\]?*+.\\^${}0i:-]{1,9})",
+            paths in prop::collection::vec("/[ab/(|]{0,6}", 1..40),
+        ) {
+            let Ok(read) = Pattern::new(&pattern) else { return Ok(()) };
+            let Some(first) = read.first_elements() else { return Ok(()) };
+            for path in paths.iter().filter(|path| read.takes(path.as_bytes())) {
+                prop_assert!(Prefix::new(first).takes(path), "{pattern} takes {path}, and not all of {first}");
+            }
         }
     }
 }

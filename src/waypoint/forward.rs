@@ -83,6 +83,7 @@ pub async fn send(
         }
         match lease.send(request).await {
             Ok(response) => {
+                lease.heed(response.headers());
                 if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                     lease.disinherit();
                 }

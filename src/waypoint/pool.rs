@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Mutex;
 
@@ -112,7 +112,7 @@ impl Pool {
     pub fn expire(&self, now: Instant) {
         self.retain(|kept| {
             kept.upstream.is_fit()
-                && (!kept.upstream.is_unused() || now.saturating_duration_since(kept.since) < MOST_REST)
+                && (!kept.upstream.is_unused() || now.saturating_duration_since(kept.since) < kept.upstream.rest())
         });
         let mut state = self.0.borrow_mut();
         state.turns.retain(|_, turn| Rc::strong_count(turn) > 1);
@@ -159,7 +159,7 @@ impl Kept {
     }
 
     fn is_of(&self, bond: &Bond) -> bool {
-        self.upstream.bond() == Some(bond) && self.upstream.is_fit() && self.since.elapsed() < MOST_REST
+        self.upstream.bond() == Some(bond) && self.upstream.is_fit() && self.since.elapsed() < self.upstream.rest()
     }
 }
 
@@ -173,5 +173,3 @@ impl Key {
 const MOST_OF_ENDPOINT: usize = 64;
 /// Of one thread, in all.
 const MOST: usize = 1024;
-/// How long a connection is kept unused.
-const MOST_REST: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use http::header::{EXPECT, HOST, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, response};
 use hyper::body::Incoming;
@@ -45,7 +45,7 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     let mut record = session.onward.telemetry().request(describe(&session, &head, &asked));
     let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
     let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
-    let (head, from) = match outcome {
+    let (mut head, from) = match outcome {
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
             record.amend(|info| {
@@ -67,6 +67,9 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         info.status = status.as_u16();
         info.grpc_status = grpc_status(&head.headers);
     });
+    if session.is_retired() && asked.version == Version::Http1 && status != StatusCode::SWITCHING_PROTOCOLS {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if asks_upgrade
         && status != StatusCode::SWITCHING_PROTOCOLS
         && let Some(check) = &session.check

@@ -40,7 +40,7 @@ async fn serve_http1(client: Client, onward: Onward) {
     let mut builder = http1::Builder::new();
     builder.auto_date_header(false).header_read_timeout(None).max_buf_size(MOST_BUFFERED);
     let mut connection = builder.serve_connection(io, service);
-    let mut leaving = pin!(leaving(&session));
+    let mut leaving = pin!(retirement(&session));
     let mut refused = pin!(check.refusal());
     let (mut leaves, mut is_refused) = (false, false);
     let outcome = poll_fn(|cx| {
@@ -101,9 +101,16 @@ async fn serve_http2(client: Client, onward: Onward) {
 /// Completes when the client is to take new requests elsewhere.
 async fn leaving(session: &Session) {
     tokio::select! {
-        () = session.onward.leaving() => {}
+        () = session.onward.leaving() => session.retire(),
         () = session.retiring() => {}
     }
+}
+
+/// Completes a while after that. A client of HTTP/1 hears of it in its next answer; one that is silent meanwhile could be about
+/// to send a request as its connection is closed, which the pause makes unlikely.
+async fn retirement(session: &Session) {
+    leaving(session).await;
+    tokio::time::sleep(GRACE).await;
 }
 
 /// Ends in order. A client that is still speaking is heard for a moment: a reset could overtake what it was told.
@@ -138,5 +145,6 @@ fn last_word(status: StatusCode) -> Vec<u8> {
 }
 
 const MOST_STREAMS: u32 = 256;
+const GRACE: Duration = Duration::from_secs(2);
 const FAREWELL: Duration = Duration::from_secs(1);
 const MOST_HEARD: usize = 256 * 1024;

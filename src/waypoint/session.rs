@@ -86,7 +86,12 @@ impl Session {
         state.mesh.service_destination(service, backend.port)
     }
 
-    /// The connection takes no more requests than are under way.
+    /// Whether an answer is to say that the connection takes no more requests.
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// The connection is to take no more requests: its next answer says so.
     pub fn retire(&self) {
         self.retired.set(true);
         self.retiring.notify_one();

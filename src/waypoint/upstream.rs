@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
@@ -28,6 +29,8 @@ pub struct Upstream {
     /// None: it serves this one request.
     bond: Option<Bond>,
     born: Instant,
+    /// How long it may wait for its next request.
+    rest: Duration,
     /// Who takes the connection over once it speaks another protocol.
     heir: Heir,
     /// Requests under way on it.
@@ -81,6 +84,11 @@ impl Upstream {
             }
     }
 
+    /// How long it may wait for its next request.
+    pub fn rest(&self) -> Duration {
+        self.rest
+    }
+
     /// Whether it can take one at once.
     pub fn is_free(&self) -> bool {
         match &self.sender {
@@ -101,6 +109,7 @@ impl Upstream {
             info: self.info.clone(),
             bond: self.bond.clone(),
             born: self.born,
+            rest: self.rest,
             heir: self.heir.clone(),
             streams: self.streams.clone(),
         })
@@ -190,7 +199,7 @@ async fn connect(
             Sender::Http2(sender)
         }
     };
-    Ok(Upstream { sender, info, bond, born: Instant::now(), heir, streams: Rc::default() })
+    Ok(Upstream { sender, info, bond, born: Instant::now(), rest: MOST_REST, heir, streams: Rc::default() })
 }
 
 /// Speaks HTTP/1 over a connection until it ends, or goes on as something else.
@@ -221,6 +230,14 @@ impl Lease {
             let error = error.into_error();
             Unsent { error: describe(&error), request, is_refused: is_refused(&error), is_body: error.is_user() }
         })
+    }
+
+    /// Heeds what the application says of how long it keeps a connection: one that is closed a little before is never used as
+    /// it goes.
+    pub fn heed(&mut self, answer: &HeaderMap) {
+        if let Some(kept) = kept_for(answer) {
+            self.upstream.rest = MOST_REST.min(kept.saturating_sub(MARGIN));
+        }
     }
 
     /// Takes the connection over once it speaks another protocol, as the answer to the next request may say.
@@ -267,6 +284,13 @@ impl Drop for StreamPlace {
     }
 }
 
+/// RFC 2068, section 19.7.1.1: `Keep-Alive: timeout=5`, which servers still send.
+fn kept_for(answer: &HeaderMap) -> Option<Duration> {
+    let words = answer.get("keep-alive")?.to_str().ok()?.split(',');
+    let seconds = words.filter_map(|word| word.trim().strip_prefix("timeout=")).find_map(|word| word.parse().ok())?;
+    Some(Duration::from_secs(seconds))
+}
+
 /// With its causes: hyper's own words are few.
 fn describe(error: &hyper::Error) -> String {
     causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
@@ -287,6 +311,9 @@ fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn std::error::Error 
 
 /// Of a connection: what it was made under holds for no longer.
 const MOST_AGE: Duration = Duration::from_secs(600);
+/// How long a connection is kept unused.
+const MOST_REST: Duration = Duration::from_secs(60);
+const MARGIN: Duration = Duration::from_secs(1);
 /// At once on one connection; then another is made.
 const MOST_STREAMS: usize = 100;
 /// How long a request waits for a connection that another one makes; then it makes its own.
@@ -297,3 +324,18 @@ pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
 pub const MOST_HEAD: u32 = 64 * 1024;
 /// What is read ahead of an HTTP/1 peer: a head, and a little more.
 pub const MOST_BUFFERED: usize = 80 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_application_says_how_long_it_keeps_a_connection() {
+        for (value, wanted) in [("timeout=5, max=1000", Some(5)), ("max=3", None), ("timeout=soon", None)] {
+            let mut answer = HeaderMap::new();
+            answer.insert("keep-alive", http::HeaderValue::from_static(value));
+            assert_eq!(kept_for(&answer), wanted.map(Duration::from_secs), "{value}");
+        }
+        assert_eq!(kept_for(&HeaderMap::new()), None);
+    }
+}

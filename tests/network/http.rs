@@ -7,6 +7,7 @@ mod server;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -23,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("http::a_large_body_is_streamed_both_ways", lab(), a_large_body_is_streamed_both_ways),
         trial_with("http::a_policy_that_forbids_stops_connections_that_wait", lab(), a_policy_that_forbids),
         trial_with("http::an_agent_that_leaves_says_so", lab(), an_agent_that_leaves_says_so),
+        trial_with("http::an_agent_is_replaced_and_no_request_is_lost", lab(), an_agent_is_replaced),
         trial_with("http::many_requests_at_once_are_all_answered", lab(), many_requests_at_once),
     ];
     [own, protocols::trials(), refusals::trials(), routes::trials()].into_iter().flatten().collect()
@@ -161,6 +163,47 @@ fn an_agent_that_leaves_says_so(lab: &Lab) -> Result<()> {
     agents[0].wait(BOUND)?;
     ensure!(!agents[0].log().contains("outlived the drain"), "{}", agents[0].log_tail());
     Ok(())
+}
+
+/// Clients that keep their connections lose no request as their agent is replaced.
+fn an_agent_is_replaced(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab, "http")?;
+    let node = lab.node("node-a");
+    let _other = lab.node("node-b").start_agent(&crate::turns::options(lab.node("node-b"), "truthful"))?;
+    let mut agent = node.start_agent(&crate::turns::options(node, "truthful"))?;
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let keep_asking = || -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let mut connection = Keeping::connect(&shop.web, shop.vip())?;
+            while !stop.load(Ordering::Relaxed) {
+                let answer = connection.ask("/x")?;
+                ensure!(answer.status == 200, "{answer:?}");
+                answered.fetch_add(1, Ordering::Relaxed);
+                if answer.header("connection") == Some("close") {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(keep_asking)).collect();
+        let replaced = (1..=2).try_for_each(|turn| {
+            let more = answered.load(Ordering::Relaxed) + 50;
+            eventually("requests are answered", BOUND, || (answered.load(Ordering::Relaxed) > more).then_some(()))?;
+            let next = node.start_agent(&crate::turns::options(node, "truthful").beside(turn * 100))?;
+            let old = std::mem::replace(&mut agent, next);
+            old.kill(nix::sys::signal::Signal::SIGTERM)?;
+            let status = old.wait(BOUND)?;
+            ensure!(status.code() == Some(0), "it ended with {status}:\n{}", old.log_tail());
+            anyhow::Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        }
+        replaced
+    })
 }
 
 fn many_requests_at_once(lab: &Lab) -> Result<()> {

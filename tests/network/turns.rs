@@ -158,7 +158,7 @@ fn start(lab: &Lab, connect: &str) -> Result<Vec<Agent>> {
     lab.nodes().iter().map(|node| node.start_agent(&options(node, connect))).collect()
 }
 
-fn options(node: &Node, connect: &str) -> AgentOptions {
+pub fn options(node: &Node, connect: &str) -> AgentOptions {
     let shared: PathBuf = node.shared_dir();
     let options = AgentOptions::default().arg("--shared-dir").arg(&shared.to_string_lossy());
     options.arg("--keep-capture").arg("--drain=60s").arg("--connect").arg(connect)

@@ -27,15 +27,17 @@ fn path() -> impl Strategy<Value = String> {
 
 fn http_match() -> impl Strategy<Value = Value> {
     let kind = select(vec!["Exact", "PathPrefix", "PathPrefix", "RegularExpression"]);
+    let end = select(vec!["", "", "/.*", "*", "?", "(a|b)", "|/b", "+/[ab]*", "/(/a|.)b?"]);
     let pair = || (select(vec!["x", "y", "z"]), select(vec!["1", "2"]), select(vec!["Exact", "RegularExpression"]));
     let pairs = || prop::collection::vec(pair(), 0..3);
     let named = |pairs: Vec<(&str, &str, &str)>| -> Vec<Value> {
         pairs.iter().map(|(name, value, kind)| json!({"name": name, "value": value, "type": kind})).collect()
     };
     let method = prop::option::weighted(0.3, select(vec!["GET", "POST"]));
-    (kind, path(), method, pairs(), pairs()).prop_map(move |(kind, path, method, headers, query)| {
+    (kind, (path(), end), method, pairs(), pairs()).prop_map(move |(kind, (path, end), method, headers, query)| {
+        let end = if kind == "RegularExpression" { end } else { "" };
         json!({
-            "path": {"type": kind, "value": path},
+            "path": {"type": kind, "value": format!("{path}{end}")},
             "method": method,
             "headers": named(headers),
             "queryParams": named(query),

@@ -214,8 +214,9 @@ fn what_meets_no_rule_is_not_found_and_unimplemented_to_grpc() {
 fn five_thousand_routes_are_looked_up_like_one() {
     use crate::mesh::work;
     let of_path = |n: usize| json!([{"matches": [path("PathPrefix", &format!("/tenant-{n}/api"))]}]);
+    let of_pattern = |n: usize| json!([{"matches": [path("RegularExpression", &format!("/tenant-{n}/api(/.*)?"))]}]);
     let of_header = |n: usize| json!([{"matches": [{"headers": [{"name": "tenant", "value": format!("t-{n}")}]}]}]);
-    for rules in [&of_path as &dyn Fn(usize) -> Value, &of_header] {
+    for rules in [&of_path as &dyn Fn(usize) -> Value, &of_pattern, &of_header] {
         let cost = |count: usize| {
             let table = table((0..count).map(|n| http_route(&format!("r-{n}"), rules(n))));
             let head = request("GET /tenant-0/api/x", &["tenant: t-0"]);
