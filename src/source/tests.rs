@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::folder::{Folder, Scan, Seen, Stamp};
 use crate::mesh::{Destination, MeshSettings, NamespacedName};
 use crate::model::Model;
-use crate::model::explain::{Party, Question, explain};
+use crate::model::explain::{Party, Question, explain, explain_request};
 use crate::mutation::mutated;
 
 const PODS: &str = "apiVersion: v1
@@ -109,11 +109,41 @@ kind: PeerAuthentication
 metadata: {name: strict, namespace: shop, creationTimestamp: 2026-01-31T12:00:00Z}
 spec: {mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: PERMISSIVE}}}
 ";
+const ROUTES: &str = "apiVersion: v1
+kind: Namespace
+metadata: {name: shop, annotations: {selvedge.dev/mesh: enabled, selvedge.dev/waypoint: node}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: cart, namespace: shop, creationTimestamp: 2026-01-31T12:00:00Z}
+spec:
+  parentRefs: [{group: '', kind: Service, name: cart, sectionName: http}]
+  rules:
+  - name: some
+    matches:
+    - {path: {type: RegularExpression, value: '/a/(b|c)+'}, method: GET, headers: [{name: x, value: y}]}
+    - {path: {type: Exact, value: /a}, queryParams: [{type: RegularExpression, name: q, value: '[ab]'}]}
+    filters:
+    - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: host, value: a}], remove: [b]}}
+    - {type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 80}, fraction: {numerator: 1}}}
+    - {type: CORS, cors: {allowOrigins: ['https://*.example.com:8443'], allowMethods: ['*']}}
+    timeouts: {request: 1h30m, backendRequest: 500ms}
+    retry: {attempts: 2, backoff: 10ms, codes: [503]}
+    backendRefs: [{name: cart, port: 80, weight: 3}, {name: cart, namespace: web, port: 81}]
+  - filters: [{type: RequestRedirect, requestRedirect: {scheme: https, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: raw, namespace: shop}
+spec:
+  parentRefs: [{group: core, kind: Service, name: cart, port: 81}]
+  rules: [{matches: [{method: {service: a.B, method: C}}], backendRefs: [{name: cart, port: 81}]}]
+";
 const JSON: &str = r#"{"apiVersion":"v1","kind":"PodList","items":[{"metadata":{"name":"a","namespace":"shop"},
 "status":{"podIP":"10.0.1.3","conditions":[{"type":"Ready","status":"True"}]}}]}"#;
 
 fn seeds() -> Vec<Vec<u8>> {
-    [PODS, NODES, SERVICES, POLICIES, JSON].map(|text| text.as_bytes().to_vec()).into()
+    [PODS, NODES, SERVICES, POLICIES, ROUTES, JSON].map(|text| text.as_bytes().to_vec()).into()
 }
 
 /// Each file as one of a folder, in the order of time.
@@ -147,7 +177,12 @@ fn use_all(model: &Model) {
             assert!(found.candidates.len() < 100);
         }
         let from = Party::Named(NamespacedName::new("shop", "cart-5d8-x"));
-        let _ = explain(&state, &Question { from, to: Party::Address(address.ip()), port: Some(address.port()) });
+        let question = Question { from, to: Party::Address(address.ip()), port: Some(address.port()) };
+        let _ = explain(&state, &question);
+        for uri in ["/", "/a/b?q=a", "/a.B/C"] {
+            let (head, ()) = http::Request::get(uri).header("x", "y").body(()).unwrap().into_parts();
+            let _ = explain_request(&state, &question, &head);
+        }
     }
 }
 
