@@ -116,6 +116,9 @@ impl Identities {
         let waited = self.settings.wait;
         let until = Instant::now() + waited;
         let timeout = || CertificateError::Timeout { identity: identity.clone(), waited };
+        let refused = |cause: &CaError| CertificateError::Ca { identity: identity.clone(), cause: cause.clone() };
+        // What the CA said last: it tells more than that the time is up while it is asked once more.
+        let mut said = None;
         loop {
             let mut answer = {
                 let mut entries = self.entries();
@@ -128,14 +131,14 @@ impl Identities {
                 self.request(identity, entry)
             };
             let answered = tokio::time::timeout_at(until, answer.wait_for(Option::is_some)).await;
-            match answered.map_err(|_| timeout())?.as_deref() {
+            match answered.map_err(|_| said.take().unwrap_or_else(timeout))?.as_deref() {
                 Ok(Some(Ok(certificate))) => return Ok(certificate.clone()),
                 // Whoever waits already has time for a CA that comes back.
-                Ok(Some(Err(cause))) if cause.may_pass() && Instant::now() + ASK_AGAIN < until => {}
-                Ok(Some(Err(cause))) => {
-                    return Err(CertificateError::Ca { identity: identity.clone(), cause: cause.clone() });
+                Ok(Some(Err(cause))) if cause.may_pass() && Instant::now() + ASK_AGAIN < until => {
+                    said = Some(refused(cause));
                 }
-                Ok(None) | Err(_) => return Err(timeout()),
+                Ok(Some(Err(cause))) => return Err(refused(cause)),
+                Ok(None) | Err(_) => return Err(said.unwrap_or_else(timeout)),
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }

@@ -81,6 +81,21 @@ async fn a_silent_ca_is_waited_for_within_bounds() {
 }
 
 #[tokio::test]
+async fn a_ca_that_refused_and_then_falls_silent_has_refused() {
+    let settings = IdentitySettings { wait: ASK_AGAIN * 3, ..IdentitySettings::default() };
+    let (ca, identities, _dir) = node(settings);
+    ca.down.store(true, Ordering::SeqCst);
+    let cart = cart();
+    let (answer, ()) = tokio::join!(identities.certificate(&cart), async {
+        while ca.asked.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        ca.silent.store(true, Ordering::SeqCst);
+    });
+    assert!(answer.unwrap_err().to_string().contains("switched off"));
+}
+
+#[tokio::test]
 async fn what_is_retained_is_fetched_ahead_renewed_and_dropped() {
     let settings = IdentitySettings { validity: Duration::from_secs(2), ..IdentitySettings::default() };
     let (ca, identities, _dir) = node(settings);
