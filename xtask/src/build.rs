@@ -40,13 +40,8 @@ pub fn load_path() -> PathBuf {
 
 /// Writes `crd/` from the types in `src/api`.
 pub fn write_crds() -> Result<()> {
-    generate_crds(&root().join("crd"))
-}
-
-/// Writes the generated files into a folder.
-pub fn generate_crds(folder: &Path) -> Result<()> {
     let mut command = cargo();
-    run(command.args(["run", "--quiet", "--package", "selvedge", "--", "crd", "--out"]).arg(folder))
+    run(command.args(["run", "--quiet", "--package", "selvedge", "--", "crd", "--out"]).arg(root().join("crd")))
 }
 
 /// The cargo that runs us, in the project's root.

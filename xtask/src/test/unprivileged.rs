@@ -21,10 +21,10 @@ pub fn network(retries: u32) -> Result<Tally> {
         return Ok(Tally::passed_check());
     }
     let place = Place::make()?;
-    let lab = place.put(&test_program(&["--workspace", "--test", "lab"], "lab")?)?;
+    let lab = place.put(&test_program("lab", "lab")?)?;
     let tally = count_tests(&mut place.command(&lab), retries)?;
-    let network = place.put(&test_program(&["--workspace", "--test", "network"], "network")?)?;
-    let selvedge = place.put(&test_program(&["--workspace", "--bin", "selvedge"], "selvedge")?)?;
+    let network = place.put(&test_program("network", "network")?)?;
+    let selvedge = place.put(&tested_program()?)?;
     Ok(tally + &count_tests(place.command(&network).env("SELVEDGE_BIN", &selvedge), retries)?)
 }
 
@@ -90,11 +90,15 @@ impl Place {
     }
 }
 
-/// Builds one target and returns where cargo put it.
-fn test_program(target: &[&str], name: &str) -> Result<PathBuf> {
-    let verb: &[&str] = if target.contains(&"--bin") { &["build"] } else { &["test", "--no-run"] };
+/// The program that the network tests run. Built as they build it: another choice of features would be another build.
+pub fn tested_program() -> Result<PathBuf> {
+    test_program("network", "selvedge")
+}
+
+/// Builds one test target, and returns where cargo put the program of this name, which is it or what it needs.
+fn test_program(target: &str, name: &str) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(verb).args(target).args(["--locked", "--message-format", "json"]);
+    command.args(["test", "--no-run", "--workspace", "--test", target, "--locked", "--message-format", "json"]);
     let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("cargo could not build {name}");
