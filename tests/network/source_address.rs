@@ -70,7 +70,8 @@ fn a_port_of_a_connection_older_than_the_mesh_is_never_taken(lab: &Lab, options:
             ensure!(seen == Some((*own, 2001).into()), "the application saw {seen:?}");
             echoes(older).context("the older connection")?;
             // With both ports held there is none to take, and nobody pays for it.
-            let third = web.connect((*ip, 8080)).map_err(Into::into).and_then(|mut third| echoes(&mut third));
+            let third = web.connect_within((*ip, 8080), Duration::from_secs(2));
+            let third = third.map_err(Into::into).and_then(|mut third| echoes(&mut third));
             ensure!(third.is_err(), "a third connection found a third port");
             echoes(older).context("the older connection")?;
             echoes(&mut newer).context("the newer connection")?;

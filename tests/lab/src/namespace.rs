@@ -117,8 +117,13 @@ impl Namespace {
 
     /// Connects from inside the namespace; an error is the kernel's own, so that a test can tell refused from reset.
     pub fn connect(&self, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+        self.connect_within(to, CONNECT_BOUND)
+    }
+
+    /// The same with a bound of one's own, where nobody is to answer.
+    pub fn connect_within(&self, to: impl Into<SocketAddr>, bound: Duration) -> io::Result<TcpStream> {
         let to = to.into();
-        self.run(|| TcpStream::connect_timeout(&to, CONNECT_BOUND))
+        self.run(|| TcpStream::connect_timeout(&to, bound))
     }
 
     /// Connects from a chosen address and port.
