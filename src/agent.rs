@@ -32,7 +32,7 @@ use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Report, directory, kube};
-use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::telemetry::{AccessLog, AccessLogWriter, Exporter, LogControl, Metrics, MetricsSettings, Telemetry};
 use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
@@ -74,7 +74,9 @@ async fn worker(
     handover::record_restarts();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
-    let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
+    let (traces, exporter) = args.tracing.start(&args.node)?;
+    let exporting = exporter.map(Exporter::spawn);
+    let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log, traces);
 
     let cluster = match args.access() {
         Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
@@ -282,6 +284,9 @@ async fn worker(
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");
     admin.abort();
+    if let Some(exporting) = exporting {
+        exporting.finish().await;
+    }
     finish(access_log_writer).await;
     Ok(ExitCode::SUCCESS)
 }

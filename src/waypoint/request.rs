@@ -28,13 +28,15 @@ use super::{RETRIED, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, Direction, Party, RequestInfo, RequestProtocol, RequestTelemetry, Transport};
+use crate::telemetry::{
+    ConnectionInfo, Direction, Party, RequestInfo, RequestProtocol, RequestTelemetry, SpanKind, Transport,
+};
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
     let place = session.onward.count_request();
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let asks_upgrade = head.headers.contains_key(UPGRADE);
     let asked = Asked {
         is_grpc: is_grpc(&head),
@@ -42,7 +44,11 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         sent: Rc::default(),
         is_alone: place.count <= MOST_OF_POD,
     };
-    let mut record = session.onward.telemetry().request(describe(&session, &head, &asked));
+    let telemetry = session.onward.telemetry();
+    let mut record = telemetry.request(describe(&session, &head, &asked));
+    if let Some(span) = telemetry.traces().begin(SpanKind::Client, &mut head.headers) {
+        record.traced(span);
+    }
     let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
     let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
     let (mut head, from) = match outcome {
@@ -372,6 +378,7 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
         route: None,
         status: 0,
         grpc_status: None,
+        trace: None,
         reason: None,
         detail: String::new(),
         sent: 0,
