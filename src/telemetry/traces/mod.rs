@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 pub use self::context::{SpanId, TraceContext, TraceId};
 pub use self::export::{Collector, CollectorError, Exporter};
 use super::catalogue;
+use super::connection::Direction;
 use super::request::RequestInfo;
 
 /// Where spans go. Cheap to clone; by default nowhere.
@@ -56,6 +57,15 @@ impl std::fmt::Display for TraceShare {
 pub enum SpanKind {
     Client,
     Server,
+}
+
+impl From<Direction> for SpanKind {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Inbound => Self::Server,
+            Direction::Outbound | Direction::Passthrough => Self::Client,
+        }
+    }
 }
 
 /// The part of a trace that one agent sees: from a request's head to the last byte of its answer.
