@@ -22,7 +22,7 @@ use clap::{Args, Subcommand};
 use nix::unistd::geteuid;
 
 use crate::cluster::programs::Programs;
-pub use crate::cluster::programs::{GatewayApi, gateway_api, kwok};
+pub use crate::cluster::programs::{GatewayApi, gateway_api, h2spec, kwok};
 pub use crate::cluster::running::Cluster;
 pub use crate::cluster::up::up;
 use crate::tools;
