@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use selvedge_lab::{
     Agent, AgentOptions, BOUND, Families, Lab, LabOptions, Namespace, NodeSpec, Pod, PodSpec, ServiceSpec, eventually,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bench::other::Other;
 use crate::bench::proxies::{Proxy, Proxying};
@@ -70,6 +70,10 @@ impl Stage {
             Carrier::Nothing => Running::over(self.server(variant.place).ip()),
             Carrier::Relay => self.start_relay(variant.place)?,
             Carrier::Agents(flags) => self.start_agents(variant.place, flags)?,
+            Carrier::Routes(routes) => {
+                self.ask_for_layer_7(*routes)?;
+                Running { to: VIP.into(), ..self.start_agents(variant.place, &[])? }
+            }
             Carrier::Proxy(proxy) => self.start_proxy(*proxy)?,
             Carrier::Other(command) => self.start_other(variant.place, command)?,
         };
@@ -132,10 +136,6 @@ impl Stage {
         // Told in full, and kept nowhere: what counts is what it costs the agent.
         let options = options.arg("--access-log").arg("text").arg("--drain").arg("1s").without_access_log();
         let mut running = Running::over(self.server(place).ip());
-        if place == Place::Requests {
-            self.ask_for_layer_7()?;
-            running.to = VIP.into();
-        }
         running.agents = self.lab.start_agents(&options)?;
         for agent in &running.agents {
             let joined = self.pods().into_iter().filter(|pod| pod.node_name() == agent.node());
@@ -146,25 +146,34 @@ impl Stage {
         Ok(running)
     }
 
-    /// Puts the server behind a Service whose requests a route tells apart, as the other proxies do.
-    fn ask_for_layer_7(&self) -> Result<()> {
+    /// Puts the server behind a Service whose requests are told apart as the other proxies do it: by the rules of the last
+    /// of so many routes.
+    fn ask_for_layer_7(&self, routes: usize) -> Result<()> {
         let service = ServiceSpec::new("bench/far").cluster_ip(VIP.into()).port("http", HTTP, HTTP).endpoint(&self.far);
-        let backend = || json!([{"name": "far", "port": HTTP}]);
-        let set = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-route", "value": "bench"}]}});
         self.lab.service(&service.field("/metadata/annotations", json!({"selvedge.dev/waypoint": "node"})))?;
-        self.lab.put(&json!({
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "HTTPRoute",
-            "metadata": {"name": "bench", "namespace": "bench"},
-            "spec": {
-                "parentRefs": [{"group": "", "kind": "Service", "name": "far"}],
-                "rules": [
-                    {"matches": [{"path": {"value": "/admin"}}], "backendRefs": []},
-                    {"matches": [{"headers": [{"name": "x-canary", "type": "RegularExpression", "value": "."}]}], "backendRefs": backend()},
-                    {"filters": [set], "backendRefs": backend()},
-                ],
-            },
-        }))
+        let backends = || json!([{"name": "far", "port": HTTP}]);
+        let set = json!({"set": [{"name": "x-route", "value": "bench"}]});
+        let filter = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": set});
+        let canary = json!({"name": "x-canary", "type": "RegularExpression", "value": "."});
+        let all = json!([
+            {"matches": [{"path": {"value": "/admin"}}]},
+            {"matches": [{"headers": [canary]}], "backendRefs": backends()},
+            {"filters": [filter], "backendRefs": backends()},
+        ]);
+        let route = |name: String, rules: Value| {
+            json!({
+                "apiVersion": "gateway.networking.k8s.io/v1",
+                "kind": "HTTPRoute",
+                "metadata": {"name": name, "namespace": "bench"},
+                "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "far"}], "rules": rules},
+            })
+        };
+        let others = (1..routes).map(|number| {
+            let matches = json!([{"path": {"value": format!("/other/{number}")}}]);
+            route(format!("other-{number}"), json!([{"matches": matches, "backendRefs": backends()}]))
+        });
+        let documents: Vec<_> = others.chain([route("bench".to_owned(), all)]).map(|route| route.to_string()).collect();
+        self.lab.write("routes.yaml", &documents.join("\n---\n"))
     }
 
     fn start_other(&self, place: Place, command: &str) -> Result<Running> {

@@ -57,6 +57,8 @@ pub enum Carrier {
     /// The bare relay that all others of its place are compared with.
     Relay,
     Agents(&'static [Flag]),
+    /// Agents with so many routes, of which the last is the one that is met.
+    Routes(usize),
     /// A proxy of layer 7 on the client's node, which all others of its place are compared with.
     Proxy(Proxy),
     /// Another node proxy, by the command that starts it on a node.
@@ -84,12 +86,12 @@ impl Variant {
 
     /// Whether it is held against what we want.
     pub fn is_ours(&self) -> bool {
-        matches!(self.carrier, Carrier::Agents(_))
+        matches!(self.carrier, Carrier::Agents(_) | Carrier::Routes(_))
     }
 
     /// Whether its ratios to the limit are shown.
     pub fn is_compared(&self) -> bool {
-        matches!(self.carrier, Carrier::Agents(_) | Carrier::Other(_))
+        self.is_ours() || matches!(self.carrier, Carrier::Other(_))
     }
 
     pub fn title(&self) -> String {
@@ -190,7 +192,8 @@ const TABLE: &[(Place, &str, Carrier)] = &[
     (Place::Requests, "nginx", Carrier::Proxy(Proxy::Nginx)),
     (Place::Requests, "HAProxy", Carrier::Proxy(Proxy::Haproxy)),
     (Place::Requests, "Envoy", Carrier::Proxy(Proxy::Envoy)),
-    (Place::Requests, "on the node", Carrier::Agents(&[])),
+    (Place::Requests, "on the node", Carrier::Routes(1)),
+    (Place::Requests, "5,000 routes", Carrier::Routes(5000)),
 ];
 
 #[cfg(test)]
