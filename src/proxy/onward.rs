@@ -143,7 +143,8 @@ impl Onward {
             requested: Some(self.dialled),
             key_exchange: None,
         };
-        let opening = Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, info };
+        let opening =
+            Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, via: None, info };
         let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
         let attempt = Attempt {
             proxy: &self.proxy,
@@ -152,6 +153,7 @@ impl Onward {
             client: self.client.ip(),
             dialled: self.dialled,
             connection: &connection,
+            behalf: None,
             early: Cell::new(Some(Early::none())),
             passing: Cell::default(),
         };

@@ -23,6 +23,7 @@ use crate::mesh::{
 };
 use crate::policy::PeerMode;
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
+use crate::transport::Behalf;
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
 use crate::transport::relay::TcpEnd;
@@ -59,7 +60,7 @@ async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, dow
         requested: None,
         key_exchange: None,
     };
-    let opening = Opening { pod: pod.uid(), source: client, dialled, peer: None, info };
+    let opening = Opening { pod: pod.uid(), source: client, dialled, peer: None, via: None, info };
     let connection = proxy.connections.register(&proxy.telemetry, opening);
     let attempt = Attempt {
         proxy: &proxy,
@@ -68,6 +69,7 @@ async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, dow
         client: client.ip(),
         dialled,
         connection: &connection,
+        behalf: None,
         early: Cell::new(Some(application.early())),
         passing: Cell::default(),
     };
@@ -128,6 +130,7 @@ impl Joined {
                     client: ip,
                     dialled,
                     connection,
+                    behalf: None,
                     early: Cell::default(),
                     passing: Cell::default(),
                 };
@@ -178,6 +181,8 @@ pub struct Attempt<'a> {
     pub client: IpAddr,
     pub dialled: SocketAddr,
     pub connection: &'a Connection,
+    /// Where a waypoint dials: the client that it dials for.
+    pub behalf: Option<&'a Behalf>,
     /// What the client has said already. It is away while a tunnel is being opened.
     pub early: Cell<Option<Early>>,
     /// What failed in passing last.
@@ -403,7 +408,7 @@ impl<'a> Attempt<'a> {
             && let Some(mut early) = self.early.take()
         {
             self.connection.telemetry.amend(|info| info.transport = Transport::Fast);
-            let header = fast::Header { destination: to, traceparent: None };
+            let header = fast::Header { destination: to, traceparent: None, behalf: self.behalf.cloned() };
             let opened = self.thread.fast.open(key, &header, &mut early, self.dial(key)).await;
             self.early.set(Some(early));
             match opened? {
@@ -417,6 +422,7 @@ impl<'a> Attempt<'a> {
             forwarded: Some(self.connection.source),
             baggage: baggage(&self.proxy.settings.cluster, &self.pod.captured.workload),
             traceparent: None,
+            behalf: self.behalf.cloned(),
         };
         let (own, wanted) = (&key.source_identity, &key.destination_identity);
         let dial = async {

@@ -1,5 +1,5 @@
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
@@ -9,15 +9,16 @@ use tracing::debug;
 use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::{Failure, Finding};
-use super::inbound::{Arrival, allowed};
+use super::inbound::{Arrival, allowed, is_own_waypoint};
 use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::workers::LoadGuard;
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
-use crate::mesh::{Identity, Reason, Workload};
+use crate::mesh::{Identity, Reason, believable_source};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::Behalf;
 use crate::transport::fast::{self, Link};
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
 use crate::transport::tls::{PeerInfo, Session, Spoken};
@@ -161,7 +162,7 @@ async fn handshake(
     client: SocketAddr,
     local: SocketAddr,
 ) -> Result<Spoken, Failure> {
-    let arrival = Arrival { proxy, pod, client, identity: None, to: local };
+    let arrival = Arrival { proxy, pod, client, identity: None, via: None, to: local };
     arrival.check_source()?;
     let own = pod.captured.workload.identity.as_ref();
     let own = own.ok_or_else(|| Failure::new(Reason::Identity, "the pod has no service account, so no identity"))?;
@@ -182,9 +183,11 @@ struct Arriving {
 impl Arriving {
     async fn serve(self, mut request: Request) {
         let to = SocketAddr::new(request.authority.ip().to_canonical(), request.authority.port());
-        let connection = self.register(to);
+        self.proxy.model.synced().await;
+        let who = self.who(to, request.behalf.take());
+        let connection = self.register(to, &who);
         let admitted = tokio::select! {
-            admitted = Box::pin(self.admit(to, &connection)) => admitted,
+            admitted = Box::pin(self.admit(to, &who, &connection)) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
         };
@@ -204,16 +207,21 @@ impl Arriving {
 
     /// As [`Arriving::serve`]; what is left of the tunnel is returned.
     async fn serve_fast(&self, mut request: fast::Request<'_>) -> fast::After {
-        let to = match request.header() {
-            Ok(header) => SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port()),
+        let (to, behalf) = match request.header() {
+            Ok(header) => {
+                let to = SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port());
+                (to, header.behalf.clone())
+            }
             Err(error) => {
                 debug!(peer = %self.client, %error, "A flow was refused.");
                 return request.refuse(Refusal::Malformed);
             }
         };
-        let connection = self.register(to);
+        self.proxy.model.synced().await;
+        let who = self.who(to, behalf);
+        let connection = self.register(to, &who);
         let admitted = tokio::select! {
-            admitted = Box::pin(self.admit(to, &connection)) => admitted,
+            admitted = Box::pin(self.admit(to, &who, &connection)) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => {
                 connection.failed(&Failure::new(Reason::Reset, "the client gave it up while connecting"));
@@ -229,25 +237,33 @@ impl Arriving {
         }
     }
 
-    fn register(&self, to: SocketAddr) -> Registered {
+    /// Whom a flow is from: the peer, or whom it speaks for where it is the waypoint of what it goes to.
+    fn who(&self, to: SocketAddr, behalf: Option<Behalf>) -> Source {
+        let peer = &self.peer.identity;
+        let believed = behalf.filter(|_| is_own_waypoint(&self.proxy.model.read().mesh, peer, to));
+        match believed {
+            Some(Behalf { identity, address }) => Source { address, identity, via: Some(peer.clone()) },
+            None => Source { address: self.client, identity: peer.clone(), via: None },
+        }
+    }
+
+    fn register(&self, to: SocketAddr, who: &Source) -> Registered {
         let opening = Opening {
             pod: self.pod.uid(),
-            source: self.client,
+            source: who.address,
             dialled: to,
-            peer: Some(self.peer.identity.clone()),
-            info: self.info(to),
+            peer: Some(who.identity.clone()),
+            via: who.via.clone(),
+            info: self.info(to, who),
         };
         self.proxy.connections.register(&self.proxy.telemetry, opening)
     }
 
-    fn info(&self, to: SocketAddr) -> ConnectionInfo {
-        let identity = Some(self.peer.identity.clone());
-        let source = self.source(&self.peer.identity);
-        let source = source.map_or_else(|| Party::stranger(self.client), |pod| Party::of(self.client, &pod));
+    fn info(&self, to: SocketAddr, who: &Source) -> ConnectionInfo {
         ConnectionInfo {
             direction: Direction::Inbound,
             transport: self.transport,
-            source: Party { identity, ..source },
+            source: who.party(&self.proxy),
             destination: Party::of(to, &self.pod.captured.workload),
             service: self.proxy.model.read().mesh.services_at(to).next().cloned(),
             requested: None,
@@ -255,26 +271,47 @@ impl Arriving {
         }
     }
 
-    /// The pod behind the peer's address, where the identity that it proved agrees.
-    fn source(&self, identity: &Identity) -> Option<Arc<Workload>> {
-        let state = self.proxy.model.read();
-        let workload = state.mesh.workload_by_ip(self.client.ip())?;
-        (workload.identity.as_ref() == Some(identity)).then(|| workload.clone())
-    }
-
-    async fn admit(&self, to: SocketAddr, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
+    async fn admit(&self, to: SocketAddr, who: &Source, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
         if to.ip() != self.local.ip() {
             let text = format!("the authority's address {} is not the one connected to, {}", to.ip(), self.local.ip());
             return Err(Failure::new(Reason::Protocol, text));
         }
-        self.proxy.model.synced().await;
-        let identity = Some(&self.peer.identity);
-        let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: self.client, identity, to };
+        let (identity, via) = (Some(&who.identity), who.via.as_ref());
+        let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: who.address, identity, via, to };
         let (_, decision) = arrival.decide()?;
         connection.decided(&decision);
         allowed(&decision)?;
-        let dialled = dial::application(&self.proxy, &self.pod, self.client.ip(), to).await;
+        let dialled = dial::application(&self.proxy, &self.pod, self.seen_by_application(who, to), to).await;
         dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))
+    }
+}
+
+impl Arriving {
+    /// The address that the application sees. A client's that it could not have come from stays hidden behind its
+    /// waypoint's: one of the other family, or the pod's own.
+    fn seen_by_application(&self, who: &Source, to: SocketAddr) -> IpAddr {
+        let address = who.address.ip();
+        let fits = address.is_ipv4() == to.is_ipv4() && believable_source(address, &self.pod.captured.workload.pod.ips);
+        if fits { address } else { self.client.ip() }
+    }
+}
+
+/// Whom a flow is from.
+pub struct Source {
+    pub address: SocketAddr,
+    pub identity: Identity,
+    /// The waypoint that says so.
+    pub via: Option<Identity>,
+}
+
+impl Source {
+    /// For metrics and logs: with the pod behind the address, where the identity agrees.
+    pub fn party(&self, proxy: &Proxy) -> Party {
+        let state = proxy.model.read();
+        let pod = state.mesh.workload_by_ip(self.address.ip());
+        let pod = pod.filter(|workload| workload.identity.as_ref() == Some(&self.identity));
+        let party = pod.map_or_else(|| Party::stranger(self.address), |pod| Party::of(self.address, pod));
+        Party { identity: Some(self.identity.clone()), ..party }
     }
 }
 
