@@ -16,7 +16,7 @@ use super::pods::ServedPod;
 use super::resolve::resolve;
 use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
-use super::{Proxy, carry, dial, requests};
+use super::{Proxy, apart, carry, dial, requests};
 use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
@@ -119,7 +119,7 @@ impl Joined {
         let ip = connection.source.ip();
         match found {
             Found::Upstream(Upstream { way, endpoint: _counted }) => {
-                relay(Source { proxy, pod, ip }, connection, application, way).await;
+                relay(Source { proxy, pod, ip, behalf: None }, connection, application, way).await;
             }
             // On the heap: most connections need nothing of it.
             Found::Requests(service) => {
@@ -239,7 +239,11 @@ impl<'a> Attempt<'a> {
             }
             Destination::Service(service) => {
                 self.asked_for(&service);
-                self.any_endpoint(&service).await.map(Found::Upstream)
+                let upstream = match apart::decide(self.proxy, &service) {
+                    Some(waypoint) => self.waypoint(waypoint).await,
+                    None => self.any_endpoint(&service).await,
+                };
+                upstream.map(Found::Upstream)
             }
             Destination::Workload(workload) => {
                 let way = self.workload(&workload, self.dialled).await?;
@@ -270,6 +274,15 @@ impl<'a> Attempt<'a> {
     /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
     /// second try repeats nothing.
     pub async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream, Failure> {
+        self.any_of(service, |endpoint| self.endpoint(endpoint)).await
+    }
+
+    /// The same, where `reach` says how to get to one.
+    pub async fn any_of(
+        &self,
+        service: &ServiceDestination,
+        reach: impl AsyncFn(SocketAddr) -> Result<Way, Failure>,
+    ) -> Result<Upstream, Failure> {
         let client = {
             let node = self.proxy.settings.node.clone();
             let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
@@ -283,7 +296,7 @@ impl<'a> Attempt<'a> {
                 with_random(|random| self.proxy.balancer().pick(service, &client, &tried, Instant::now(), random));
             let Some(endpoint) = picked else { break };
             let counted = Counted::begin(self.proxy, endpoint);
-            match self.endpoint(endpoint).await {
+            match reach(endpoint).await {
                 Ok(way) => {
                     self.proxy.balancer().succeeded(endpoint, Instant::now());
                     return Ok(Upstream { way, endpoint: Some(counted) });
@@ -323,7 +336,10 @@ impl<'a> Attempt<'a> {
                 Some(neighbour) => {
                     neighbour.reach(self.connection, &own).await.map(|reached| Way::SameNode(Box::new(reached)))
                 }
-                None => self.tunnel(workload, &own, &wanted, to).await,
+                None => {
+                    let hop = SocketAddr::new(to.ip(), TUNNEL_PORT);
+                    self.tunnel(workload, &own, &wanted, hop, to).await
+                }
             },
             Path::Refused(reason, text) => {
                 // A peer that cannot prove who it is may be passed over; a source that cannot finds no other.
@@ -360,16 +376,19 @@ impl<'a> Attempt<'a> {
         Neighbour::find(self.proxy, self.pod, client, workload, to)
     }
 
-    async fn tunnel(
+    /// Through the tunnel port `hop` of a pod, to an address that is the pod's own, or a Service's where the pod is its
+    /// waypoint.
+    pub async fn tunnel(
         &self,
         workload: &Workload,
         identity: &Identity,
         wanted: &Identity,
+        hop: SocketAddr,
         to: SocketAddr,
     ) -> Result<Way, Failure> {
-        self.connection.telemetry.amend(|info| info.direction = Direction::Outbound);
+        let direction = if self.behalf.is_some() { Direction::Relayed } else { Direction::Outbound };
+        self.connection.telemetry.amend(|info| info.direction = direction);
         let own = &self.pod.captured.workload;
-        let hop = SocketAddr::new(to.ip(), TUNNEL_PORT);
         let key = PoolKey {
             source_pod: own.uid().clone(),
             source_ip: self.client,
@@ -470,7 +489,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn source(&self) -> Source<'a> {
-        Source { proxy: self.proxy, pod: self.pod, ip: self.client }
+        Source { proxy: self.proxy, pod: self.pod, ip: self.client, behalf: self.behalf }
     }
 }
 

@@ -1,6 +1,7 @@
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
@@ -13,7 +14,7 @@ use super::inbound::{Arrival, allowed, is_own_waypoint};
 use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
 use super::source_ports::Held;
-use super::workers::LoadGuard;
+use super::workers::{LoadGuard, Thread};
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
 use crate::mesh::{Identity, Reason, believable_source};
@@ -26,6 +27,7 @@ use crate::transport::tls::{PeerInfo, Session, Spoken};
 /// The life of one tunnel connection from a peer, which may carry many flows: at once (HBONE), or one by one (fast).
 pub fn serve(
     proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
     stream: std::net::TcpStream,
     client: SocketAddr,
@@ -33,7 +35,7 @@ pub fn serve(
 ) -> impl Future<Output = ()> {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // Each part on the heap and of its own size: a tunnel that is silent for long needs nothing of what made it.
-    let opening = Box::pin(open(proxy, pod, stream, client));
+    let opening = Box::pin(open(proxy, thread, pod, stream, client));
     async move {
         if let Some(opened) = opening.await {
             opened.await;
@@ -44,6 +46,7 @@ pub fn serve(
 
 async fn open(
     proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
     stream: std::net::TcpStream,
     client: SocketAddr,
@@ -61,7 +64,7 @@ async fn open(
     match opened {
         Ok((spoken, place)) => {
             let peer = Arc::new(spoken.peer().clone());
-            let tunnel = Tunnel { proxy, pod, peer, client, local, _place: place };
+            let tunnel = Tunnel { proxy, thread, pod, peer, client, local, _place: place };
             Some(match spoken {
                 Spoken::Hbone(session) => Box::pin(tunnel.hbone(session)),
                 Spoken::Fast(session) => Box::pin(tunnel.fast(session)),
@@ -86,6 +89,7 @@ async fn open(
 /// A tunnel from a peer that has proved who it is.
 struct Tunnel {
     proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
     peer: Arc<PeerInfo>,
     client: SocketAddr,
@@ -96,7 +100,11 @@ struct Tunnel {
 impl Tunnel {
     async fn hbone(self, session: Session) {
         let arriving = self.arriving(Transport::Hbone);
-        let flows = move |request: Request| drop(tokio::task::spawn_local(arriving.clone().serve(request)));
+        let relays = self.proxy.settings.gateway.is_some();
+        let flows = move |request: Request| match relays {
+            true => drop(tokio::task::spawn_local(arriving.clone().relay(request))),
+            false => drop(tokio::task::spawn_local(arriving.clone().serve(request))),
+        };
         let settings = ServerSettings { idle: self.proxy.settings.tunnel_idle, ..ServerSettings::default() };
         let outcome = hbone::serve(session, settings, flows, self.drained()).await;
         self.ended(outcome.err());
@@ -107,8 +115,16 @@ impl Tunnel {
         let mut drained = pin!(self.drained());
         let settings = fast::ServerSettings { idle: self.proxy.settings.tunnel_idle };
         let mut tunnel = fast::Server::new(session, settings);
+        let relays = self.proxy.settings.gateway.is_some();
         loop {
             match tunnel.next(drained.as_mut()).await {
+                Ok(Some(request)) if relays => {
+                    let asked = arriving.admit_relayed(request).await;
+                    match arriving.relay_fast(tunnel, asked).await {
+                        Some(returned) => tunnel = returned,
+                        None => return,
+                    }
+                }
                 Ok(Some(request)) => {
                     let after = arriving.serve_fast(request).await;
                     if !tunnel.settled(after).await {
@@ -132,8 +148,9 @@ impl Tunnel {
     }
 
     fn arriving(&self, transport: Transport) -> Arriving {
-        let (proxy, pod, peer) = (self.proxy.clone(), self.pod.clone(), self.peer.clone());
-        Arriving { proxy, pod, peer, client: self.client, local: self.local, transport }
+        let (proxy, thread) = (self.proxy.clone(), self.thread.clone());
+        let (pod, peer) = (self.pod.clone(), self.peer.clone());
+        Arriving { proxy, thread, pod, peer, client: self.client, local: self.local, transport }
     }
 
     /// Completes when no new flow is to begin.
@@ -171,13 +188,14 @@ async fn handshake(
 
 /// One flow on its way in.
 #[derive(Clone)]
-struct Arriving {
-    proxy: Arc<Proxy>,
-    pod: Arc<ServedPod>,
-    peer: Arc<PeerInfo>,
-    client: SocketAddr,
+pub struct Arriving {
+    pub proxy: Arc<Proxy>,
+    pub thread: Rc<Thread>,
+    pub pod: Arc<ServedPod>,
+    pub peer: Arc<PeerInfo>,
+    pub client: SocketAddr,
     local: SocketAddr,
-    transport: Transport,
+    pub transport: Transport,
 }
 
 impl Arriving {
@@ -317,7 +335,7 @@ impl Source {
 
 // facts of the field's protocol: 400 malformed, 401 denied by policy, 503 next hop unreachable. 500 and 504 are ours: to a
 // peer of the field they are a 503.
-fn refusal(failure: &Failure) -> Refusal {
+pub fn refusal(failure: &Failure) -> Refusal {
     match (&failure.reason, failure.finding) {
         (Reason::Protocol, _) => Refusal::Malformed,
         (Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied, _) => Refusal::Denied,
