@@ -32,7 +32,8 @@ pub struct AgentArgs {
     pub node: String,
 
     /// Instead of a cluster, a folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node,
-    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, HTTPRoute, GRPCRoute, NetworkPolicy and those of CNIs.
+    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, Gateway, HTTPRoute, GRPCRoute, NetworkPolicy and those of
+    /// CNIs.
     /// Other kinds are passed over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
@@ -198,11 +199,6 @@ impl AgentArgs {
             (None, Some(file)) => Some(Access::File(file.clone())),
             (None, None) => Some(Access::InCluster),
         }
-    }
-
-    /// The CA of the controller beside this agent.
-    pub fn default_ca_address(&self) -> Result<CaAddress, Failure> {
-        CaAddress::of_controller(&self.namespace).map_err(Failure::usage)
     }
 }
 

@@ -7,12 +7,15 @@ use super::connections::Connection;
 use super::pods::ServedPod;
 use crate::mesh::{Destination, NamespacedName, Reason, Workload};
 use crate::policy::{Query, Verdict};
+use crate::transport::Behalf;
 
 /// The pod that dialled, and the address that it used.
 pub struct Source<'a> {
     pub proxy: &'a Proxy,
     pub pod: &'a ServedPod,
     pub ip: IpAddr,
+    /// Where the pod is a waypoint: whom it speaks for, which is whom the destination's agent judges.
+    pub behalf: Option<&'a Behalf>,
 }
 
 impl Source<'_> {
@@ -28,8 +31,13 @@ impl Source<'_> {
         let state = self.proxy.model.read();
         let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
         let decision = state.policies.decide(&Query {
-            source_ip: self.own_address(to).unwrap_or(self.ip),
-            source_identity: self.pod.captured.workload.identity.as_ref(),
+            source_ip: self
+                .behalf
+                .map_or_else(|| self.own_address(to).unwrap_or(self.ip), |behalf| behalf.address.ip()),
+            source_identity: match self.behalf {
+                Some(behalf) => Some(&behalf.identity),
+                None => self.pod.captured.workload.identity.as_ref(),
+            },
             destination: workload,
             destination_addr: to,
             services: &services,

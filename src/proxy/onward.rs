@@ -25,13 +25,13 @@ use super::same_node::Arriving;
 use super::source_ports::Held;
 use super::workers::{Thread, with_random};
 use crate::mesh::balance::Client;
-use crate::mesh::{AppProtocol, Destination, Path, PodUid, Reason, Waypoint, Workload};
+use crate::mesh::{AppProtocol, Destination, Identity, Path, PodUid, Reason, Waypoint, Workload};
 use crate::model::Model;
 use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::fast::Early;
 use crate::transport::relay::{Asking, Ended, Outcome};
-use crate::transport::{Socket, Stream};
+use crate::transport::{Behalf, Socket, Stream};
 use crate::waypoint::{self, Look, Place, Receiver, Refusal, View};
 
 /// A pod of this node that sends requests on, from one of its addresses, to a Service whose routes decide where to. The
@@ -51,6 +51,8 @@ pub struct Onward {
 pub struct Bond {
     pub source: PodUid,
     pub source_ip: IpAddr,
+    /// Whom a waypoint speaks for on it.
+    pub behalf: Option<Identity>,
     pub endpoint: SocketAddr,
     /// The pod at the endpoint, and how it is reached; none where the mesh has no say.
     pub destination: Option<(PodUid, Path)>,
@@ -82,7 +84,8 @@ impl Onward {
             requested: Some(self.dialled),
             key_exchange: None,
         };
-        let opening = Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, info };
+        let opening =
+            Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, via: None, info };
         let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
         let attempt = Attempt {
             proxy: &self.proxy,
@@ -91,6 +94,7 @@ impl Onward {
             client: self.client.ip(),
             dialled: self.dialled,
             connection: &connection,
+            behalf: None,
             early: Cell::new(Some(Early::none())),
             passing: Cell::default(),
         };
@@ -102,7 +106,9 @@ impl Onward {
         match reached {
             Ok(way) => {
                 connection.connected();
-                Ok(Line::new(self.clone(), connection, way))
+                let pod =
+                    LinePod { proxy: self.proxy.clone(), pod: self.pod.clone(), ip: self.client.ip(), behalf: None };
+                Ok(Line::new(pod, connection, way))
             }
             Err(failure) => {
                 connection.failed(&failure);
@@ -214,7 +220,8 @@ impl Place for Onward {
             }
             _ => None,
         };
-        Some(Bond { source: self.pod.uid().clone(), source_ip: self.client.ip(), endpoint, destination })
+        let (source, source_ip) = (self.pod.uid().clone(), self.client.ip());
+        Some(Bond { source, source_ip, behalf: None, endpoint, destination })
     }
 
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {
@@ -224,7 +231,7 @@ impl Place for Onward {
 
 impl Attempt<'_> {
     /// One endpoint, within the limits of the pod.
-    async fn reach(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
+    pub(super) async fn reach(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
         self.check_limits()?;
         self.endpoint(endpoint).await
     }
@@ -233,7 +240,7 @@ impl Attempt<'_> {
 /// One connection to an endpoint, as a stream of bytes. How it ended is recorded when it is dropped.
 pub struct Line {
     stream: Stream,
-    onward: Onward,
+    pod: LinePod,
     connection: Registered,
     /// The other side of a connection to a pod of this node.
     inbound: Option<(Arriving, Held)>,
@@ -241,8 +248,16 @@ pub struct Line {
     ended: Option<(Outcome, Option<io::Error>)>,
 }
 
+/// The pod that a connection is of, with the address that it used, and whom it speaks for.
+pub(super) struct LinePod {
+    pub proxy: Arc<Proxy>,
+    pub pod: Arc<ServedPod>,
+    pub ip: IpAddr,
+    pub behalf: Option<Behalf>,
+}
+
 impl Line {
-    fn new(onward: Onward, connection: Registered, way: Way) -> Self {
+    pub(super) fn new(pod: LinePod, connection: Registered, way: Way) -> Self {
         let (stream, inbound) = match way {
             Way::Fast(flow) => (Stream::fast(flow), None),
             Way::Hbone(flow) => (Stream::hbone(flow), None),
@@ -253,7 +268,7 @@ impl Line {
                 (Stream::Tcp(Socket::new(stream)), Some((inbound, held)))
             }
         };
-        Self { stream, onward, connection, inbound, asking: <[Asking; 2]>::default(), ended: None }
+        Self { stream, pod, connection, inbound, asking: <[Asking; 2]>::default(), ended: None }
     }
 
     /// What is known of it.
@@ -294,8 +309,8 @@ impl Line {
 
     /// Why policy allows it no more, if it does not: the far agent's reset carries no words.
     fn denied_now(&self) -> Option<Reason> {
-        let Onward { proxy, pod, client, .. } = &self.onward;
-        Source { proxy, pod, ip: client.ip() }.denied_now(&self.connection)
+        let LinePod { proxy, pod, ip, behalf } = &self.pod;
+        Source { proxy, pod, ip: *ip, behalf: behalf.as_ref() }.denied_now(&self.connection)
     }
 }
 
@@ -384,7 +399,7 @@ pub struct RequestPlace {
 }
 
 impl RequestPlace {
-    fn take(pod: &Arc<ServedPod>) -> Self {
+    pub(super) fn take(pod: &Arc<ServedPod>) -> Self {
         Self { count: pod.begin_request(), pod: pod.clone() }
     }
 }

@@ -106,6 +106,8 @@ pub enum Direction {
     Inbound,
     /// From a pod of this node to where the mesh has no say.
     Passthrough,
+    /// Through a waypoint in a process of its own, as that tells it.
+    Relayed,
 }
 
 impl Direction {
@@ -114,6 +116,7 @@ impl Direction {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
             Self::Passthrough => "passthrough",
+            Self::Relayed => "relayed",
         }
     }
 
@@ -121,6 +124,7 @@ impl Direction {
         match self {
             Self::Outbound | Self::Passthrough => "source",
             Self::Inbound => "destination",
+            Self::Relayed => "waypoint",
         }
     }
 }

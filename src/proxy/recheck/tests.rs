@@ -36,7 +36,7 @@ impl Scene {
                 key_exchange: None,
             };
             let source = "10.1.0.9:1".parse().unwrap();
-            let opening = Opening { pod: &PodUid::new(pod), source, dialled: to, peer: None, info };
+            let opening = Opening { pod: &PodUid::new(pod), source, dialled: to, peer: None, via: None, info };
             connections.register(&telemetry, opening)
         });
         Self { model, connections, _live: live.into() }

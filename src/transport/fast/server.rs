@@ -4,12 +4,14 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use metrics::counter;
+use tokio::sync::oneshot;
 
 use super::ProtocolError;
 use super::flow::{After, Progress, Side, carry, settle};
 use super::frame::Kind;
 use super::header::Header;
 use super::link::Link;
+use super::stream::{Held, Stream};
 use crate::transport::hbone::Refusal;
 use crate::transport::metrics::{FAST_REFUSED, FastConnection};
 use crate::transport::relay::{Ended, RelayControl, TcpEnd};
@@ -173,6 +175,36 @@ impl Server {
             After::Unsettled(awaited) => settle(&mut self.link, awaited).await,
             After::Spent => false,
         }
+    }
+}
+
+/// A connection whose flow is carried by somebody else as a stream of bytes.
+pub struct Lent {
+    link: oneshot::Receiver<Link>,
+    peer: PeerInfo,
+    settings: ServerSettings,
+    counted: FastConnection,
+}
+
+impl Server {
+    /// Says that the flow is accepted that was asked for last, and hands it out as a stream of bytes.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn into_stream(mut self) -> std::io::Result<(Stream, Lent)> {
+        self.link.push(Kind::Ok, &[])?;
+        let (owner, link) = oneshot::channel();
+        let stream = Stream::new(Held::Lent(Box::new(self.link), owner), Progress::default());
+        Ok((stream, Lent { link, peer: self.peer, settings: self.settings, counted: self._counted }))
+    }
+}
+
+impl Lent {
+    /// Waits for the end of the flow. `None` where the connection can take no other.
+    pub async fn returned(self) -> Option<Server> {
+        let Self { link, peer, settings, counted } = self;
+        let link = link.await.ok()?;
+        Some(Server { link, peer, settings, discarding: None, _counted: counted })
     }
 }
 

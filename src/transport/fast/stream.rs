@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use super::ProtocolError;
 use super::flow::{Awaited, Progress, settle};
@@ -17,10 +18,35 @@ use super::pool::Lease;
 /// is left to be said is said behind it.
 pub struct Stream {
     /// None once dropped.
-    lease: Option<Lease>,
+    held: Option<Held>,
     progress: Progress,
     /// The connection broke, or the peer reset the flow.
     broken: Option<Broken>,
+}
+
+/// A connection, and whose it is again behind the flow.
+pub(super) enum Held {
+    /// The pool's.
+    Lease(Box<Lease>),
+    /// The server's, which waits for it.
+    Lent(Box<Link>, oneshot::Sender<Link>),
+}
+
+impl Held {
+    fn link(&mut self) -> &mut Link {
+        match self {
+            Self::Lease(lease) => &mut lease.link,
+            Self::Lent(link, _) => link,
+        }
+    }
+
+    fn give_back(self) {
+        match self {
+            Self::Lease(lease) => lease.give_back(),
+            // Who waited for it may have gone: then it closes.
+            Self::Lent(link, owner) => drop(owner.send(*link)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,8 +57,8 @@ enum Broken {
 }
 
 impl Stream {
-    pub(super) fn new(lease: Lease, progress: Progress) -> Self {
-        Self { lease: Some(lease), progress, broken: None }
+    pub(super) fn new(held: Held, progress: Progress) -> Self {
+        Self { held: Some(held), progress, broken: None }
     }
 
     /// Whether this side has said its end.
@@ -43,7 +69,7 @@ impl Stream {
     fn link(&mut self) -> io::Result<&mut Link> {
         match self.broken {
             Some(_) => Err(reset_by_peer()),
-            None => self.lease.as_mut().map(|lease| &mut lease.link).ok_or_else(reset_by_peer),
+            None => self.held.as_mut().map(Held::link).ok_or_else(reset_by_peer),
         }
     }
 
@@ -52,7 +78,12 @@ impl Stream {
             return Poll::Ready(Ok(()));
         }
         loop {
+            let awaits_done = self.progress.end_sent && !self.progress.done_received;
             let link = self.link()?;
+            if link.has_unsent() {
+                // Such as our yes to the flow: who reads need not write first.
+                let _ = link.poll_flush(cx)?;
+            }
             let Some(frame) = link.front() else {
                 if link.is_ended() {
                     let text = "the peer closed the tunnel with a flow under way";
@@ -76,6 +107,10 @@ impl Stream {
                         let _ = self.link()?.poll_flush(cx)?;
                     }
                     return Poll::Ready(Ok(()));
+                }
+                Kind::Done if awaits_done => {
+                    link.pop();
+                    self.progress.done_received = true;
                 }
                 Kind::Reset => {
                     link.pop();
@@ -154,15 +189,15 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let Some(mut lease) = self.lease.take() else { return };
+        let Some(mut held) = self.held.take() else { return };
         let awaited = match self.broken {
             Some(Broken::Link) => return,
-            Some(Broken::Reset) => match lease.link.push(Kind::ResetAck, &[]) {
+            Some(Broken::Reset) => match held.link().push(Kind::ResetAck, &[]) {
                 Ok(()) => Some(Awaited::Nothing),
                 Err(_) => return,
             },
             None if self.progress.end_sent => None,
-            None => match lease.link.push(Kind::Reset, &[]) {
+            None => match held.link().push(Kind::Reset, &[]) {
                 Ok(()) => Some(Awaited::Acknowledgement),
                 Err(_) => return,
             },
@@ -170,11 +205,11 @@ impl Drop for Stream {
         let progress = self.progress;
         tokio::task::spawn_local(async move {
             let fit = match awaited {
-                Some(awaited) => settle(&mut lease.link, awaited).await,
-                None => finish(&mut lease.link, progress).await,
+                Some(awaited) => settle(held.link(), awaited).await,
+                None => finish(held.link(), progress).await,
             };
             if fit {
-                lease.give_back();
+                held.give_back();
             }
         });
     }

@@ -143,7 +143,7 @@ fn key() -> PoolKey {
 }
 
 fn header(port: u16) -> Header {
-    Header { destination: SocketAddr::from(([10, 0, 0, 2], port)), traceparent: None }
+    Header { destination: SocketAddr::from(([10, 0, 0, 2], port)), traceparent: None, behalf: None }
 }
 
 /// An application at the near end, and what the agent has of it.
