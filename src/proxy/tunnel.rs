@@ -4,6 +4,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tracing::debug;
 
@@ -11,18 +12,19 @@ use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::{Failure, Finding};
 use super::inbound::{Arrival, allowed, is_own_waypoint};
+use super::inward::{Dialled, Inward};
 use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
-use super::source_ports::Held;
 use super::workers::{LoadGuard, Thread};
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
 use crate::mesh::{Identity, Reason, believable_source};
+use crate::policy::Reads;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
-use crate::transport::Behalf;
 use crate::transport::fast::{self, Link};
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
 use crate::transport::tls::{PeerInfo, Session, Spoken};
+use crate::transport::{Behalf, Stream};
 
 /// The life of one tunnel connection from a peer, which may carry many flows: at once (HBONE), or one by one (fast).
 pub fn serve(
@@ -209,8 +211,8 @@ impl Arriving {
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
         };
-        let (application, _held) = match admitted {
-            Ok(application) => application,
+        let (dialled, reads) = match admitted {
+            Ok(admitted) => admitted,
             Err(failure) => {
                 request.refuse(refusal(&failure));
                 return connection.failed(&failure);
@@ -218,7 +220,11 @@ impl Arriving {
         };
         let own = baggage(&self.proxy.settings.cluster, &self.pod.captured.workload);
         match request.accept(&own) {
-            Ok(flow) => carry::out_of_tunnel(&connection, flow, application).await,
+            Ok(flow) if reads == Reads::Nothing => {
+                let (application, _held) = dialled;
+                carry::out_of_tunnel(&connection, flow, application).await;
+            }
+            Ok(flow) => self.inward(to, &who).serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await,
             Err(error) => connection.failed(&Failure::new(Reason::Reset, error.to_string())),
         }
     }
@@ -247,7 +253,21 @@ impl Arriving {
             }
         };
         match admitted {
-            Ok((application, _held)) => carry::out_of_fast_tunnel(&connection, request, application).await,
+            Ok(((application, _held), Reads::Nothing)) => {
+                carry::out_of_fast_tunnel(&connection, request, application).await
+            }
+            Ok((dialled, _)) => match request.into_stream() {
+                Ok(stream) => {
+                    let serving =
+                        self.inward(to, &who).serve(Stream::Fast(stream), BytesMut::new(), dialled, &connection);
+                    Box::pin(serving).await;
+                    fast::After::Lent
+                }
+                Err(cause) => {
+                    connection.failed(&carry::broken(&cause));
+                    fast::After::Spent
+                }
+            },
             Err(failure) => {
                 connection.failed(&failure);
                 request.refuse(refusal(&failure))
@@ -263,6 +283,13 @@ impl Arriving {
             Some(Behalf { identity, address }) => Source { address, identity, via: Some(peer.clone()) },
             None => Source { address: self.client, identity: peer.clone(), via: None },
         }
+    }
+
+    /// The way in for requests.
+    fn inward(&self, to: SocketAddr, who: &Source) -> Inward {
+        let (proxy, pod) = (self.proxy.clone(), self.pod.clone());
+        let (identity, via) = (Some(who.identity.clone()), who.via.clone());
+        Inward { proxy, pod, client: who.address, seen: self.seen_by_application(who, to), identity, via, to }
     }
 
     fn register(&self, to: SocketAddr, who: &Source) -> Registered {
@@ -289,18 +316,18 @@ impl Arriving {
         }
     }
 
-    async fn admit(&self, to: SocketAddr, who: &Source, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
+    async fn admit(&self, to: SocketAddr, who: &Source, connection: &Connection) -> Result<(Dialled, Reads), Failure> {
         if to.ip() != self.local.ip() {
             let text = format!("the authority's address {} is not the one connected to, {}", to.ip(), self.local.ip());
             return Err(Failure::new(Reason::Protocol, text));
         }
         let (identity, via) = (Some(&who.identity), who.via.as_ref());
         let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: who.address, identity, via, to };
-        let (_, decision) = arrival.decide()?;
-        connection.decided(&decision);
-        allowed(&decision)?;
+        let decided = arrival.decide(connection)?;
+        allowed(&decided.decision)?;
         let dialled = dial::application(&self.proxy, &self.pod, self.seen_by_application(who, to), to).await;
-        dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))
+        let dialled = dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))?;
+        Ok((dialled, decided.reads))
     }
 }
 

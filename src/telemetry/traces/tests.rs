@@ -77,6 +77,8 @@ fn info() -> Box<RequestInfo> {
         path: "/a".to_owned(),
         route: Some(NamespacedName::new("shop", "canary")),
         trace: None,
+        verdict: None,
+        policy: None,
         status: 503,
         grpc_status: None,
         reason: Some(Reason::Connect),
