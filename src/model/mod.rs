@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::mesh::{self, Change, Mesh, MeshSettings};
 use crate::policy::{self, Policies, Scope};
-use crate::route;
+use crate::route::{self, traffic};
 use interner::Interner;
 
 /// The one model of an agent. A step is made beside what readers see, and put in its place when it is whole: nobody
@@ -35,6 +35,7 @@ pub struct State {
     pub mesh: Mesh,
     pub policies: Policies,
     pub routes: route::Table,
+    pub traffic: traffic::Table,
 }
 
 /// One step of the model.
@@ -44,6 +45,7 @@ pub enum Delta {
     Mesh(mesh::Delta),
     Policy(policy::Delta),
     Route(route::Delta),
+    Traffic(traffic::Delta),
 }
 
 /// What one step of the model changed.
@@ -62,6 +64,7 @@ impl Model {
                 mesh: Mesh::new(settings),
                 policies,
                 routes: route::Table::default(),
+                traffic: traffic::Table::default(),
             }),
             interner: Mutex::default(),
             generation: watch::Sender::new(0),
@@ -79,6 +82,7 @@ impl Model {
                     Delta::Mesh(delta) => step.change.merge(state.mesh.apply(interner.intern(delta))),
                     Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
                     Delta::Route(delta) => state.routes.apply(delta),
+                    Delta::Traffic(delta) => state.traffic.apply(delta),
                 }
             }
         });

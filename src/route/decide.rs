@@ -9,8 +9,7 @@ use super::cors::{self, Grant};
 use super::head::Head;
 use super::index::{Entry, RuleSet};
 use super::{
-    Action, Answer, Backend, BackendRef, Because, Filters, Retry, RouteKind, RouteRef, Rule, SessionPersistence,
-    Target, Timeouts,
+    Action, Answer, Backend, BackendRef, Because, Filters, Retry, RouteKind, RouteRef, Rule, Target, Timeouts,
 };
 
 /// What rules the requests to one port of one Service from one client namespace.
@@ -170,15 +169,13 @@ impl<'a> Forward<'a> {
     }
 
     pub fn timeouts(&self) -> Timeouts {
-        self.rule().timeouts
+        let Timeouts { request, backend_request } = self.rule().timeouts;
+        let limit = |time: Option<std::time::Duration>| time.filter(|time| !time.is_zero());
+        Timeouts { request: limit(request), backend_request: limit(backend_request) }
     }
 
     pub fn retry(&self) -> Option<&'a Retry> {
-        self.rule().retry.as_ref()
-    }
-
-    pub fn session(&self) -> Option<&'a SessionPersistence> {
-        self.rule().session.as_ref()
+        self.rule().retry.as_deref()
     }
 
     /// What is answered in place of the backend, such as that it is not there.

@@ -23,6 +23,7 @@ mod pattern;
 pub mod resilience;
 pub mod status;
 mod table;
+pub mod traffic;
 
 pub use answer::{Answer, Because, GrpcStatus, is_grpc};
 pub use cors::{Allowed, Cors, Origin};
