@@ -68,6 +68,7 @@ pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
         let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
         let mut crd = serde_yaml::to_value(&crd)?;
         schema::refuse_null(&mut crd);
+        schema::drop_strange_formats(&mut crd);
         schema::explain_refusals(&mut crd);
         let yaml = serde_yaml::to_string(&crd)?;
         Ok(CrdFile { name, yaml: format!("{GENERATED}{yaml}") })

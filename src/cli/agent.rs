@@ -31,8 +31,8 @@ pub struct AgentArgs {
     pub node: String,
 
     /// Instead of a cluster, a folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node,
-    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, HTTPRoute, GRPCRoute, NetworkPolicy and those of CNIs.
-    /// Other kinds are passed over.
+    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, TrafficPolicy, HTTPRoute, GRPCRoute, XBackendTrafficPolicy,
+    /// NetworkPolicy and those of CNIs. Other kinds are passed over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 

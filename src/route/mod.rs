@@ -21,6 +21,7 @@ mod object;
 mod path;
 mod pattern;
 pub mod resilience;
+pub mod session;
 pub mod status;
 mod table;
 pub mod traffic;

@@ -4,6 +4,7 @@ mod protocols;
 mod refusals;
 mod routes;
 mod server;
+mod traffic;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -27,7 +28,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("http::an_agent_is_replaced_and_no_request_is_lost", lab(), an_agent_is_replaced),
         trial_with("http::many_requests_at_once_are_all_answered", lab(), many_requests_at_once),
     ];
-    [own, protocols::trials(), refusals::trials(), routes::trials()].into_iter().flatten().collect()
+    [own, protocols::trials(), refusals::trials(), routes::trials(), traffic::trials()].into_iter().flatten().collect()
 }
 
 /// One connection, many requests: to either endpoint, from the client's own address, over few connections.

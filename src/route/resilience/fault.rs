@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::super::Share;
+use super::super::{GrpcStatus, Share};
 
 /// `faultInjection`: at the client's side, once a request, and never repeated.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -19,7 +19,8 @@ pub struct FaultRules {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Abort {
     Http(StatusCode),
-    Grpc(u16),
+    /// To clients of gRPC alone.
+    Grpc(GrpcStatus),
 }
 
 /// What befalls one request: the delay first, then the abort.
@@ -67,12 +68,12 @@ mod tests {
     #[test]
     fn only_requests_with_the_headers_are_befallen() {
         let header = (HeaderName::from_static("x-chaos"), HeaderValue::from_static("yes"));
-        let abort = Some((Abort::Grpc(14), Share::ALL));
+        let abort = Some((Abort::Grpc(GrpcStatus::Unavailable), Share::ALL));
         let rules = FaultRules { headers: vec![header.clone()], delay: None, abort };
         let mut head = HeaderMap::new();
         assert_eq!(rules.draw(&head, [0, 0]), Fault::default());
         head.append("x-chaos", HeaderValue::from_static("no"));
         head.append(header.0, header.1);
-        assert_eq!(rules.draw(&head, [0, 0]).abort, Some(Abort::Grpc(14)));
+        assert_eq!(rules.draw(&head, [0, 0]).abort, Some(Abort::Grpc(GrpcStatus::Unavailable)));
     }
 }

@@ -49,6 +49,8 @@ struct Record {
     /// Of this round.
     requests: u32,
     successes: u32,
+    /// In the round before.
+    was_asked: bool,
     ejections: u32,
     ejected_until: Option<Instant>,
 }
@@ -121,8 +123,13 @@ impl<E: Hash + Eq + Clone> Outliers<E> {
             // One that was in order for a whole round begins anew with short ejections.
             let is_well = !record.is_ejected(now) && record.requests > 0 && record.requests == record.successes;
             record.ejections = record.ejections.saturating_sub(u32::from(is_well));
+            record.was_asked = record.requests > 0;
             (record.requests, record.successes) = (0, 0);
         }
+        // What nobody has asked for a while is forgotten: endpoints come and go.
+        self.endpoints.retain(|_, record| {
+            record.was_asked || record.errors > 0 || record.ejected_until.is_some_and(|until| now < until + LONGEST)
+        });
         if rules.success_rate_deviation == 0 || rates.len() < FEWEST {
             return;
         }

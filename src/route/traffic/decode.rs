@@ -19,7 +19,7 @@ use crate::mesh::{NamespacedName, TrafficDistribution};
 use crate::route::decode::rule::{duration, read_retry, read_session, timeouts};
 use crate::route::decode::{GATEWAY_GROUP, is_core, read};
 use crate::route::resilience::{Abort, BudgetRules, FaultRules, Limits, OutlierRules, Rate};
-use crate::route::{DecodeError, Retry, RouteKind, RouteRef, Share};
+use crate::route::{DecodeError, GrpcStatus, Retry, RouteKind, RouteRef, Share};
 
 mod wire;
 
@@ -180,7 +180,8 @@ fn retry(field: &str, written: wire::Retry) -> Result<Retry, DecodeError> {
         backoff: written.backoff,
         codes: written.codes,
     };
-    let code = |(at, name): (usize, &String)| grpc_code(&format!("{field}.grpcCodes[{at}]"), name);
+    let code =
+        |(at, name): (usize, &String)| grpc_code(&format!("{field}.grpcCodes[{at}]"), name).map(|status| status as u16);
     let grpc_codes = codes.iter().enumerate().map(code).collect::<Result<_, _>>()?;
     Ok(Retry { grpc_codes, ..read_retry(field, upstream)? })
 }
@@ -275,7 +276,11 @@ fn breaker(field: &str, written: wire::CircuitBreaker) -> Result<Limits, DecodeE
         pending: written.max_pending_requests,
         requests: written.max_requests,
     };
-    match limits == Limits::default() {
+    let said = [limits.connections, limits.pending, limits.requests];
+    if said.contains(&Some(0)) {
+        return Err(refuse(field, "0 lets nothing through; write 1 or more"));
+    }
+    match said.iter().all(Option::is_none) {
         true => Err(refuse(field, "write at least one of maxConnections, maxPendingRequests, maxRequests")),
         false => Ok(limits),
     }
@@ -387,10 +392,8 @@ fn header_name(field: &str, text: &str) -> Result<HeaderName, DecodeError> {
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| refuse(field, format!("{text:?} is no name of a header")))
 }
 
-/// [Status codes of gRPC](https://grpc.io/docs/guides/status-codes/), as their names are written.
-fn grpc_code(field: &str, name: &str) -> Result<u16, DecodeError> {
-    let known =
-        (0u16..).zip(GRPC_CODES).find(|(_, known)| *known == name).map(|(code, _)| code).filter(|code| *code > 0);
+fn grpc_code(field: &str, name: &str) -> Result<GrpcStatus, DecodeError> {
+    let known = GrpcStatus::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, status)| status);
     known.ok_or_else(|| {
         refuse(field, format!("{name:?} is no status of an error of gRPC; write one such as UNAVAILABLE"))
     })
@@ -403,24 +406,3 @@ fn required<T>(written: Option<T>, field: &str, name: &str) -> Result<T, DecodeE
 fn refuse(field: impl Into<String>, cause: impl Into<String>) -> DecodeError {
     DecodeError { field: field.into(), cause: cause.into() }
 }
-
-/// By their numbers.
-pub(super) const GRPC_CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];

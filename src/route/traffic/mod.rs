@@ -120,21 +120,35 @@ pub struct Fields {
 impl Fields {
     /// The names of those that say something, as they are written.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        let named = [
-            ("timeouts.request", self.request.is_some()),
-            ("timeouts.backendRequest", self.backend_request.is_some()),
-            ("retry", self.retry.is_some()),
-            ("retryConstraint", self.retry_constraint.is_some()),
-            ("sessionPersistence", self.session.is_some()),
-            ("faultInjection", self.fault.is_some()),
-            ("rateLimits", self.rate_limits.is_some()),
-            ("circuitBreaker", self.breaker.is_some()),
-            ("outlierDetection", self.outliers.is_some()),
-            ("loadBalancer", self.balance.is_some()),
+        let said = [
+            self.request.is_some(),
+            self.backend_request.is_some(),
+            self.retry.is_some(),
+            self.retry_constraint.is_some(),
+            self.session.is_some(),
+            self.fault.is_some(),
+            self.rate_limits.is_some(),
+            self.breaker.is_some(),
+            self.outliers.is_some(),
+            self.balance.is_some(),
         ];
-        named.into_iter().filter(|(_, said)| *said).map(|(name, _)| name)
+        NAMES.into_iter().zip(said).filter(|(_, said)| *said).map(|(name, _)| name)
     }
 }
+
+/// Of all fields, in the order in which they are told.
+const NAMES: [&str; 10] = [
+    "timeouts.request",
+    "timeouts.backendRequest",
+    "retry",
+    "retryConstraint",
+    "sessionPersistence",
+    "faultInjection",
+    "rateLimits",
+    "circuitBreaker",
+    "outlierDetection",
+    "loadBalancer",
+];
 
 /// Those that only a Service takes: they are about its endpoints.
 pub const OF_SERVICES: [&str; 3] = ["circuitBreaker", "outlierDetection", "loadBalancer"];

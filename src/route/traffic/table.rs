@@ -1,9 +1,9 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use super::{Fields, PolicyRef, Target, TrafficPolicy};
+use super::{Fields, PolicyRef, RateLimit, Target, TrafficPolicy};
 use crate::mesh::{NamespacedName, SharedMap, Vacant};
-use crate::route::{RouteRef, Rule, Timeouts};
+use crate::route::{RouteRef, Rule, SessionPersistence, Timeouts};
 
 /// All policies about traffic. One applied costs in proportion to its targets; a clone shares what neither side
 /// changes.
@@ -63,7 +63,8 @@ impl Table {
     }
 
     /// What is in force for a request that goes to a Service, by this rule of a route or without any: of each field
-    /// what the rule itself says, else the policy on the rule, on its route, on the Service.
+    /// what the rule itself says, else the policy on the rule, on its route, on the Service. But for the rate limits of
+    /// Services, which are counted where their pods are: [`Table::rate_limits`].
     pub fn in_force(&self, rule: Option<(&RouteRef, &Rule)>, service: &NamespacedName) -> InForce {
         // Most requests: nobody has asked for anything.
         let says = |rule: &Rule| rule.timeouts != Timeouts::default() || rule.retry.is_some() || rule.session.is_some();
@@ -81,6 +82,25 @@ impl Table {
             self.fill(&mut fields, &Target::Service(service.clone()));
         }
         InForce(Arc::new(fields))
+    }
+
+    /// The session that the requests of one rule belong to, whatever their backend is.
+    pub fn session_of_rule(&self, route: &RouteRef, rule: &Rule) -> Option<Arc<SessionPersistence>> {
+        if rule.session.is_some() || self.by_target.is_empty() {
+            return rule.session.clone();
+        }
+        let on_rule = rule.name.as_ref().map(|name| Target::Rule(route.clone(), name.clone()));
+        let levels = on_rule.into_iter().chain([Target::Route(route.clone())]);
+        levels.into_iter().find_map(|level| self.at(&level).iter().find_map(|policy| policy.fields.session.clone()))
+    }
+
+    /// The limits that are counted where a Service's pods are.
+    pub fn rate_limits(&self, service: &NamespacedName) -> Option<Arc<[RateLimit]>> {
+        if self.by_target.is_empty() {
+            return None;
+        }
+        let level = self.at(&Target::Service(service.clone()));
+        level.iter().find_map(|policy| policy.fields.rate_limits.clone())
     }
 
     /// What is in force for whoever goes to a Service.
@@ -111,6 +131,7 @@ impl Table {
                 }
             }
         }
+        found.sort_by_key(|(name, _)| super::NAMES.iter().position(|known| known == name));
         found
     }
 
@@ -149,11 +170,12 @@ impl Table {
             fields.retry_constraint = fields.retry_constraint.or(more.retry_constraint);
             fill(&mut fields.session, &more.session);
             fill(&mut fields.fault, &more.fault);
-            fill(&mut fields.rate_limits, &more.rate_limits);
             if is_service {
                 fields.breaker = fields.breaker.or(more.breaker);
                 fields.outliers = fields.outliers.or(more.outliers);
                 fill(&mut fields.balance, &more.balance);
+            } else {
+                fill(&mut fields.rate_limits, &more.rate_limits);
             }
         }
     }

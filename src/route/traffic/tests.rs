@@ -5,7 +5,7 @@ use super::status::conditions;
 use super::*;
 use crate::route::resilience::Abort;
 use crate::route::tests::route_of;
-use crate::route::{DecodeError, Route, RouteKind};
+use crate::route::{DecodeError, GrpcStatus, Route, RouteKind};
 
 /// `spec` beside what it is about: the Service `cart`.
 fn about_cart(name: &str, age: i64, mut spec: Value) -> TrafficPolicy {
@@ -71,7 +71,7 @@ fn every_field_is_read() {
     let budget = fields.retry_constraint.unwrap();
     assert_eq!((budget.percent, budget.free, budget.free_interval.as_secs()), (30, 5, 1));
     let fault = fields.fault.unwrap();
-    assert_eq!(fault.abort.unwrap().0, Abort::Grpc(15));
+    assert_eq!(fault.abort.unwrap().0, Abort::Grpc(GrpcStatus::DataLoss));
     let limits = fields.rate_limits.unwrap();
     assert_eq!((limits[0].rate.burst, limits[1].rate.burst, limits[2].by.clone()), (10, 1, RateBy::Identity));
     assert_eq!(fields.breaker.unwrap().pending, Some(2));
