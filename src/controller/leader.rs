@@ -1,9 +1,10 @@
-//! What the leader alone does: conditions on policies and routes, Events on pods, taints of nodes.
+//! What the leader alone does: statuses of policies and routes, Events on pods, taints of nodes.
 
 mod conditions;
 mod events;
 mod routes;
 mod taints;
+mod traffic;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -27,10 +28,12 @@ use super::pods::Pods;
 use crate::api::{GROUP, MeshNode, VERSION};
 use crate::policy::PolicyKind;
 use crate::route::RouteKind;
+use crate::route::traffic::TrafficKind;
 use conditions::Conditions;
 use events::Events;
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
+use traffic::{PoliciesOf, TrafficStatuses};
 
 /// Does the leader's work whenever this replica leads.
 pub struct Leader {
@@ -71,10 +74,14 @@ impl Leader {
         let ((http, http_watch), (grpc, grpc_watch)) =
             (self.watch_routes(RouteKind::Http, "httproutes"), self.watch_routes(RouteKind::Grpc, "grpcroutes"));
         let routes = [grpc, http];
+        let (ours, our_watch) = self.watch_traffic(TrafficKind::Traffic, GROUP, "trafficpolicies");
+        let (theirs, their_watch) = self.watch_traffic(TrafficKind::Backend, EXPERIMENTAL, "xbackendtrafficpolicies");
+        let traffic = [ours, theirs];
 
         let mut conditions = Conditions::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
         let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces);
+        let mut traffic_statuses = TrafficStatuses::new(self.client.clone());
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
             let mut ticks = tokio::time::interval(BREATH);
@@ -85,6 +92,7 @@ impl Leader {
                 conditions.tell(PolicyKind::AuthorizationPolicy, &authorization, authorizations.state(), &told).await;
                 conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
                 statuses.tell(&routes).await;
+                traffic_statuses.tell(&traffic, &statuses, &routes).await;
                 events.tell(&told).await;
                 taints.take_off(&nodes.state(), &self.pods).await;
             }
@@ -98,8 +106,22 @@ impl Leader {
             namespace_watch.boxed(),
             http_watch.boxed(),
             grpc_watch.boxed(),
+            our_watch.boxed(),
+            their_watch.boxed(),
         ]);
         tokio::join!(work, watches);
+    }
+
+    fn watch_traffic(
+        &self,
+        kind: TrafficKind,
+        group: &str,
+        plural: &str,
+    ) -> (PoliciesOf, impl Future<Output = ()> + use<>) {
+        let named = GroupVersionKind::gvk(group, VERSION, kind.as_str());
+        let resource = ApiResource::from_gvk_with_plural(&named, plural);
+        let (store, watch) = watch_objects(&self.client, &resource);
+        (PoliciesOf { kind, resource, store }, watch)
     }
 
     fn watch_routes(&self, kind: RouteKind, plural: &str) -> (RoutesOf, impl Future<Output = ()> + use<>) {
@@ -154,5 +176,7 @@ fn record(kind: &'static str, what: &str, written: Result<(), &kube::Error>) {
     }
 }
 
+/// Of the Gateway API's experimental kinds.
+const EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 /// Between two rounds: what changes in a burst is written once.
 const BREATH: Duration = Duration::from_secs(1);
