@@ -5,14 +5,17 @@
 pub mod explain;
 
 mod interner;
+mod unread;
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{broadcast, watch};
 
-use crate::mesh::{self, Change, Mesh, MeshSettings};
-use crate::policy::{self, Policies, Scope};
+use crate::mesh::{self, Change, Identity, Mesh, MeshSettings, Requests, Workload};
+use crate::policy::{self, Policies, Query, Reads, Scope, Selection};
 use crate::route::{self, traffic};
 use interner::Interner;
 
@@ -36,6 +39,33 @@ pub struct State {
     pub policies: Policies,
     pub routes: route::Table,
     pub traffic: traffic::Table,
+}
+
+impl State {
+    /// What policy is asked about a connection to a pod, and whether its requests are to be read for that.
+    pub fn query<'a>(
+        &'a self,
+        source_ip: IpAddr,
+        source_identity: Option<&'a Identity>,
+        destination: &'a Workload,
+        destination_addr: SocketAddr,
+    ) -> (Query<'a>, Reads) {
+        let services = self.mesh.services_at(destination_addr).as_slice();
+        let mut query = Query { source_ip, source_identity, destination, destination_addr, services, requests: false };
+        let is_limited = query.own_services().any(|service| self.traffic.rate_limits(service).is_some());
+        let limits = if is_limited { Reads::ToDecide } else { Reads::Nothing };
+        let reads = match self.policies.reads(&query).max(limits) {
+            Reads::Nothing => Reads::Nothing,
+            reads => match (reads, self.mesh.requests_at(destination, destination_addr)) {
+                (_, Requests::Unread) => Reads::Nothing,
+                // Whoever only observes keeps nobody from speaking something else.
+                (Reads::ToObserve, Requests::Guessed) => Reads::Nothing,
+                (reads, _) => reads,
+            },
+        };
+        query.requests = reads != Reads::Nothing;
+        (query, reads)
+    }
 }
 
 /// One step of the model.
@@ -82,7 +112,13 @@ impl Model {
                     Delta::Mesh(delta) => step.change.merge(state.mesh.apply(interner.intern(delta))),
                     Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
                     Delta::Route(delta) => state.routes.apply(delta),
-                    Delta::Traffic(delta) => state.traffic.apply(delta),
+                    Delta::Traffic(delta) => {
+                        // As for a policy that speaks of requests: those to their pods are to be read now.
+                        step.policies.extend(state.traffic.apply(delta).into_iter().map(|service| Scope {
+                            namespace: service.namespace.clone(),
+                            selection: Selection::Services(BTreeSet::from([service])),
+                        }));
+                    }
                 }
             }
         });

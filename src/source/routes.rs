@@ -34,7 +34,7 @@ pub(super) fn ineffective(view: &View) -> Vec<(&Key, String, String)> {
     let policies: Vec<(&Key, &Arc<TrafficPolicy>)> =
         view.iter().filter_map(|(key, item)| Some((key, policy(item)?))).collect();
     let mut table = Table::default();
-    policies.iter().for_each(|(_, policy)| table.apply(traffic::Delta::Apply((*policy).clone())));
+    policies.iter().for_each(|(_, policy)| drop(table.apply(traffic::Delta::Apply((*policy).clone()))));
     let mut told = Vec::new();
     for (key, policy) in policies {
         for target in &policy.targets {

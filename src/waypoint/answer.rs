@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 
 use super::{Failure, LIMITED};
-use crate::mesh::Reason;
+use crate::mesh::{NamespacedName, Reason};
 use crate::route::GrpcStatus;
 
 /// Why a request got no answer of an application: what its client is told, and what metrics and the access log are.
@@ -87,6 +87,16 @@ impl Refusal {
     /// As a fault that is injected says.
     pub fn fault(status: StatusCode, grpc: GrpcStatus) -> Self {
         Self { status, grpc, ..Self::unavailable(Reason::Fault, "a fault was injected") }
+    }
+
+    /// Whether policy is it, and which one where that is known.
+    pub fn denial(&self) -> Option<Option<&NamespacedName>> {
+        match &self.reason {
+            Reason::Policy(policy) => Some(Some(policy)),
+            Reason::Plaintext(policy) => Some(policy.as_ref()),
+            Reason::Denied => Some(None),
+            _ => None,
+        }
     }
 
     fn unavailable(reason: Reason, detail: impl Into<String>) -> Self {

@@ -10,7 +10,7 @@ use super::answer::Refusal;
 use super::body::RequestBody;
 use super::client::Version;
 use super::head::Upgrade;
-use super::place::Receiver;
+use super::place::{Permit, Receiver};
 use super::tries::Errand;
 use super::upstream::{Lease, acquire};
 use crate::mesh::AppProtocol;
@@ -50,6 +50,8 @@ impl<'a> Manner<'a> {
 pub struct Answered {
     pub response: Response<Incoming>,
     pub lease: Lease,
+    /// Where policy was asked here.
+    pub permit: Option<Permit>,
 }
 
 /// A try that came to nothing.
@@ -99,7 +101,7 @@ impl<'a> Way<'a> {
         for stale in 0.. {
             let Some(endpoint) = self.pick() else { return Err(Failed::refused(no_endpoint(self.errand.to))) };
             self.endpoint = Some(endpoint);
-            self.errand.place.judge(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
+            let permit = self.errand.place.judge(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
             let mut lease = match acquire(
                 self.errand.place,
                 self.errand.to,
@@ -134,7 +136,7 @@ impl<'a> Way<'a> {
                     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                         lease.disinherit();
                     }
-                    return Ok(Answered { response, lease });
+                    return Ok(Answered { response, lease, permit });
                 }
                 Err(unsent) => unsent,
             };

@@ -20,7 +20,7 @@ use super::client::Version;
 use super::forward::{Answered, Manner};
 use super::head::{self, Upgrade};
 use super::mirror;
-use super::place::View;
+use super::place::{Permit, View};
 use super::plan::{Plan, stick_to_backend};
 use super::session::Session;
 use super::tee::Tee;
@@ -31,7 +31,7 @@ use super::wire::Violation;
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry};
+use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry, Verdict};
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
@@ -52,6 +52,9 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
             record.amend(|info| {
+                if let Some(policy) = refusal.denial() {
+                    (info.verdict, info.policy) = (Some(Verdict::Deny), policy.cloned());
+                }
                 info.reason = Some(refusal.reason.clone());
                 info.detail = refusal.detail.clone();
             });
@@ -201,8 +204,11 @@ impl Ask<'_> {
         let gate = gate(&mut head, manner.version);
         let body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
         let errand = Errand { place: &self.session.place, to: &to, plan: &plan, limits: &limits, manner };
-        let Answered { response, lease } = send(errand, head, body, tee.as_deref()).await?;
+        let Answered { response, lease, permit } = send(errand, head, body, tee.as_deref()).await?;
         record.amend(|info| {
+            if let Some(Permit { policy }) = permit {
+                (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
+            }
             let service = info.connection.service.take();
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
@@ -306,6 +312,8 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
         path: written(head.uri.path()),
         route: None,
         status: 0,
+        verdict: None,
+        policy: None,
         grpc_status: None,
         reason: None,
         detail: String::new(),

@@ -1,5 +1,6 @@
 //! HTTP on the node: requests told apart between real clients and real servers.
 
+mod l7_policy;
 mod protocols;
 mod refusals;
 mod routes;
@@ -28,7 +29,8 @@ pub fn trials() -> Vec<Trial> {
         trial_with("http::an_agent_is_replaced_and_no_request_is_lost", lab(), an_agent_is_replaced),
         trial_with("http::many_requests_at_once_are_all_answered", lab(), many_requests_at_once),
     ];
-    [own, protocols::trials(), refusals::trials(), routes::trials(), traffic::trials()].into_iter().flatten().collect()
+    let trials = [l7_policy::trials(), protocols::trials(), refusals::trials(), routes::trials(), traffic::trials()];
+    own.into_iter().chain(trials.into_iter().flatten()).collect()
 }
 
 /// One connection, many requests: to either endpoint, from the client's own address, over few connections.

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -31,19 +32,23 @@ impl Vacant for Level {
 }
 
 impl Table {
-    pub fn apply(&mut self, delta: Delta) {
+    /// Says which Services may be limited in another way now.
+    pub fn apply(&mut self, delta: Delta) -> BTreeSet<NamespacedName> {
+        let mut limited = BTreeSet::new();
         let (name, new) = match delta {
             Delta::Apply(policy) => (policy.name.clone(), Some(policy)),
             Delta::Delete(name) => (name, None),
         };
         if let Some(old) = self.policies.remove(&name) {
+            limited.extend(old.limited().cloned());
             for target in &old.targets {
                 self.by_target.change(&target.target, |level| {
                     Arc::make_mut(&mut level.0).retain(|policy| policy.name != name);
                 });
             }
         }
-        let Some(new) = new else { return };
+        let Some(new) = new else { return limited };
+        limited.extend(new.limited().cloned());
         for target in &new.targets {
             self.by_target.change(&target.target, |level| {
                 let level = Arc::make_mut(&mut level.0);
@@ -55,6 +60,7 @@ impl Table {
             });
         }
         self.policies.insert(name, new);
+        limited
     }
 
     /// Every policy, in no order.
@@ -178,6 +184,14 @@ impl Table {
                 fill(&mut fields.rate_limits, &more.rate_limits);
             }
         }
+    }
+}
+
+impl TrafficPolicy {
+    /// The Services whose pods' agents count requests.
+    fn limited(&self) -> impl Iterator<Item = &NamespacedName> {
+        let targets = self.fields.rate_limits.iter().flat_map(|_| &self.targets);
+        targets.filter_map(|target| if let Target::Service(name) = &target.target { Some(name) } else { None })
     }
 }
 

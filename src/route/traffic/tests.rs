@@ -20,7 +20,7 @@ fn read(name: &str, age: i64, spec: Value) -> Result<TrafficPolicy, DecodeError>
 
 fn table(policies: &[&TrafficPolicy]) -> Table {
     let mut table = Table::default();
-    policies.iter().for_each(|policy| table.apply(Delta::Apply(Arc::new((*policy).clone()))));
+    policies.iter().for_each(|policy| drop(table.apply(Delta::Apply(Arc::new((*policy).clone())))));
     table
 }
 

@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("http::traffic::a_header_leads_to_one_endpoint_from_everywhere", lab(), a_header_leads),
         trial_with("http::traffic::a_session_outlives_the_weight_of_its_backend", lab(), a_session),
         trial_with("http::traffic::a_route_limits_the_rate", lab(), a_route_limits),
+        trial_with("http::traffic::a_service_is_limited_where_its_pods_are", lab(), a_service_is_limited),
         trial_with("http::traffic::connections_take_turns", lab(), connections_take_turns),
     ]
 }
@@ -250,6 +251,26 @@ fn a_route_limits(lab: &Lab) -> Result<()> {
     let line = agents[0].access_line("the limit", |line| line["status"] == 429)?;
     ensure!(line["reason"] == "rate-limit" && line["route"] == "shop/cart", "{line}");
     ensure!(agents[0].metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
+    Ok(())
+}
+
+/// Clients of two nodes are counted together, and each identity by itself.
+fn a_service_is_limited(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    let other = lab.pod(PodSpec::new("shop/other", "node-b").service_account("other"))?;
+    policy(lab, "v1", json!({"rateLimits": [{"requests": 3, "interval": "1h"}]}))?;
+    policy(lab, "v2", json!({"rateLimits": [{"requests": 1, "interval": "1h", "by": "Identity"}]}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let ask = |from: &Pod, service: u8| from.http_get((vip(service), 80), "/x").map(|answer| answer.status);
+    let all = [ask(&shop.web, 2)?, ask(&other, 2)?, ask(&shop.web, 2)?, ask(&other, 2)?, ask(&shop.web, 2)?];
+    ensure!(all == [200, 200, 200, 429, 429], "{all:?}");
+    let each = [ask(&shop.web, 3)?, ask(&shop.web, 3)?, ask(&other, 3)?, ask(&other, 3)?];
+    ensure!(each == [200, 429, 200, 429], "{each:?}");
+    ensure!((shop.v1.heard().len(), shop.v2.heard().len()) == (3, 2), "what was held back was heard");
+    let inbound = |line: &Value| line["direction"] == "inbound" && line["status"] == 429;
+    let line = agents[1].access_line("the limit", inbound)?;
+    ensure!(line["reason"] == "rate-limit" && line["destination_pod"] == "shop/v1", "{line}");
+    ensure!(agents[1].metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
     Ok(())
 }
 
