@@ -71,10 +71,13 @@ impl Leader {
         let ((http, http_watch), (grpc, grpc_watch)) =
             (self.watch_routes(RouteKind::Http, "httproutes"), self.watch_routes(RouteKind::Grpc, "grpcroutes"));
         let routes = [grpc, http];
+        let gateway = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
+        let gateway = ApiResource::from_gvk_with_plural(&gateway, "gateways");
+        let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
 
         let mut conditions = Conditions::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
-        let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces);
+        let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces, gateways);
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
             let mut ticks = tokio::time::interval(BREATH);
@@ -98,6 +101,7 @@ impl Leader {
             namespace_watch.boxed(),
             http_watch.boxed(),
             grpc_watch.boxed(),
+            gateway_watch.boxed(),
         ]);
         tokio::join!(work, watches);
     }

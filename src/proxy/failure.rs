@@ -102,6 +102,7 @@ impl Finding {
             | Reason::Denied
             | Reason::Identity
             | Reason::Tls
+            | Reason::Waypoint
             | Reason::Source => PROHIBITED,
         }
     }

@@ -25,13 +25,14 @@ pub enum Kind {
     /// Of the Gateway API.
     HttpRoute,
     GrpcRoute,
+    Gateway,
     /// A CNI's own.
     Cni(&'static CniKind),
 }
 
 impl Kind {
     /// All but those of CNIs.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -44,6 +45,7 @@ impl Kind {
         Self::MeshNode,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::Gateway,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -60,6 +62,7 @@ impl Kind {
             Self::MeshNode => "MeshNode",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::Gateway => "Gateway",
             Self::Cni(kind) => kind.kind,
         }
     }
@@ -75,7 +78,7 @@ impl Kind {
             Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
             Self::EndpointSlice => Some("discovery.k8s.io/v1"),
             Self::PeerAuthentication | Self::AuthorizationPolicy | Self::MeshNode => Some("selvedge.dev/v1alpha1"),
-            Self::HttpRoute | Self::GrpcRoute => Some("gateway.networking.k8s.io/v1"),
+            Self::HttpRoute | Self::GrpcRoute | Self::Gateway => Some("gateway.networking.k8s.io/v1"),
             Self::Cni(_) => None,
         }
     }
@@ -136,6 +139,7 @@ impl Key {
             Kind::Pod => ObjectKind::Pod,
             Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
             Kind::MeshNode => ObjectKind::MeshNode,
+            Kind::Gateway => ObjectKind::Gateway,
             Kind::HttpRoute => return Some(route(RouteKind::Http)),
             Kind::GrpcRoute => return Some(route(RouteKind::Grpc)),
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,

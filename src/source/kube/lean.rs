@@ -50,6 +50,10 @@ impl Keep {
             Kind::Cni(_) => Self::Only(&[("metadata", METADATA)]),
             // All of their spec: what nobody knows of a match or a filter is not passed over.
             Kind::HttpRoute | Kind::GrpcRoute => Self::Only(&[("metadata", ROUTE_METADATA), ("spec", Self::All)]),
+            Kind::Gateway => Self::Only(&[
+                ("metadata", METADATA),
+                ("spec", Self::Only(&[("gatewayClassName", Self::All), ("listeners", Self::All)])),
+            ]),
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => POLICY,
         }
     }
