@@ -77,10 +77,13 @@ impl Leader {
         let (ours, our_watch) = self.watch_traffic(TrafficKind::Traffic, GROUP, "trafficpolicies");
         let (theirs, their_watch) = self.watch_traffic(TrafficKind::Backend, EXPERIMENTAL, "xbackendtrafficpolicies");
         let traffic = [ours, theirs];
+        let gateway = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
+        let gateway = ApiResource::from_gvk_with_plural(&gateway, "gateways");
+        let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
 
         let mut conditions = Conditions::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
-        let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces);
+        let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces, gateways);
         let mut traffic_statuses = TrafficStatuses::new(self.client.clone());
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
@@ -108,6 +111,7 @@ impl Leader {
             grpc_watch.boxed(),
             our_watch.boxed(),
             their_watch.boxed(),
+            gateway_watch.boxed(),
         ]);
         tokio::join!(work, watches);
     }

@@ -25,6 +25,9 @@ pub enum Reason {
     UnknownDestination,
     /// A Service without an endpoint that may be used.
     NoEndpoint,
+    /// The Service's waypoint, a process of its own, is not there, or does not admit the Service; or somebody went round
+    /// it.
+    Waypoint,
     /// The peer is to be in the mesh, but its node has not captured it yet, and STRICT rules there.
     PeerUncaptured,
     /// A source that nobody may claim: loopback, link-local, or the pod's own address.
@@ -62,6 +65,7 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::UnknownDestination => "unknown-destination",
             Self::NoEndpoint => "no-endpoint",
+            Self::Waypoint => "waypoint",
             Self::PeerUncaptured => "peer-uncaptured",
             Self::Source => "source",
             Self::Protocol => "protocol",

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{AppProtocol, NamespacedName, PodUid, Settings};
+use super::{AppProtocol, Labels, NamespacedName, PodUid, Settings};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Namespace {
     pub name: Arc<str>,
     pub settings: Settings,
+    pub labels: Labels,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -106,6 +106,7 @@ impl Finding {
             | Reason::Denied
             | Reason::Identity
             | Reason::Tls
+            | Reason::Waypoint
             | Reason::Source => PROHIBITED,
         }
     }

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +45,10 @@ pub struct Inward {
     pub pod: Arc<ServedPod>,
     pub client: SocketAddr,
     pub identity: Option<Identity>,
+    /// The waypoint that says so.
+    pub via: Option<Identity>,
+    /// The address that the application sees.
+    pub seen: IpAddr,
     pub to: SocketAddr,
 }
 
@@ -120,11 +124,11 @@ struct Served {
 
 impl Served {
     async fn line(&self, endpoint: SocketAddr) -> Result<Line, Failure> {
-        let Inward { proxy, pod, client, .. } = &self.inward;
+        let Inward { proxy, pod, seen, .. } = &self.inward;
         let (stream, held) = match self.dialled.take() {
             Some(dialled) => dialled,
             None => {
-                let dialled = dial::application(proxy, pod, client.ip(), endpoint).await;
+                let dialled = dial::application(proxy, pod, *seen, endpoint).await;
                 dialled.map_err(|cause| Failure::connect(&format!("application at {endpoint}"), &cause))?
             }
         };
@@ -196,9 +200,9 @@ impl Place for Served {
     }
 
     fn judge(&self, _: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
-        let Inward { proxy, pod, client, identity, to } = &self.inward;
-        let decision =
-            decide_request(proxy, pod, *client, identity.as_ref(), *to, request).map_err(Refusal::unreached)?;
+        let Inward { proxy, pod, client, identity, via, to, .. } = &self.inward;
+        let who = (*client, identity.as_ref(), via.as_ref());
+        let decision = decide_request(proxy, pod, who, *to, request).map_err(Refusal::unreached)?;
         self.connection.judged(&decision);
         allowed(&decision).map_err(Refusal::unreached)?;
         self.limit(request.headers)?;
@@ -213,7 +217,7 @@ impl Place for Served {
 
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
         let Inward { pod, client, .. } = &self.inward;
-        Some(Bond { source: pod.uid().clone(), source_ip: client.ip(), endpoint, destination: None })
+        Some(Bond { source: pod.uid().clone(), source_ip: client.ip(), behalf: None, endpoint, destination: None })
     }
 
     fn connect<'a>(&'a self, _: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod apart;
 mod baggage;
 mod carry;
 mod choosing;
@@ -60,6 +61,7 @@ pub use workers::{Workers, with_random};
 
 use crate::capture::NetNs;
 use crate::identity::Identities;
+use crate::mesh::NamespacedName;
 use crate::mesh::balance::Balancer;
 use crate::model::Model;
 use crate::telemetry::Telemetry;
@@ -100,6 +102,8 @@ pub struct ProxySettings {
     /// What may carry connections between nodes.
     pub tunnel: Offer,
     pub same_node: SameNode,
+    /// The Gateway that this process is the waypoint of, where it is one: then it serves one pod, its own.
+    pub gateway: Option<NamespacedName>,
     /// A peer's tunnel without a connection in it is closed after so long.
     pub tunnel_idle: Duration,
 }

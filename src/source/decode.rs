@@ -17,6 +17,7 @@ use crate::route::{self, Route};
 
 mod cluster;
 mod field;
+mod gateway;
 mod key;
 mod network_policy;
 mod pod;
@@ -24,6 +25,7 @@ mod policies;
 mod routes;
 mod service;
 
+pub use gateway::read_gateway;
 pub(super) use key::{Key, Kind};
 pub use network_policy::CniKind;
 pub(super) use policies::PolicyItem;
@@ -305,6 +307,7 @@ fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Resu
         Kind::MeshNode => cluster::mesh_node(key, parse(value)?).map(plain),
         Kind::HttpRoute | Kind::GrpcRoute => routes::route(key, &value),
         Kind::TrafficPolicy | Kind::BackendTrafficPolicy => routes::traffic(key, &value),
+        Kind::Gateway => gateway::gateway(key, parse(value)?),
     }
 }
 

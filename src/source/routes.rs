@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::decode::{Item, Key, Kind};
 use super::view::View;
-use crate::mesh::{NamespacedName, Object, Service, ServiceKind, Waypoint};
+use crate::mesh::{Namespace, NamespacedName, Object, Service, ServiceKind, Waypoint, WaypointProblem};
 use crate::route::status::{GrpcClaims, ServiceFacts, ServiceShape, check_parent, missing_backends};
 use crate::route::traffic::{self, Table, TrafficPolicy};
 use crate::route::{Route, RouteKind, RouteRef};
@@ -77,16 +77,28 @@ fn facts(view: &View, name: &NamespacedName) -> Option<ServiceFacts> {
         ServiceKind::ExternalName => ServiceShape::ExternalName,
     };
     let ports = service.ports.iter().map(|port| (port.port, port.name.clone())).collect();
-    Some(ServiceFacts { shape, ports, waypoint: waypoint(view, service) })
+    let waypoint = waypoint(view, service);
+    let without = without(view, &service.name.namespace, &waypoint);
+    Some(ServiceFacts { shape, ports, waypoint, without })
 }
 
 fn waypoint(view: &View, service: &Service) -> Waypoint {
-    let of_namespace = || {
-        let name = NamespacedName { namespace: "".into(), name: service.name.namespace.clone() };
-        match &**view.get(&Key { kind: Kind::Namespace, name })? {
-            Item::Other(Object::Namespace(namespace)) => namespace.settings.waypoint.clone(),
-            _ => None,
-        }
-    };
+    let of_namespace = || namespace(view, &service.name.namespace)?.settings.waypoint.clone();
     service.settings.waypoint.clone().or_else(of_namespace).unwrap_or(Waypoint::None)
+}
+
+fn without(view: &View, own: &Arc<str>, waypoint: &Waypoint) -> Option<WaypointProblem> {
+    let labels = namespace(view, own).map(|namespace| namespace.labels.clone()).unwrap_or_default();
+    waypoint.problem(own, &labels, |name| match &**view.get(&Key { kind: Kind::Gateway, name: name.clone() })? {
+        Item::Other(Object::Gateway(gateway)) => Some(gateway.clone()),
+        _ => None,
+    })
+}
+
+fn namespace<'a>(view: &'a View, name: &Arc<str>) -> Option<&'a Namespace> {
+    let name = NamespacedName { namespace: "".into(), name: name.clone() };
+    match &**view.get(&Key { kind: Kind::Namespace, name })? {
+        Item::Other(Object::Namespace(namespace)) => Some(namespace),
+        _ => None,
+    }
 }

@@ -37,7 +37,7 @@ use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTele
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
     let place = session.place.count_request();
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let asks_upgrade = head.headers.contains_key(UPGRADE);
     let asked = Asked {
         is_grpc: is_grpc(&head),
@@ -45,7 +45,13 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         sent: Rc::default(),
         is_alone: place.count <= MOST_OF_POD,
     };
-    let mut record = session.place.telemetry().request(describe(&session, &head, &asked));
+    let telemetry = session.place.telemetry();
+    let info = describe(&session, &head, &asked);
+    let span = telemetry.traces().begin(info.connection.direction.into(), &mut head.headers);
+    let mut record = telemetry.request(info);
+    if let Some(span) = span {
+        record.traced(span);
+    }
     let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
     let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
     let (mut head, from) = match outcome {
@@ -315,6 +321,7 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
         verdict: None,
         policy: None,
         grpc_status: None,
+        trace: None,
         reason: None,
         detail: String::new(),
         sent: 0,

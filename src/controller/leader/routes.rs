@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 
 use super::record;
 use crate::api::StatusCondition;
-use crate::mesh::{NamespacedName, Settings, Waypoint};
+use crate::mesh::{Gateway, Labels, NamespacedName, Settings, Waypoint};
 use crate::route::status::{Condition, GrpcClaims, ServiceFacts, ServiceShape, conditions};
 use crate::route::{Route, RouteKind, RouteRef, decode};
+use crate::source::decode::read_gateway;
 
 /// Writes our entries of `status.parents` where they say something else than what is so; those of other controllers
 /// stay as they are.
@@ -27,6 +28,7 @@ pub struct RouteStatuses {
     client: Client,
     services: Store<RoutedService>,
     namespaces: Store<RoutedNamespace>,
+    gateways: Store<DynamicObject>,
     /// By UID: what the decoder made of one generation.
     read: HashMap<String, (i64, Arc<Route>)>,
     rounds: u32,
@@ -74,21 +76,29 @@ pub struct RoutedNamespace {
 }
 
 impl RouteStatuses {
-    pub fn new(client: Client, services: Store<RoutedService>, namespaces: Store<RoutedNamespace>) -> Self {
-        Self { client, services, namespaces, read: HashMap::new(), rounds: 0, told: None }
+    pub fn new(
+        client: Client,
+        services: Store<RoutedService>,
+        namespaces: Store<RoutedNamespace>,
+        gateways: Store<DynamicObject>,
+    ) -> Self {
+        Self { client, services, namespaces, gateways, read: HashMap::new(), rounds: 0, told: None }
     }
 
     pub async fn tell(&mut self, all: &[RoutesOf]) {
         self.rounds = self.rounds.saturating_add(1);
         // What has not been listed yet is not missing. A cluster may lack one of the kinds of routes for good.
         let listed = is_ready(&self.services) && is_ready(&self.namespaces);
-        if !listed || self.rounds < PATIENCE && !all.iter().all(|routes| is_ready(&routes.store)) {
+        if !listed
+            || self.rounds < PATIENCE && !(is_ready(&self.gateways) && all.iter().all(|routes| is_ready(&routes.store)))
+        {
             return;
         }
-        let seen = all
-            .iter()
-            .map(|of_kind| versions(&of_kind.store))
-            .chain([versions(&self.services), versions(&self.namespaces)]);
+        let seen = all.iter().map(|of_kind| versions(&of_kind.store)).chain([
+            versions(&self.services),
+            versions(&self.namespaces),
+            versions(&self.gateways),
+        ]);
         let seen = Some(seen.fold(u64::from(self.rounds < PATIENCE), |sum, of_kind| sum.rotate_left(7) ^ of_kind));
         if self.told == seen {
             return;
@@ -162,6 +172,20 @@ impl RouteStatuses {
         self.read.get(object.metadata.uid.as_ref()?).map(|(_, route)| route.clone())
     }
 
+    fn gateway(&self, name: &NamespacedName) -> Option<Gateway> {
+        let named = |object: &DynamicObject| {
+            object.metadata.namespace.as_deref() == Some(&*name.namespace)
+                && object.metadata.name.as_deref() == Some(&*name.name)
+        };
+        let object = self.gateways.find(named)?;
+        read_gateway(serde_json::to_value(&*object).ok()?).ok().map(|(gateway, _)| gateway)
+    }
+
+    fn labels(&self, namespace: &str) -> Labels {
+        let namespace = self.namespaces.get(&ObjectRef::new(namespace));
+        namespace.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default().into()
+    }
+
     pub fn facts(&self, name: &NamespacedName) -> Option<ServiceFacts> {
         let service = self.services.get(&ObjectRef::new(&name.name).within(&name.namespace))?;
         let spec = &service.spec;
@@ -175,7 +199,8 @@ impl RouteStatuses {
         let ports = ports.map(|port| (port.port, port.name.as_deref().unwrap_or_default().into())).collect();
         let of_namespace = || waypoint(&self.namespaces.get(&ObjectRef::new(&name.namespace))?.metadata);
         let waypoint = waypoint(&service.metadata).or_else(of_namespace).unwrap_or(Waypoint::None);
-        Some(ServiceFacts { shape, ports, waypoint })
+        let without = waypoint.problem(&name.namespace, &self.labels(&name.namespace), |gateway| self.gateway(gateway));
+        Some(ServiceFacts { shape, ports, waypoint, without })
     }
 }
 

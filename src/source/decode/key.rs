@@ -29,13 +29,14 @@ pub enum Kind {
     /// Ours, and the Gateway API's, about traffic.
     TrafficPolicy,
     BackendTrafficPolicy,
+    Gateway,
     /// A CNI's own.
     Cni(&'static CniKind),
 }
 
 impl Kind {
     /// All but those of CNIs.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -50,6 +51,7 @@ impl Kind {
         Self::GrpcRoute,
         Self::TrafficPolicy,
         Self::BackendTrafficPolicy,
+        Self::Gateway,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -68,6 +70,7 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
+            Self::Gateway => "Gateway",
             Self::Cni(kind) => kind.kind,
         }
     }
@@ -86,7 +89,7 @@ impl Kind {
                 Some("selvedge.dev/v1alpha1")
             }
             Self::BackendTrafficPolicy => Some("gateway.networking.x-k8s.io/v1alpha1"),
-            Self::HttpRoute | Self::GrpcRoute => Some("gateway.networking.k8s.io/v1"),
+            Self::HttpRoute | Self::GrpcRoute | Self::Gateway => Some("gateway.networking.k8s.io/v1"),
             Self::Cni(_) => None,
         }
     }
@@ -148,6 +151,7 @@ impl Key {
             Kind::Pod => ObjectKind::Pod,
             Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
             Kind::MeshNode => ObjectKind::MeshNode,
+            Kind::Gateway => ObjectKind::Gateway,
             Kind::HttpRoute => return Some(route(RouteKind::Http)),
             Kind::GrpcRoute => return Some(route(RouteKind::Grpc)),
             Kind::TrafficPolicy => return Some(traffic(TrafficKind::Traffic)),

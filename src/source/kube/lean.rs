@@ -52,6 +52,10 @@ impl Keep {
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TrafficPolicy | Kind::BackendTrafficPolicy => {
                 Self::Only(&[("metadata", ROUTE_METADATA), ("spec", Self::All)])
             }
+            Kind::Gateway => Self::Only(&[
+                ("metadata", METADATA),
+                ("spec", Self::Only(&[("gatewayClassName", Self::All), ("listeners", Self::All)])),
+            ]),
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => POLICY,
         }
     }
