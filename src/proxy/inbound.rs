@@ -53,20 +53,20 @@ impl Arrival<'_> {
     }
 }
 
-/// Where a connection comes from, who that proved to be, and which waypoint says so.
-pub type Who<'a> = (SocketAddr, Option<&'a Identity>, Option<&'a Identity>);
-
-/// Whether somebody is believed at a pod's address about whom it speaks for.
-pub fn is_own_waypoint(mesh: &Mesh, identity: &Identity, to: SocketAddr) -> bool {
-    mesh.own_waypoints_at(to).any(|waypoint| waypoint.identity == *identity)
-}
-
 /// What policy says of a connection.
 pub struct Decided {
     pub workload: Arc<Workload>,
     pub decision: Decision,
     /// Whether its requests are to be read, each for itself.
     pub reads: Reads,
+}
+
+/// Where a connection comes from, who that proved to be, and which waypoint says so.
+pub type Who<'a> = (SocketAddr, Option<&'a Identity>, Option<&'a Identity>);
+
+/// Whether somebody is believed at a pod's address about whom it speaks for.
+pub fn is_own_waypoint(mesh: &Mesh, identity: &Identity, to: SocketAddr) -> bool {
+    mesh.own_waypoints_at(to).any(|waypoint| waypoint.identity == *identity)
 }
 
 /// Asks policy about one arrival. The pod must still be in the model, and hold the address.
@@ -78,7 +78,7 @@ pub fn decide(
 ) -> Result<Decided, Failure> {
     let state = proxy.model.read();
     let workload = destination(&state, pod, to)?;
-    check_via(&state, via, to)?;
+    check_waypoint(&state, via, to)?;
     let (query, reads) = state.query(client.ip(), identity, workload, to);
     Ok(Decided { workload: workload.clone(), decision: state.policies.decide(&query), reads })
 }
@@ -93,7 +93,7 @@ pub fn decide_request(
 ) -> Result<Decision, Failure> {
     let state = proxy.model.read();
     let workload = destination(&state, pod, to)?;
-    check_via(&state, via, to)?;
+    check_waypoint(&state, via, to)?;
     let (query, _) = state.query(client.ip(), identity, workload, to);
     Ok(state.policies.decide_request(&query, request))
 }
@@ -105,13 +105,6 @@ pub fn reads(proxy: &Proxy, pod: &ServedPod, client: SocketAddr, to: SocketAddr)
     state.query(client.ip(), None, workload, to).1
 }
 
-/// Whoever speaks for its client must still be believed there.
-fn check_via(state: &State, via: Option<&Identity>, to: SocketAddr) -> Result<(), Failure> {
-    let Some(via) = via.filter(|via| !is_own_waypoint(&state.mesh, via, to)) else { return Ok(()) };
-    let text = format!("{via} spoke for its client, and is the waypoint of no Service that leads to {to} any more");
-    Err(Failure::new(Reason::Waypoint, text))
-}
-
 fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<&'a Arc<Workload>, Failure> {
     let Some(workload) = state.mesh.workload(pod.uid()) else {
         return Err(Failure::new(Reason::Drain, "the pod is gone"));
@@ -121,6 +114,17 @@ fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<
         return Err(Failure::new(Reason::Protocol, text));
     }
     Ok(workload)
+}
+
+fn check_waypoint(state: &State, via: Option<&Identity>, to: SocketAddr) -> Result<(), Failure> {
+    match via {
+        Some(via) if !is_own_waypoint(&state.mesh, via, to) => {
+            let text =
+                format!("{via} spoke for its client, and is the waypoint of no Service that leads to {to} any more");
+            Err(Failure::new(Reason::Waypoint, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Turns a denial into the failure that the connection ends with.

@@ -8,10 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
+use http::HeaderMap;
 use http::request::Parts;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
@@ -42,11 +44,11 @@ pub struct Inward {
     pub proxy: Arc<Proxy>,
     pub pod: Arc<ServedPod>,
     pub client: SocketAddr,
-    /// The client's address as the application sees it.
-    pub seen: IpAddr,
     pub identity: Option<Identity>,
     /// The waypoint that says so.
     pub via: Option<Identity>,
+    /// The address that the application sees.
+    pub seen: IpAddr,
     pub to: SocketAddr,
 }
 
@@ -134,6 +136,22 @@ impl Served {
     }
 }
 
+impl Served {
+    /// Whether the rates of the Services that lead here let a request through.
+    fn limit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Inward { proxy, pod, to, .. } = &self.inward;
+        let state = proxy.model.read();
+        let own = &pod.captured.workload.name().namespace;
+        for service in state.mesh.services_at(*to).filter(|service| service.namespace == *own) {
+            let Some(limits) = state.traffic.rate_limits(service) else { continue };
+            let client = self.connection.telemetry.info().source;
+            let taken = proxy.rates().take(&format!("Service {service}"), &limits, &client, headers, Instant::now());
+            taken.map_err(Refusal::rate_limit)?;
+        }
+        Ok(())
+    }
+}
+
 impl Place for Served {
     fn model(&self) -> &Model {
         &self.inward.proxy.model
@@ -187,6 +205,7 @@ impl Place for Served {
         let decision = decide_request(proxy, pod, who, *to, request).map_err(Refusal::unreached)?;
         self.connection.judged(&decision);
         allowed(&decision).map_err(Refusal::unreached)?;
+        self.limit(request.headers)?;
         Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name) }))
     }
 
@@ -197,8 +216,8 @@ impl Place for Served {
     fn reached(&self, _: SocketAddr, _: bool) {}
 
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
-        let Inward { pod, seen, .. } = &self.inward;
-        Some(Bond { source: pod.uid().clone(), source_ip: *seen, behalf: None, endpoint, destination: None })
+        let Inward { pod, client, .. } = &self.inward;
+        Some(Bond { source: pod.uid().clone(), source_ip: client.ip(), behalf: None, endpoint, destination: None })
     }
 
     fn connect<'a>(&'a self, _: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {

@@ -108,8 +108,9 @@ impl Joined {
         if let Some(cause) = broken {
             return connection.failed(&carry::broken(&cause));
         }
-        let (client, to) = (connection.source, connection.dialled);
-        let inward = Inward { proxy, pod, client, seen: client.ip(), identity: None, via: None, to };
+        let seen = connection.source.ip();
+        let inward =
+            Inward { proxy, pod, client: connection.source, identity: None, via: None, seen, to: connection.dialled };
         let stream = Stream::Tcp(Socket::new(stream));
         inward.serve(stream, BytesMut::from(&said[..]), dialled, &connection).await;
     }

@@ -127,12 +127,17 @@ impl Tunnel {
                         None => return,
                     }
                 }
-                Ok(Some(request)) => {
-                    let after = arriving.serve_fast(request).await;
-                    if !tunnel.settled(after).await {
-                        return;
+                Ok(Some(request)) => match arriving.serve_fast(request).await {
+                    Flow::Carried(after) => {
+                        if !tunnel.settled(after).await {
+                            return;
+                        }
                     }
-                }
+                    Flow::Admitted(admitted) => match admitted.serve_fast(tunnel).await {
+                        Some(returned) => tunnel = returned,
+                        None => return,
+                    },
+                },
                 Ok(None) => {
                     tunnel.close().await;
                     return;
@@ -224,13 +229,16 @@ impl Arriving {
                 let (application, _held) = dialled;
                 carry::out_of_tunnel(&connection, flow, application).await;
             }
-            Ok(flow) => self.inward(to, &who).serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await,
+            Ok(flow) => {
+                let inward = self.inward(to, &who);
+                inward.serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await;
+            }
             Err(error) => connection.failed(&Failure::new(Reason::Reset, error.to_string())),
         }
     }
 
-    /// As [`Arriving::serve`]; what is left of the tunnel is returned.
-    async fn serve_fast(&self, mut request: fast::Request<'_>) -> fast::After {
+    /// As [`Arriving::serve`].
+    async fn serve_fast(&self, mut request: fast::Request<'_>) -> Flow {
         let (to, behalf) = match request.header() {
             Ok(header) => {
                 let to = SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port());
@@ -238,7 +246,7 @@ impl Arriving {
             }
             Err(error) => {
                 debug!(peer = %self.client, %error, "A flow was refused.");
-                return request.refuse(Refusal::Malformed);
+                return Flow::Carried(request.refuse(Refusal::Malformed));
             }
         };
         self.proxy.model.synced().await;
@@ -249,29 +257,33 @@ impl Arriving {
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => {
                 connection.failed(&Failure::new(Reason::Reset, "the client gave it up while connecting"));
-                return fast::After::Spent;
+                return Flow::Carried(fast::After::Spent);
             }
         };
         match admitted {
             Ok(((application, _held), Reads::Nothing)) => {
-                carry::out_of_fast_tunnel(&connection, request, application).await
+                Flow::Carried(carry::out_of_fast_tunnel(&connection, request, application).await)
             }
-            Ok((dialled, _)) => match request.into_stream() {
-                Ok(stream) => {
-                    let serving =
-                        self.inward(to, &who).serve(Stream::Fast(stream), BytesMut::new(), dialled, &connection);
-                    Box::pin(serving).await;
-                    fast::After::Lent
-                }
-                Err(cause) => {
-                    connection.failed(&carry::broken(&cause));
-                    fast::After::Spent
-                }
-            },
+            Ok((dialled, _)) => {
+                Flow::Admitted(Box::new(Admitted { inward: self.inward(to, &who), dialled, connection }))
+            }
             Err(failure) => {
                 connection.failed(&failure);
-                request.refuse(refusal(&failure))
+                Flow::Carried(request.refuse(refusal(&failure)))
             }
+        }
+    }
+
+    /// The way in for requests.
+    fn inward(&self, to: SocketAddr, who: &Source) -> Inward {
+        Inward {
+            proxy: self.proxy.clone(),
+            pod: self.pod.clone(),
+            client: who.address,
+            identity: Some(who.identity.clone()),
+            via: who.via.clone(),
+            seen: self.seen_by_application(who, to),
+            to,
         }
     }
 
@@ -283,13 +295,6 @@ impl Arriving {
             Some(Behalf { identity, address }) => Source { address, identity, via: Some(peer.clone()) },
             None => Source { address: self.client, identity: peer.clone(), via: None },
         }
-    }
-
-    /// The way in for requests.
-    fn inward(&self, to: SocketAddr, who: &Source) -> Inward {
-        let (proxy, pod) = (self.proxy.clone(), self.pod.clone());
-        let (identity, via) = (Some(who.identity.clone()), who.via.clone());
-        Inward { proxy, pod, client: who.address, seen: self.seen_by_application(who, to), identity, via, to }
     }
 
     fn register(&self, to: SocketAddr, who: &Source) -> Registered {
@@ -338,6 +343,39 @@ impl Arriving {
         let address = who.address.ip();
         let fits = address.is_ipv4() == to.is_ipv4() && believable_source(address, &self.pod.captured.workload.pod.ips);
         if fits { address } else { self.client.ip() }
+    }
+}
+
+/// What became of a flow of the fast tunnel.
+enum Flow {
+    /// All of it; and what is left of the tunnel.
+    Carried(fast::After),
+    /// It is let in, and its requests are to be read.
+    Admitted(Box<Admitted>),
+}
+
+struct Admitted {
+    inward: Inward,
+    dialled: Dialled,
+    connection: Registered,
+}
+
+impl Admitted {
+    /// Says yes to the flow that was asked for last, and serves its requests. The tunnel is returned where it can take
+    /// another.
+    async fn serve_fast(self, tunnel: fast::Server) -> Option<fast::Server> {
+        let Self { inward, dialled, connection } = self;
+        match tunnel.into_stream() {
+            Ok((stream, lent)) => {
+                inward.serve(Stream::Fast(stream), BytesMut::new(), dialled, &connection).await;
+                drop(connection);
+                lent.returned().await
+            }
+            Err(cause) => {
+                connection.failed(&carry::broken(&cause));
+                None
+            }
+        }
     }
 }
 

@@ -109,7 +109,7 @@ impl Place for Relayed {
     }
 
     fn count_request(&self) -> RequestPlace {
-        RequestPlace::take(&self.pod, RequestsOf::Own)
+        RequestPlace::take(&self.pod, RequestsOf::Others)
     }
 
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
@@ -140,7 +140,7 @@ impl Place for Relayed {
     }
 
     fn judge(&self, endpoint: SocketAddr, _: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
-        self.admits(endpoint).map(|()| None).map_err(Refusal::unreached)
+        self.admits(endpoint).map_err(Refusal::unreached).map(|()| None)
     }
 
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted> {

@@ -14,8 +14,8 @@ use super::pool::Lease;
 
 /// One accepted flow as a stream of bytes, without an application's socket at this end.
 ///
-/// Its connection goes back to where it came from once both sides have finished, also when the stream is dropped before
-/// that: what is left to be said is said behind it.
+/// Its connection goes back to the pool once both sides have finished, also when the stream is dropped before that: what
+/// is left to be said is said behind it.
 pub struct Stream {
     /// None once dropped.
     held: Option<Held>,
@@ -25,7 +25,7 @@ pub struct Stream {
 }
 
 /// A connection, and whose it is again behind the flow.
-enum Held {
+pub(super) enum Held {
     /// The pool's.
     Lease(Box<Lease>),
     /// The server's, which waits for it.
@@ -43,7 +43,7 @@ impl Held {
     fn give_back(self) {
         match self {
             Self::Lease(lease) => lease.give_back(),
-            // A server that has gone meanwhile takes no more flows.
+            // Who waited for it may have gone: then it closes.
             Self::Lent(link, owner) => drop(owner.send(*link)),
         }
     }
@@ -57,13 +57,8 @@ enum Broken {
 }
 
 impl Stream {
-    pub(super) fn new(lease: Lease, progress: Progress) -> Self {
-        Self { held: Some(Held::Lease(Box::new(lease))), progress, broken: None }
-    }
-
-    /// The server's side of a flow that was just accepted.
-    pub(super) fn accepted(link: Link, owner: oneshot::Sender<Link>) -> Self {
-        Self { held: Some(Held::Lent(Box::new(link), owner)), progress: Progress::default(), broken: None }
+    pub(super) fn new(held: Held, progress: Progress) -> Self {
+        Self { held: Some(held), progress, broken: None }
     }
 
     /// Whether this side has said its end.
@@ -85,8 +80,8 @@ impl Stream {
         loop {
             let awaits_done = self.progress.end_sent && !self.progress.done_received;
             let link = self.link()?;
-            // Whoever listens for an answer has had its say; of the peer it is read whether that can be sent or not.
             if link.has_unsent() {
+                // Such as our yes to the flow: who reads need not write first.
                 let _ = link.poll_flush(cx)?;
             }
             let Some(frame) = link.front() else {

@@ -51,7 +51,7 @@ fn requests_are_read_where_a_service_of_the_pods_own_namespace_asks_for_it() {
     let shop = Namespace {
         name: "shop".into(),
         settings: Settings::read(&keys, &BTreeMap::new()).0,
-        labels: Default::default(),
+        labels: Labels::default(),
     };
     assert_eq!(at(vec![cart()], Some(Object::Namespace(shop.clone()))), Requests::Declared);
     assert_eq!(at(vec![asking(cart(), "none")], Some(Object::Namespace(shop))), Requests::Unread);
