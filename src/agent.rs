@@ -30,9 +30,10 @@ use crate::identity::{Identities, IdentitySettings};
 use crate::memory::{self, GivingBack};
 use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
+use crate::policy::{self, Problem};
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Report, directory, kube};
-use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::telemetry::{AccessLog, AccessLogWriter, Exporter, LogControl, Metrics, MetricsSettings, Telemetry};
 use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
@@ -75,7 +76,9 @@ async fn worker(
     handover::record_restarts();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
-    let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
+    let (traces, exporter) = args.tracing.start(&args.node)?;
+    let exporting = exporter.map(Exporter::spawn);
+    let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log, traces);
 
     let cluster = match args.access() {
         Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
@@ -284,6 +287,9 @@ async fn worker(
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");
     admin.abort();
+    if let Some(exporting) = exporting {
+        exporting.finish().await;
+    }
     finish(access_log_writer).await;
     Ok(ExitCode::SUCCESS)
 }
@@ -355,11 +361,24 @@ async fn retain_identities(node: String, model: Arc<Model>, identities: Arc<Iden
 /// What is done now and then: bytes of long connections are counted, and the age of the model.
 pub async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING);
+    let mut unread = Vec::new();
     loop {
         ticks.tick().await;
         proxy.tick();
         report.record_metrics();
+        tell_unread(&proxy, &mut unread);
     }
+}
+
+/// Counts the policies that are not enforced as written, and says once which of them speak of requests that nobody reads.
+fn tell_unread(proxy: &Proxy, told: &mut Vec<Problem>) {
+    let state = proxy.model.read();
+    policy::record_metrics(&state.not_enforced());
+    let unread = state.unread();
+    for Problem { policy, field, cause } in unread.iter().filter(|problem| !told.contains(problem)) {
+        warn!(%policy, field, cause, "A policy is not in force as written.");
+    }
+    *told = unread;
 }
 
 /// What a load needed of memory is given back once most of it has gone.

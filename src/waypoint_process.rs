@@ -28,7 +28,7 @@ use crate::proxy::{
     ConnectionStatus, Connections, Limits, PortRanges, Proxy, ProxySettings, SameNode, Workers, follow,
 };
 use crate::source::{Report, directory, kube};
-use crate::telemetry::{AccessLog, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::telemetry::{AccessLog, LogControl, Metrics, MetricsSettings, Telemetry, Traces};
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
 
@@ -52,7 +52,7 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     agent::describe_metrics();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
-    let telemetry = Telemetry::new(&metrics_settings, agent::LABEL_SETS, access_log);
+    let telemetry = Telemetry::new(&metrics_settings, agent::LABEL_SETS, access_log, Traces::default());
 
     let gateway = args.gateway_name();
     let own = OwnWaypoint::of(&gateway, &args.trust_domain)

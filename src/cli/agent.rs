@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use super::Failure;
+use super::tracing::TracingArgs;
 use crate::capture::{BackEnd, Mode};
 use crate::identity::CaAddress;
 use crate::identity::anchors::CaRoot;
@@ -180,6 +181,9 @@ pub struct AgentArgs {
     /// no waypoint stands between; else through the tunnel.
     #[arg(long, env = "SELVEDGE_SAME_NODE", value_enum, value_name = "HOW", default_value_t = SameNode::Direct)]
     pub same_node: SameNode,
+
+    #[command(flatten)]
+    pub tracing: TracingArgs,
 
     /// How long a metric series without news is kept.
     #[arg(long, env = "SELVEDGE_METRICS_IDLE", value_name = "DURATION", default_value = "15m",

@@ -15,6 +15,7 @@ mod rotate_root;
 mod status;
 mod table;
 mod terminal;
+mod tracing;
 mod uninstall;
 mod validate;
 mod waypoint;

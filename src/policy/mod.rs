@@ -14,21 +14,25 @@ mod decode;
 mod explain;
 mod matcher;
 mod object;
+mod path;
 mod problem;
+mod reading;
 mod request;
 mod scope;
 mod standing;
 mod store;
 mod word;
 
+pub use compile::Reads;
 pub use decide::{Clause, Decision, Observed, Query, Verdict};
 pub use decode::{DRY_RUN, DecodeError, decode, malformed};
 pub use explain::{Considered, Explanation, RuleOutcome};
 pub use object::{
     Action, Attribute, AuthorizationPolicy, Malformed, Mode, Pattern, PeerAuthentication, PolicyKind, PolicyObject,
-    PolicyRef, Rule, Term, Terms, Unenforced, Values,
+    PolicyRef, RequestAttribute, Rule, Term, Terms, Unenforced, Values,
 };
-pub use problem::{Problem, describe_metrics};
+pub use path::{PathFault, normal_path};
+pub use problem::{Problem, describe_metrics, record_metrics};
 pub use request::{Principal, RequestHead};
 pub use scope::{Scope, Selection};
 pub use standing::PeerMode;

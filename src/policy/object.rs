@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderName;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
@@ -136,6 +137,14 @@ pub struct Rule {
     pub opaque: bool,
 }
 
+impl Rule {
+    /// Whether it speaks of requests.
+    pub fn reads_requests(&self) -> bool {
+        let mut terms = [&self.from, &self.to, &self.when].into_iter().flatten().flatten();
+        terms.any(|term| matches!(term.attribute, Attribute::Request(_)))
+    }
+}
+
 /// All of these must hold; none of them holds always.
 pub type Terms = Vec<Term>;
 
@@ -150,7 +159,7 @@ pub struct Term {
     pub field: Arc<str>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Attribute {
     Principal,
     Namespace,
@@ -158,6 +167,22 @@ pub enum Attribute {
     SourceIp,
     DestinationIp,
     DestinationPort,
+    /// What one request says, and no connection.
+    Request(RequestAttribute),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RequestAttribute {
+    /// The client's address as the last one on the way that is believed says it.
+    RemoteIp,
+    Host,
+    Method,
+    Path,
+    Header(HeaderName),
+    /// Issuer and subject of a valid token.
+    Principal,
+    /// A claim of a valid token, by the names that lead to it.
+    Claim(Arc<[String]>),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

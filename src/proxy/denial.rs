@@ -6,7 +6,7 @@ use super::Proxy;
 use super::connections::Connection;
 use super::pods::ServedPod;
 use crate::mesh::{Destination, NamespacedName, Reason, Workload};
-use crate::policy::{Query, Verdict};
+use crate::policy::Verdict;
 use crate::transport::Behalf;
 
 /// The pod that dialled, and the address that it used.
@@ -29,19 +29,12 @@ impl Source<'_> {
     /// What policy holds against the connection, and which policy.
     pub fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
         let state = self.proxy.model.read();
-        let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
-        let decision = state.policies.decide(&Query {
-            source_ip: self
-                .behalf
-                .map_or_else(|| self.own_address(to).unwrap_or(self.ip), |behalf| behalf.address.ip()),
-            source_identity: match self.behalf {
-                Some(behalf) => Some(&behalf.identity),
-                None => self.pod.captured.workload.identity.as_ref(),
-            },
-            destination: workload,
-            destination_addr: to,
-            services: &services,
-        });
+        let (ip, identity) = match self.behalf {
+            Some(behalf) => (behalf.address.ip(), Some(&behalf.identity)),
+            None => (self.own_address(to).unwrap_or(self.ip), self.pod.captured.workload.identity.as_ref()),
+        };
+        let (query, _) = state.query(ip, identity, workload, to);
+        let decision = state.policies.decide(&query);
         let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
         Some((reason, decision.clause.map(|clause| clause.policy.name)))
     }

@@ -4,6 +4,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tracing::debug;
 
@@ -11,18 +12,19 @@ use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::{Failure, Finding};
 use super::inbound::{Arrival, allowed, is_own_waypoint};
+use super::inward::{Dialled, Inward};
 use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
-use super::source_ports::Held;
 use super::workers::{LoadGuard, Thread};
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
 use crate::mesh::{Identity, Reason, believable_source};
+use crate::policy::Reads;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
-use crate::transport::Behalf;
 use crate::transport::fast::{self, Link};
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
 use crate::transport::tls::{PeerInfo, Session, Spoken};
+use crate::transport::{Behalf, Stream};
 
 /// The life of one tunnel connection from a peer, which may carry many flows: at once (HBONE), or one by one (fast).
 pub fn serve(
@@ -125,12 +127,17 @@ impl Tunnel {
                         None => return,
                     }
                 }
-                Ok(Some(request)) => {
-                    let after = arriving.serve_fast(request).await;
-                    if !tunnel.settled(after).await {
-                        return;
+                Ok(Some(request)) => match arriving.serve_fast(request).await {
+                    Flow::Carried(after) => {
+                        if !tunnel.settled(after).await {
+                            return;
+                        }
                     }
-                }
+                    Flow::Admitted(admitted) => match admitted.serve_fast(tunnel).await {
+                        Some(returned) => tunnel = returned,
+                        None => return,
+                    },
+                },
                 Ok(None) => {
                     tunnel.close().await;
                     return;
@@ -209,8 +216,8 @@ impl Arriving {
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
         };
-        let (application, _held) = match admitted {
-            Ok(application) => application,
+        let (dialled, reads) = match admitted {
+            Ok(admitted) => admitted,
             Err(failure) => {
                 request.refuse(refusal(&failure));
                 return connection.failed(&failure);
@@ -218,13 +225,20 @@ impl Arriving {
         };
         let own = baggage(&self.proxy.settings.cluster, &self.pod.captured.workload);
         match request.accept(&own) {
-            Ok(flow) => carry::out_of_tunnel(&connection, flow, application).await,
+            Ok(flow) if reads == Reads::Nothing => {
+                let (application, _held) = dialled;
+                carry::out_of_tunnel(&connection, flow, application).await;
+            }
+            Ok(flow) => {
+                let inward = self.inward(to, &who);
+                inward.serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await;
+            }
             Err(error) => connection.failed(&Failure::new(Reason::Reset, error.to_string())),
         }
     }
 
-    /// As [`Arriving::serve`]; what is left of the tunnel is returned.
-    async fn serve_fast(&self, mut request: fast::Request<'_>) -> fast::After {
+    /// As [`Arriving::serve`].
+    async fn serve_fast(&self, mut request: fast::Request<'_>) -> Flow {
         let (to, behalf) = match request.header() {
             Ok(header) => {
                 let to = SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port());
@@ -232,7 +246,7 @@ impl Arriving {
             }
             Err(error) => {
                 debug!(peer = %self.client, %error, "A flow was refused.");
-                return request.refuse(Refusal::Malformed);
+                return Flow::Carried(request.refuse(Refusal::Malformed));
             }
         };
         self.proxy.model.synced().await;
@@ -243,15 +257,33 @@ impl Arriving {
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => {
                 connection.failed(&Failure::new(Reason::Reset, "the client gave it up while connecting"));
-                return fast::After::Spent;
+                return Flow::Carried(fast::After::Spent);
             }
         };
         match admitted {
-            Ok((application, _held)) => carry::out_of_fast_tunnel(&connection, request, application).await,
+            Ok(((application, _held), Reads::Nothing)) => {
+                Flow::Carried(carry::out_of_fast_tunnel(&connection, request, application).await)
+            }
+            Ok((dialled, _)) => {
+                Flow::Admitted(Box::new(Admitted { inward: self.inward(to, &who), dialled, connection }))
+            }
             Err(failure) => {
                 connection.failed(&failure);
-                request.refuse(refusal(&failure))
+                Flow::Carried(request.refuse(refusal(&failure)))
             }
+        }
+    }
+
+    /// The way in for requests.
+    fn inward(&self, to: SocketAddr, who: &Source) -> Inward {
+        Inward {
+            proxy: self.proxy.clone(),
+            pod: self.pod.clone(),
+            client: who.address,
+            identity: Some(who.identity.clone()),
+            via: who.via.clone(),
+            seen: self.seen_by_application(who, to),
+            to,
         }
     }
 
@@ -289,18 +321,18 @@ impl Arriving {
         }
     }
 
-    async fn admit(&self, to: SocketAddr, who: &Source, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
+    async fn admit(&self, to: SocketAddr, who: &Source, connection: &Connection) -> Result<(Dialled, Reads), Failure> {
         if to.ip() != self.local.ip() {
             let text = format!("the authority's address {} is not the one connected to, {}", to.ip(), self.local.ip());
             return Err(Failure::new(Reason::Protocol, text));
         }
         let (identity, via) = (Some(&who.identity), who.via.as_ref());
         let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: who.address, identity, via, to };
-        let (_, decision) = arrival.decide()?;
-        connection.decided(&decision);
-        allowed(&decision)?;
+        let decided = arrival.decide(connection)?;
+        allowed(&decided.decision)?;
         let dialled = dial::application(&self.proxy, &self.pod, self.seen_by_application(who, to), to).await;
-        dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))
+        let dialled = dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))?;
+        Ok((dialled, decided.reads))
     }
 }
 
@@ -311,6 +343,39 @@ impl Arriving {
         let address = who.address.ip();
         let fits = address.is_ipv4() == to.is_ipv4() && believable_source(address, &self.pod.captured.workload.pod.ips);
         if fits { address } else { self.client.ip() }
+    }
+}
+
+/// What became of a flow of the fast tunnel.
+enum Flow {
+    /// All of it; and what is left of the tunnel.
+    Carried(fast::After),
+    /// It is let in, and its requests are to be read.
+    Admitted(Box<Admitted>),
+}
+
+struct Admitted {
+    inward: Inward,
+    dialled: Dialled,
+    connection: Registered,
+}
+
+impl Admitted {
+    /// Says yes to the flow that was asked for last, and serves its requests. The tunnel is returned where it can take
+    /// another.
+    async fn serve_fast(self, tunnel: fast::Server) -> Option<fast::Server> {
+        let Self { inward, dialled, connection } = self;
+        match tunnel.into_stream() {
+            Ok((stream, lent)) => {
+                inward.serve(Stream::Fast(stream), BytesMut::new(), dialled, &connection).await;
+                drop(connection);
+                lent.returned().await
+            }
+            Err(cause) => {
+                connection.failed(&carry::broken(&cause));
+                None
+            }
+        }
     }
 }
 

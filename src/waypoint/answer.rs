@@ -4,7 +4,7 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use super::Failure;
-use crate::mesh::Reason;
+use crate::mesh::{NamespacedName, Reason};
 use crate::route::GrpcStatus;
 
 /// Why a request got no answer of an application: what its client is told, and what metrics and the access log are.
@@ -64,6 +64,16 @@ impl Refusal {
             grpc: GrpcStatus::Internal,
             reason: Reason::Internal,
             detail: detail.into(),
+        }
+    }
+
+    /// Whether policy is it, and which one where that is known.
+    pub fn denial(&self) -> Option<Option<&NamespacedName>> {
+        match &self.reason {
+            Reason::Policy(policy) => Some(Some(policy)),
+            Reason::Plaintext(policy) => Some(policy.as_ref()),
+            Reason::Denied => Some(None),
+            _ => None,
         }
     }
 

@@ -10,7 +10,7 @@ use super::answer::Refusal;
 use super::body::RequestBody;
 use super::client::Version;
 use super::head::{self, Upgrade};
-use super::place::{Place, Receiver};
+use super::place::{Permit, Place, Receiver};
 use super::tee::Kept;
 use super::upstream::{Lease, acquire};
 use super::{Failure, RETRIED};
@@ -50,6 +50,8 @@ impl<'a> Manner<'a> {
 pub struct Answered {
     pub response: Response<Incoming>,
     pub lease: Lease,
+    /// Where policy was asked here.
+    pub permit: Option<Permit>,
 }
 
 /// Sends a request to an endpoint. One that nothing of has been written is tried elsewhere.
@@ -70,7 +72,7 @@ pub async fn send(
     let mut stale = 0;
     while tried.len() < ENDPOINT_TRIES {
         let Some(endpoint) = place.pick(to, &tried) else { break };
-        place.judge(endpoint, &RequestHead::of(&request))?;
+        let permit = place.judge(endpoint, &RequestHead::of(&request))?;
         let mut lease = match acquire(place, to, endpoint, manner.version).await {
             Ok(lease) => lease,
             Err(failure) if failure.retry => {
@@ -93,7 +95,7 @@ pub async fn send(
                 if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                     lease.disinherit();
                 }
-                return Ok(Answered { response, lease });
+                return Ok(Answered { response, lease, permit });
             }
             Err(unsent) => {
                 let refused = spare.as_ref().filter(|_| unsent.is_refused && tried.len() + 1 < ENDPOINT_TRIES);

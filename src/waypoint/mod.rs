@@ -30,7 +30,8 @@ pub mod wire;
 
 pub use answer::Refusal;
 pub use client::{Client, Version};
-pub use place::{Look, Place, Receiver, View};
+pub use head::settle_path;
+pub use place::{Look, Permit, Place, Receiver, View};
 pub use pool::Pool;
 pub use serve::serve;
 

@@ -52,11 +52,11 @@ pub trait Place {
     /// It has none; what the client is told instead.
     fn settle(&self, request: &mut Parts) -> Result<(), Refusal>;
 
-    /// Whether policy lets the endpoint have a request. Where somebody further on decides, it does.
+    /// Whether policy lets the endpoint have a request; none where somebody further on decides.
     ///
     /// # Errors
     /// What the client is told instead.
-    fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<(), Refusal>;
+    fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal>;
 
     /// Counts a request for an endpoint for as long as what is returned lives.
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted>;
@@ -69,6 +69,13 @@ pub trait Place {
 
     /// Connects to an endpoint.
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>>;
+}
+
+/// That policy lets a request pass.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    /// What says so; none where nothing stands over the endpoint.
+    pub policy: Option<NamespacedName>,
 }
 
 /// What the model says of where requests go.

@@ -19,7 +19,7 @@ use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
 use super::client::Version;
 use super::forward::{Answered, Manner, send};
 use super::head::{self, Upgrade};
-use super::place::View;
+use super::place::{Permit, View};
 use super::session::Session;
 use super::tee::Tee;
 use super::upgrade::{Tunnel, carry_streams};
@@ -29,13 +29,13 @@ use super::{RETRIED, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry};
+use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry, Verdict};
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
     let place = session.place.count_request();
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let asks_upgrade = head.headers.contains_key(UPGRADE);
     let asked = Asked {
         is_grpc: is_grpc(&head),
@@ -43,13 +43,22 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         sent: Rc::default(),
         is_alone: place.count <= MOST_OF_POD,
     };
-    let mut record = session.place.telemetry().request(describe(&session, &head, &asked));
+    let telemetry = session.place.telemetry();
+    let info = describe(&session, &head, &asked);
+    let span = telemetry.traces().begin(info.connection.direction.into(), &mut head.headers);
+    let mut record = telemetry.request(info);
+    if let Some(span) = span {
+        record.traced(span);
+    }
     let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
     let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
     let (mut head, from) = match outcome {
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
             record.amend(|info| {
+                if let Some(policy) = refusal.denial() {
+                    (info.verdict, info.policy) = (Some(Verdict::Deny), policy.cloned());
+                }
                 info.reason = Some(refusal.reason.clone());
                 info.detail = refusal.detail.clone();
             });
@@ -196,7 +205,7 @@ impl Ask<'_> {
         let retry = forward.and_then(Forward::retry).filter(|_| self.upgrade.is_none());
         let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
         let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
-        let Answered { response, lease } = loop {
+        let Answered { response, lease, permit } = loop {
             let again = (left > 0).then(|| head.clone());
             let sending = send(&self.session.place, &to, manner, head, body);
             let outcome = limits.bounded(sending).await;
@@ -214,6 +223,9 @@ impl Ask<'_> {
             body = RequestBody::kept(kept);
         };
         record.amend(|info| {
+            if let Some(Permit { policy }) = permit {
+                (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
+            }
             let service = info.connection.service.take();
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
@@ -369,7 +381,10 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
         path: written(head.uri.path()),
         route: None,
         status: 0,
+        verdict: None,
+        policy: None,
         grpc_status: None,
+        trace: None,
         reason: None,
         detail: String::new(),
         sent: 0,

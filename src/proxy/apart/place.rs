@@ -12,7 +12,7 @@ use super::super::counted::Counted;
 use super::super::denial::Source;
 use super::super::failure::Failure;
 use super::super::onward::{Bond, Line, RequestPlace};
-use super::super::pods::ServedPod;
+use super::super::pods::{RequestsOf, ServedPod};
 use super::super::workers::{Thread, with_random};
 use crate::mesh::balance::Client;
 use crate::mesh::{Destination, Path, ServiceDestination, Workload};
@@ -20,7 +20,7 @@ use crate::model::Model;
 use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::Behalf;
-use crate::waypoint::{Look, Place, Pool, Receiver, Refusal, View};
+use crate::waypoint::{Look, Permit, Place, Pool, Receiver, Refusal, View};
 
 /// A waypoint in a process of its own, which serves one client and speaks for it.
 #[derive(Clone)]
@@ -109,7 +109,7 @@ impl Place for Relayed {
     }
 
     fn count_request(&self) -> RequestPlace {
-        RequestPlace::take(&self.pod)
+        RequestPlace::take(&self.pod, RequestsOf::Others)
     }
 
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
@@ -139,8 +139,8 @@ impl Place for Relayed {
         Ok(())
     }
 
-    fn judge(&self, endpoint: SocketAddr, _: &RequestHead<'_>) -> Result<(), Refusal> {
-        self.admits(endpoint).map_err(Refusal::unreached)
+    fn judge(&self, endpoint: SocketAddr, _: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
+        self.admits(endpoint).map_err(Refusal::unreached).map(|()| None)
     }
 
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted> {
