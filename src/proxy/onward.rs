@@ -183,7 +183,7 @@ impl Place for Onward {
         with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
     }
 
-    fn settle(&self, _: &mut Parts) -> Result<(), Refusal> {
+    fn settle(&self, _: &Receiver, _: &mut Parts) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -62,7 +62,7 @@ pub async fn send(
     mut head: Parts,
     body: RequestBody,
 ) -> Result<Answered, Refusal> {
-    place.settle(&mut head)?;
+    place.settle(to, &mut head)?;
     head::send_as(&mut head, manner.http(), manner.upgrade);
     // Of HTTP/2 the request is gone once it is on its way; without a body it is easily made again.
     let spare =

@@ -114,6 +114,7 @@ impl Arriving {
             behalf: Rc::new(Behalf { identity: self.peer.identity.clone(), address: self.client }),
             source: Rc::new(source.party(&self.proxy)),
             dialled: to,
+            connection: None,
         };
         let info = ConnectionInfo {
             transport: self.transport,
@@ -175,7 +176,8 @@ enum Heard {
 impl Admitted {
     async fn carry(self, stream: Stream) {
         let mut ear = Ear { stream, said: BytesMut::new(), is_over: false };
-        let Self { place, service, connection, upstream } = self;
+        let Self { mut place, service, connection, upstream } = self;
+        place.connection = Some(connection.shared().clone());
         let control = &connection.control;
         let heard = match upstream {
             Some(endpoint) => Ok(Heard::Bytes(Some(endpoint), BytesMut::new())),
