@@ -39,17 +39,23 @@ impl Arrival<'_> {
             let text = format!("port {} belongs to the mesh and is no destination", self.to.port());
             return Err(Failure::new(Reason::Protocol, text));
         }
-        let decided = decide(self.proxy, self.pod, (self.client, self.identity, self.via), self.to)?;
+        let decided = decide(self.proxy, self.pod, self.who(), self.to)?;
         connection.decided(&decided.decision);
         match decided.reads {
             Reads::ToObserve | Reads::ToDecide => connection.reads_requests(),
             // What came meanwhile would have found nothing to reset.
-            Reads::Nothing if reads(self.proxy, self.pod, self.client, self.to) == Reads::ToDecide => {
+            Reads::Nothing if reads(self.proxy, self.pod, self.who(), self.to) == Reads::ToDecide => {
                 return Err(Failure::new(Reason::Drain, READ_NOW));
             }
             Reads::Nothing => {}
         }
         Ok(decided)
+    }
+}
+
+impl<'a> Arrival<'a> {
+    fn who(&self) -> Who<'a> {
+        (self.client, self.identity, self.via)
     }
 }
 
@@ -80,6 +86,7 @@ pub fn decide(
     let workload = destination(&state, pod, to)?;
     check_waypoint(&state, via, to)?;
     let (query, reads) = state.query(client.ip(), identity, workload, to);
+    let reads = read_here(&state, (client, identity, via), to, reads)?;
     Ok(Decided { workload: workload.clone(), decision: state.policies.decide(&query), reads })
 }
 
@@ -99,10 +106,30 @@ pub fn decide_request(
 }
 
 /// Whether requests that arrive there are to be read now.
-pub fn reads(proxy: &Proxy, pod: &ServedPod, client: SocketAddr, to: SocketAddr) -> Reads {
+pub fn reads(proxy: &Proxy, pod: &ServedPod, who: Who<'_>, to: SocketAddr) -> Reads {
     let state = proxy.model.read();
     let Ok(workload) = destination(&state, pod, to) else { return Reads::Nothing };
-    state.query(client.ip(), None, workload, to).1
+    let reads = state.query(who.0.ip(), None, workload, to).1;
+    // Who may not come by here is not let in either way.
+    read_here(&state, who, to, reads).unwrap_or(Reads::ToDecide)
+}
+
+/// Behind a waypoint of its own requests are read there, and nobody else may bring any that policy decides.
+fn read_here(state: &State, (_, identity, via): Who<'_>, to: SocketAddr, reads: Reads) -> Result<Reads, Failure> {
+    if reads == Reads::Nothing || !state.mesh.is_behind_waypoint(to) {
+        return Ok(reads);
+    }
+    if via.or(identity).is_some_and(|peer| is_own_waypoint(&state.mesh, peer, to)) {
+        return Ok(Reads::Nothing);
+    }
+    if reads == Reads::ToObserve {
+        return Ok(Reads::Nothing);
+    }
+    let text = format!(
+        "a policy over {to} speaks of requests, which the waypoint of its Service decides: it takes connections from that \
+         waypoint alone; dial the Service"
+    );
+    Err(Failure::new(Reason::Waypoint, text))
 }
 
 fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<&'a Arc<Workload>, Failure> {

@@ -195,7 +195,7 @@ impl Place for Served {
         (tried.len() < TRIES).then_some(self.inward.to)
     }
 
-    fn settle(&self, request: &mut Parts) -> Result<(), Refusal> {
+    fn settle(&self, _: &Receiver, request: &mut Parts) -> Result<(), Refusal> {
         waypoint::settle_path(request)
     }
 

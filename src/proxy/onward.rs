@@ -185,7 +185,7 @@ impl Place for Onward {
         Some(Choosing::new(&self.proxy, self.client.ip(), &self.workload().name().namespace))
     }
 
-    fn settle(&self, _: &mut Parts) -> Result<(), Refusal> {
+    fn settle(&self, _: &Receiver, _: &mut Parts) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -56,7 +56,7 @@ pub trait Place {
     ///
     /// # Errors
     /// It has none; what the client is told instead.
-    fn settle(&self, request: &mut Parts) -> Result<(), Refusal>;
+    fn settle(&self, to: &Receiver, request: &mut Parts) -> Result<(), Refusal>;
 
     /// Whether policy lets the endpoint have a request; none where somebody further on decides.
     ///

@@ -111,6 +111,7 @@ impl Arriving {
             behalf: Rc::new(Behalf { identity: self.peer.identity.clone(), address: self.client }),
             source: Rc::new(source.party(&self.proxy)),
             dialled: to,
+            connection: None,
         };
         let info = ConnectionInfo {
             transport: self.transport,
@@ -172,7 +173,8 @@ enum Heard {
 impl Admitted {
     async fn carry(self, stream: Stream) {
         let mut ear = Ear { stream, said: BytesMut::new(), is_over: false };
-        let Self { place, service, connection, upstream } = self;
+        let Self { mut place, service, connection, upstream } = self;
+        place.connection = Some(connection.shared().clone());
         let control = &connection.control;
         let heard = match upstream {
             Some(line) => Ok(Heard::Bytes(Some(line), BytesMut::new())),
