@@ -83,8 +83,8 @@ impl Upstream {
     }
 
     /// Whether it may take another request.
-    pub fn is_fit(&self) -> bool {
-        self.born.elapsed() < MOST_AGE
+    pub fn is_fit(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.born) < MOST_AGE
             && match &self.sender {
                 Sender::Http1(sender) => !sender.is_closed(),
                 Sender::Http2(sender) => !sender.is_closed(),
@@ -321,7 +321,10 @@ impl Lease {
         if guard.as_ref().is_some_and(|guard| guard.is_wanted_elsewhere()) {
             return;
         }
-        if matches!(upstream.sender, Sender::Http1(_)) && upstream.bond.is_some() && place.keeps() && upstream.is_fit()
+        if matches!(upstream.sender, Sender::Http1(_))
+            && upstream.bond.is_some()
+            && place.keeps()
+            && upstream.is_fit(Instant::now())
         {
             place.pool().put(upstream);
             guard.into_iter().for_each(|guard| guard.freed());

@@ -8,6 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use http::request::Parts;
 
 use super::super::Proxy;
+use super::super::choosing::Choosing;
 use super::super::counted::Counted;
 use super::super::denial::Source;
 use super::super::failure::Failure;
@@ -39,6 +40,15 @@ pub struct Relayed {
 impl Relayed {
     pub(super) fn workload(&self) -> &Arc<Workload> {
         &self.pod.captured.workload
+    }
+
+    /// Zones and topology are the waypoint's: from here the way is measured. Affinity is the client's.
+    fn client(&self) -> Client {
+        Client {
+            ip: self.behalf.address.ip(),
+            node: self.workload().pod.node.clone(),
+            zone: self.workload().zone.clone(),
+        }
     }
 
     pub(super) fn info(&self) -> ConnectionInfo {
@@ -126,13 +136,12 @@ impl Place for Relayed {
             Receiver::Service(service) => service,
             Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
         };
-        // Zones and topology are the waypoint's: from here the way is measured. Affinity is the client's.
-        let client = Client {
-            ip: self.behalf.address.ip(),
-            node: self.workload().pod.node.clone(),
-            zone: self.workload().zone.clone(),
-        };
+        let client = self.client();
         with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+    }
+
+    fn choosing(&self) -> Option<Choosing> {
+        Some(Choosing::at(&self.proxy, self.client(), self.behalf.identity.namespace.clone()))
     }
 
     fn settle(&self, _: &mut Parts) -> Result<(), Refusal> {
