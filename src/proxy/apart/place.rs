@@ -10,6 +10,7 @@ use http::StatusCode;
 use http::request::Parts;
 
 use super::super::Proxy;
+use super::super::choosing::Choosing;
 use super::super::connections::Connection;
 use super::super::counted::Counted;
 use super::super::failure::Failure;
@@ -44,6 +45,15 @@ pub struct Relayed {
 impl Relayed {
     pub(super) fn workload(&self) -> &Arc<Workload> {
         &self.pod.captured.workload
+    }
+
+    /// Zones and topology are the waypoint's: from here the way is measured. Affinity is the client's.
+    fn client(&self) -> Client {
+        Client {
+            ip: self.behalf.address.ip(),
+            node: self.workload().pod.node.clone(),
+            zone: self.workload().zone.clone(),
+        }
     }
 
     pub(super) fn info(&self) -> ConnectionInfo {
@@ -133,13 +143,12 @@ impl Place for Relayed {
             Receiver::Service(service) => service,
             Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
         };
-        // Zones and topology are the waypoint's: from here the way is measured. Affinity is the client's.
-        let client = Client {
-            ip: self.behalf.address.ip(),
-            node: self.workload().pod.node.clone(),
-            zone: self.workload().zone.clone(),
-        };
+        let client = self.client();
         with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+    }
+
+    fn choosing(&self) -> Option<Choosing> {
+        Some(Choosing::at(&self.proxy, self.client(), self.behalf.identity.namespace.clone()))
     }
 
     fn settle(&self, to: &Receiver, request: &mut Parts) -> Result<(), Refusal> {
