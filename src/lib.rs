@@ -5,7 +5,8 @@
 //! | room | what lives there | may touch |
 //! | --- | --- | --- |
 //! | [`mesh`] | the model: identities, workloads, services, and the tables that answer look-ups | nothing: no socket, clock or runtime |
-//! | [`policy`] | compile, decide, explain | `mesh` |
+//! | [`authentication`] | the tokens of requests: read, verified, made a principal | nothing |
+//! | [`policy`] | compile, decide, explain | `mesh`, `authentication` |
 //! | [`route`] | L7: match a request, pick a backend, edit heads | `mesh` |
 //! | [`model`] | `mesh`, `policy` and `route` together, fed by deltas, read by every shell | the core |
 //! | [`api`] | the custom resources users write; `crd/*.yaml` is generated from them | nothing |
@@ -27,6 +28,7 @@
 pub mod admin;
 pub mod agent;
 pub mod api;
+pub mod authentication;
 pub mod capture;
 pub mod cli;
 pub mod cni;
