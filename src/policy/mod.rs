@@ -15,6 +15,7 @@ mod explain;
 mod matcher;
 mod object;
 mod problem;
+mod request;
 mod scope;
 mod standing;
 mod store;
@@ -28,6 +29,7 @@ pub use object::{
     PolicyRef, Rule, Term, Terms, Unenforced, Values,
 };
 pub use problem::{Problem, describe_metrics};
+pub use request::{Principal, RequestHead};
 pub use scope::{Scope, Selection};
 pub use standing::PeerMode;
 pub use store::{Delta, Policies};

@@ -1,7 +1,6 @@
 //! The way from a pod to one endpoint of a Service, for who speaks a protocol over it rather than relaying bytes.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -10,6 +9,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use http::request::Parts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Proxy;
@@ -23,22 +25,25 @@ use super::same_node::Arriving;
 use super::source_ports::Held;
 use super::workers::{Thread, with_random};
 use crate::mesh::balance::Client;
-use crate::mesh::{Destination, NamespacedName, Path, PodUid, Reason, ServiceDestination, Workload};
+use crate::mesh::{AppProtocol, Destination, Path, PodUid, Reason, Waypoint, Workload};
 use crate::model::Model;
+use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::fast::Early;
 use crate::transport::relay::{Asking, Ended, Outcome};
 use crate::transport::{Socket, Stream};
+use crate::waypoint::{self, Look, Place, Receiver, Refusal, View};
 
-/// A pod of this node that sends requests on, from one of its addresses.
+/// A pod of this node that sends requests on, from one of its addresses, to a Service whose routes decide where to. The
+/// server's agent judges them.
 #[derive(Clone)]
 pub struct Onward {
     proxy: Arc<Proxy>,
-    pub thread: Rc<Thread>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
     /// Where the client's own connection comes from, and where it went to.
-    pub client: SocketAddr,
-    pub dialled: SocketAddr,
+    client: SocketAddr,
+    dialled: SocketAddr,
 }
 
 /// What connections of one pod to one endpoint have in common: whoever may use the one may use the other.
@@ -62,84 +67,18 @@ impl Onward {
         Self { proxy: proxy.clone(), thread: thread.clone(), pod: pod.clone(), client, dialled }
     }
 
-    pub fn model(&self) -> &Model {
-        &self.proxy.model
-    }
-
-    pub fn telemetry(&self) -> &Telemetry {
-        &self.proxy.telemetry
-    }
-
-    pub fn workload(&self) -> &Arc<Workload> {
+    fn workload(&self) -> &Arc<Workload> {
         &self.pod.captured.workload
     }
 
-    /// How many requests of the pod are under way; each counts for as long as what is returned lives.
-    pub fn count_request(&self) -> RequestPlace {
-        RequestPlace::take(&self.pod)
-    }
-
-    /// Completes when new requests are to go elsewhere: the agent drains, or the pod leaves.
-    pub fn leaving(&self) -> impl Future<Output = ()> + use<> {
-        let mut draining = self.proxy.draining.subscribe();
-        let pod = self.pod.clone();
-        async move {
-            tokio::select! {
-                _ = draining.wait_for(|draining| *draining) => {}
-                () = pod.leaving() => {}
-            }
-        }
-    }
-
-    /// Whether connections may be kept for later requests.
-    pub fn keeps(&self) -> bool {
-        !*self.proxy.draining.borrow() && !self.pod.is_leaving()
-    }
-
-    /// The endpoint of a Service for one request, other than those tried already.
-    pub fn pick(&self, service: &ServiceDestination, tried: &[SocketAddr]) -> Option<SocketAddr> {
-        let node = self.proxy.settings.node.clone();
-        let zone = self.model().read().mesh.node(&node).and_then(|node| node.zone.clone());
-        let client = Client { ip: self.client.ip(), node: Some(node), zone };
-        with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
-    }
-
-    /// Counts a request for an endpoint for as long as what is returned lives.
-    pub fn counted(&self, endpoint: SocketAddr) -> Counted {
-        Counted::begin(&self.proxy, endpoint)
-    }
-
-    /// Says how reaching an endpoint went.
-    pub fn reached(&self, endpoint: SocketAddr, well: bool) {
-        let balancer = self.proxy.balancer();
-        if well { balancer.succeeded(endpoint, Instant::now()) } else { balancer.failed(endpoint, Instant::now()) }
-    }
-
-    /// What a connection to the endpoint has to be like now; none where none may be kept.
-    pub fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
-        let state = self.model().read();
-        let destination = match state.mesh.destination(endpoint) {
-            Destination::Workload(workload) => {
-                let path = Path::between(self.workload(), &workload, endpoint.port());
-                // What holds of it may be another thing in a moment.
-                if matches!(path, Path::Uncaptured | Path::Refused(..)) {
-                    return None;
-                }
-                Some((workload.uid().clone(), path))
-            }
-            _ => None,
-        };
-        Some(Bond { source: self.pod.uid().clone(), source_ip: self.client.ip(), endpoint, destination })
-    }
-
-    /// Connects to an endpoint of a Service: on the list of connections, counted and logged as any other.
-    pub async fn connect(&self, service: &NamespacedName, endpoint: SocketAddr) -> Result<Line, Failure> {
+    /// On the list of connections, counted and logged as any other.
+    async fn line(&self, to: &Receiver, endpoint: SocketAddr) -> Result<Line, Failure> {
         let info = ConnectionInfo {
             direction: Direction::Outbound,
             transport: Transport::Plaintext,
             source: Party::of(self.client, self.workload()),
             destination: Party::stranger(endpoint),
-            service: Some(service.clone()),
+            service: to.service().cloned(),
             requested: Some(self.dialled),
             key_exchange: None,
         };
@@ -170,6 +109,116 @@ impl Onward {
                 Err(failure)
             }
         }
+    }
+}
+
+impl Place for Onward {
+    fn model(&self) -> &Model {
+        &self.proxy.model
+    }
+
+    fn telemetry(&self) -> &Telemetry {
+        &self.proxy.telemetry
+    }
+
+    fn pool(&self) -> &waypoint::Pool {
+        &self.thread.http
+    }
+
+    fn describe(&self) -> ConnectionInfo {
+        ConnectionInfo {
+            direction: Direction::Outbound,
+            transport: Transport::None,
+            source: Party::of(self.client, self.workload()),
+            destination: Party::default(),
+            service: None,
+            requested: Some(self.dialled),
+            key_exchange: None,
+        }
+    }
+
+    fn dialled(&self) -> SocketAddr {
+        self.dialled
+    }
+
+    fn look(&self) -> Look {
+        let state = self.proxy.model.read();
+        let Destination::Service(service) = state.mesh.destination(self.dialled) else {
+            return Look { view: None, stays: false };
+        };
+        let stays = *state.mesh.waypoint_of(&service.service) == Waypoint::Node
+            && service.port.protocol().is_none_or(AppProtocol::is_http);
+        let client = &self.workload().name().namespace;
+        let routes = state.routes.routes(&service.service.name, &service.port, client).filter(|_| stays);
+        Look { view: Some(View { to: Receiver::Service(service), routes }), stays }
+    }
+
+    fn count_request(&self) -> RequestPlace {
+        RequestPlace::take(&self.pod)
+    }
+
+    fn leaving(&self) -> LocalBoxFuture<'static, ()> {
+        let mut draining = self.proxy.draining.subscribe();
+        let pod = self.pod.clone();
+        let leaving = async move {
+            tokio::select! {
+                _ = draining.wait_for(|draining| *draining) => {}
+                () = pod.leaving() => {}
+            }
+        };
+        leaving.boxed_local()
+    }
+
+    fn keeps(&self) -> bool {
+        !*self.proxy.draining.borrow() && !self.pod.is_leaving()
+    }
+
+    fn pick(&self, to: &Receiver, tried: &[SocketAddr]) -> Option<SocketAddr> {
+        let service = match to {
+            Receiver::Service(service) => service,
+            Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
+        };
+        let node = self.proxy.settings.node.clone();
+        let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
+        let client = Client { ip: self.client.ip(), node: Some(node), zone };
+        with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+    }
+
+    fn settle(&self, _: &mut Parts) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn judge(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn counted(&self, endpoint: SocketAddr) -> Option<Counted> {
+        Some(Counted::begin(&self.proxy, endpoint))
+    }
+
+    fn reached(&self, endpoint: SocketAddr, well: bool) {
+        let balancer = self.proxy.balancer();
+        if well { balancer.succeeded(endpoint, Instant::now()) } else { balancer.failed(endpoint, Instant::now()) }
+    }
+
+    fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
+        let state = self.proxy.model.read();
+        let destination = match state.mesh.destination(endpoint) {
+            Destination::Workload(workload) => {
+                let path = Path::between(self.workload(), &workload, endpoint.port());
+                // What holds of it may be another thing in a moment.
+                if matches!(path, Path::Uncaptured | Path::Refused(..)) {
+                    return None;
+                }
+                Some((workload.uid().clone(), path))
+            }
+            _ => None,
+        };
+        Some(Bond { source: self.pod.uid().clone(), source_ip: self.client.ip(), endpoint, destination })
+    }
+
+    fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {
+        self.line(to, endpoint).boxed_local()
     }
 }
 

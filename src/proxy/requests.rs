@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::outbound::{Attempt, Upstream, Way};
 use crate::mesh::{AppProtocol, Reason, ServiceDestination, Waypoint};
 use crate::transport::fast::Early;
 use crate::transport::relay::TcpEnd;
+use crate::transport::{Socket, Stream};
 use crate::waypoint::wire::{Guess, sniff};
 use crate::waypoint::{self, Client, Version};
 
@@ -43,10 +45,10 @@ impl Attempt<'_> {
         match heard {
             Ok(Heard::Requests(speaks)) => {
                 self.connection.telemetry.told_by_requests();
-                let client = Client { stream: ear.stream, said: ear.said, speaks };
+                let client = Client { stream: Stream::Tcp(Socket::new(ear.stream)), said: ear.said, speaks };
                 let onward = Onward::new(self.proxy, self.thread, self.pod, self.connection.source, self.dialled);
                 tokio::select! {
-                    () = Box::pin(waypoint::serve(client, onward)) => {}
+                    () = Box::pin(waypoint::serve(client, Rc::new(onward))) => {}
                     // Dropped halfway, it resets.
                     _ = self.connection.control.reset_requested() => {}
                 }

@@ -1,25 +1,23 @@
-//! The client's socket, as hyper reads it.
+//! The client's connection, as hyper reads it.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 
 use super::wire::{Inspector, Next, Violation};
-use crate::transport::Socket;
+use crate::transport::Stream;
 
 /// A client that is known to speak HTTP.
 pub struct Client {
-    pub stream: Arc<TcpStream>,
+    pub stream: Stream,
     /// What it has said already.
     pub said: BytesMut,
     pub speaks: Version,
@@ -102,7 +100,7 @@ impl Check {
 
 /// Hands on the bytes of a client that are beyond doubt. Dropped before it was shut down, it resets.
 pub struct ClientIo {
-    socket: Socket,
+    stream: Stream,
     /// What was read, and not handed on.
     raw: BytesMut,
     /// So many bytes of it are beyond doubt.
@@ -118,12 +116,12 @@ impl ClientIo {
     pub fn new(client: Client, check: Option<Rc<Check>>) -> Self {
         let Client { stream, said, .. } = client;
         let cleared = if check.is_some() { 0 } else { said.len() };
-        Self { socket: Socket::new(stream), raw: said, cleared, ended: false, owed: None, check }
+        Self { stream, raw: said, cleared, ended: false, owed: None, check }
     }
 
-    /// The socket alone: what comes of it is nobody's.
-    pub fn into_rest(self) -> Socket {
-        self.socket
+    /// The connection alone: what comes of it is nobody's.
+    pub fn into_rest(self) -> Stream {
+        self.stream
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -132,7 +130,7 @@ impl ClientIo {
                 self.hand_on(buffer);
                 return Poll::Ready(Ok(()));
             }
-            let Some(check) = self.check.clone() else { return Pin::new(&mut self.socket).poll_read(cx, buffer) };
+            let Some(check) = self.check.clone() else { return Pin::new(&mut self.stream).poll_read(cx, buffer) };
             if check.refused().is_some() {
                 return check.silence();
             }
@@ -178,7 +176,7 @@ impl ClientIo {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut room = [0; CHUNK];
         let mut read = ReadBuf::new(&mut room);
-        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut read))?;
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
         self.ended = read.filled().is_empty();
         self.raw.extend_from_slice(read.filled());
         Poll::Ready(Ok(()))
@@ -193,7 +191,7 @@ impl AsyncRead for ClientIo {
 
 impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -201,19 +199,19 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.stream.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -1,5 +1,7 @@
 //! A request on its way to an endpoint, and to another one where the first provably never heard of it.
 
+use std::rc::Rc;
+
 use http::request::Parts;
 use hyper::body::{Body, Incoming};
 use hyper::{Request, Response};
@@ -8,10 +10,12 @@ use super::answer::Refusal;
 use super::body::RequestBody;
 use super::client::Version;
 use super::head::{self, Upgrade};
+use super::place::{Place, Receiver};
 use super::tee::Kept;
 use super::upstream::{Lease, acquire};
-use super::{Failure, Onward, RETRIED};
-use crate::mesh::{AppProtocol, ServiceDestination};
+use super::{Failure, RETRIED};
+use crate::mesh::AppProtocol;
+use crate::policy::RequestHead;
 
 /// What a request is sent as.
 #[derive(Clone, Copy)]
@@ -48,14 +52,15 @@ pub struct Answered {
     pub lease: Lease,
 }
 
-/// Sends a request to an endpoint of a Service. One that nothing of has been written is tried elsewhere.
+/// Sends a request to an endpoint. One that nothing of has been written is tried elsewhere.
 pub async fn send(
-    onward: &Onward,
-    service: &ServiceDestination,
+    place: &Rc<dyn Place>,
+    to: &Receiver,
     manner: Manner<'_>,
     mut head: Parts,
     body: RequestBody,
 ) -> Result<Answered, Refusal> {
+    place.settle(&mut head)?;
     head::send_as(&mut head, manner.http(), manner.upgrade);
     // Of HTTP/2 the request is gone once it is on its way; without a body it is easily made again.
     let spare =
@@ -64,11 +69,12 @@ pub async fn send(
     let (mut tried, mut last): (Vec<_>, Option<Failure>) = (Vec::new(), None);
     let mut stale = 0;
     while tried.len() < ENDPOINT_TRIES {
-        let Some(endpoint) = onward.pick(service, &tried) else { break };
-        let mut lease = match acquire(onward, &service.service.name, endpoint, manner.version).await {
+        let Some(endpoint) = place.pick(to, &tried) else { break };
+        place.judge(endpoint, &RequestHead::of(&request))?;
+        let mut lease = match acquire(place, to, endpoint, manner.version).await {
             Ok(lease) => lease,
             Err(failure) if failure.retry => {
-                onward.reached(endpoint, false);
+                place.reached(endpoint, false);
                 tried.push(endpoint);
                 last = Some(failure);
                 continue;
@@ -76,7 +82,7 @@ pub async fn send(
             Err(failure) => return Err(Refusal::unreached(failure)),
         };
         if !lease.reused {
-            onward.reached(endpoint, true);
+            place.reached(endpoint, true);
         }
         if let Some(Upgrade::Http1(_)) = manner.upgrade {
             lease.inherit();
@@ -109,12 +115,11 @@ pub async fn send(
             }
         }
     }
-    Err(last.map_or_else(|| no_endpoint(service), Refusal::unreached))
+    Err(last.map_or_else(|| no_endpoint(to), Refusal::unreached))
 }
 
-pub fn no_endpoint(service: &ServiceDestination) -> Refusal {
-    let text = format!("Service {} has no endpoint that is ready for port {}", service.service.name, service.port.port);
-    Refusal::no_endpoint(text)
+fn no_endpoint(to: &Receiver) -> Refusal {
+    Refusal::no_endpoint(format!("{to}: no endpoint is ready"))
 }
 
 const ENDPOINT_TRIES: usize = 5;

@@ -7,26 +7,26 @@ use std::time::Duration;
 use http::request::Parts;
 use http_body_util::BodyExt;
 
+use super::MIRRORED;
 use super::body::RequestBody;
 use super::forward::{Manner, send};
+use super::place::{Place, Receiver};
 use super::tee::{State, Tee};
-use super::{MIRRORED, Onward};
-use crate::mesh::ServiceDestination;
 
 /// Sends a copy once the whole body is here, under the identity of the client. What is oversize, slow or too much is
 /// dropped and counted; a part of a request is never sent.
-pub fn copy(onward: Onward, service: Option<ServiceDestination>, manner: Manner<'static>, head: Parts, tee: Rc<Tee>) {
-    let Some(place) = Place::take() else { return count("busy") };
+pub fn copy(place: Rc<dyn Place>, to: Option<Receiver>, manner: Manner<'static>, head: Parts, tee: Rc<Tee>) {
+    let Some(turn) = Turn::take() else { return count("busy") };
     tokio::task::spawn_local(async move {
-        let copying = tokio::time::timeout(MOST_TIME, copy_now(&onward, service, manner, head, &tee));
+        let copying = tokio::time::timeout(MOST_TIME, copy_now(&place, to, manner, head, &tee));
         count(copying.await.unwrap_or("failed"));
-        drop(place);
+        drop(turn);
     });
 }
 
 async fn copy_now(
-    onward: &Onward,
-    service: Option<ServiceDestination>,
+    place: &Rc<dyn Place>,
+    to: Option<Receiver>,
     manner: Manner<'static>,
     head: Parts,
     tee: &Tee,
@@ -36,8 +36,8 @@ async fn copy_now(
         State::Oversize => return "oversize",
         State::Passing | State::Broken => return "unfinished",
     };
-    let (Some(kept), Some(service)) = (kept, service) else { return "failed" };
-    let Ok(answered) = send(onward, &service, manner, head, RequestBody::kept(kept)).await else { return "failed" };
+    let (Some(kept), Some(to)) = (kept, to) else { return "failed" };
+    let Ok(answered) = send(place, &to, manner, head, RequestBody::kept(kept)).await else { return "failed" };
     // The answer is nobody's; read to its end, its connection takes the next.
     let mut body = answered.response.into_body();
     while let Some(frame) = body.frame().await {
@@ -54,9 +54,9 @@ fn count(outcome: &'static str) {
 }
 
 /// One of the copies of this thread.
-struct Place;
+struct Turn;
 
-impl Place {
+impl Turn {
     fn take() -> Option<Self> {
         UNDER_WAY.with(|count| {
             (count.get() < MOST).then(|| {
@@ -67,7 +67,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Turn {
     fn drop(&mut self) {
         UNDER_WAY.with(|count| count.set(count.get() - 1));
     }

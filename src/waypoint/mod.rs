@@ -1,8 +1,8 @@
 //! HTTP for those who ask for it: requests in, requests out, on the node of the client.
 //!
 //! A connection to a Service under `selvedge.dev/waypoint: node` is accepted at once, for each of its requests decides
-//! for itself. `proxy` hears what the client speaks ([`wire`]) and hands it over as a [`Client`], with the [`Onward`] way
-//! from its pod; hyper reads requests from it, behind a check of the raw bytes that forgives nothing ([`wire`] again).
+//! for itself. `proxy` hears what the client speaks ([`wire`]) and hands it over as a [`Client`], with the [`Place`]
+//! that it is served in; hyper reads requests from it, behind a check of the raw bytes that forgives nothing ([`wire`] again).
 //! Each request is decided by `route` on the model of that moment, edited, and sent to a ready endpoint of its backend
 //! over a connection of this thread's [`Pool`]: made as any TCP connection of the pod's, through the mesh, under the same
 //! identity and policy, and kept for the next request of the same pod to the same endpoint. Bodies are streamed, never
@@ -18,6 +18,7 @@ mod executor;
 mod forward;
 mod head;
 mod mirror;
+mod place;
 mod pool;
 mod request;
 mod serve;
@@ -27,11 +28,13 @@ mod upgrade;
 mod upstream;
 pub mod wire;
 
+pub use answer::Refusal;
 pub use client::{Client, Version};
+pub use place::{Look, Place, Receiver, View};
 pub use pool::Pool;
 pub use serve::serve;
 
-use crate::proxy::{Bond, Failure, Line, Onward};
+use crate::proxy::{Bond, Failure, Line};
 
 pub fn describe_metrics() {
     metrics::describe_counter!(

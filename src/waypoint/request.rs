@@ -19,7 +19,8 @@ use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
 use super::client::Version;
 use super::forward::{Answered, Manner, send};
 use super::head::{self, Upgrade};
-use super::session::{Session, View};
+use super::place::View;
+use super::session::Session;
 use super::tee::Tee;
 use super::upgrade::{Tunnel, carry_streams};
 use super::upstream::Lease;
@@ -28,11 +29,11 @@ use super::{RETRIED, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, Direction, Party, RequestInfo, RequestProtocol, RequestTelemetry, Transport};
+use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry};
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
-    let place = session.onward.count_request();
+    let place = session.place.count_request();
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let asks_upgrade = head.headers.contains_key(UPGRADE);
@@ -42,7 +43,7 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         sent: Rc::default(),
         is_alone: place.count <= MOST_OF_POD,
     };
-    let mut record = session.onward.telemetry().request(describe(&session, &head, &asked));
+    let mut record = session.place.telemetry().request(describe(&session, &head, &asked));
     let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
     let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
     let (mut head, from) = match outcome {
@@ -139,12 +140,12 @@ async fn exchange(
     let upgrade = head::take_in(&mut head).map_err(|(status, text)| Refusal::malformed(status, text))?;
     // A client of HTTP/1.0 need not say one, and an application of HTTP/1.1 must be told.
     if !head.headers.contains_key(HOST)
-        && let Ok(dialled) = HeaderValue::try_from(session.onward.dialled.to_string())
+        && let Ok(dialled) = HeaderValue::try_from(session.place.dialled().to_string())
     {
         head.headers.insert(HOST, dialled);
     }
     let Some(view) = session.view() else {
-        return Err(Refusal::no_endpoint("the Service has gone").into());
+        return Err(Refusal::no_endpoint("what was dialled has gone").into());
     };
     let ask = Ask { session, asked, view: &view, upgrade: upgrade.as_ref(), started: record.started() };
     let routes = view.routes.clone();
@@ -178,24 +179,26 @@ impl Ask<'_> {
         body: Incoming,
     ) -> Result<(response::Parts, Given), NotSent> {
         let target = forward.map_or(route::Target::Parent, Forward::target);
-        let Some(service) = self.session.destination(self.view, target) else {
+        let Some(to) = self.session.receiver(self.view, target) else {
             let missing = forward.map(|forward| NotSent::Answered(Box::new(forward.answer(Because::NoBackend))));
-            return Err(missing.unwrap_or_else(|| Refusal::no_endpoint("the Service has gone").into()));
+            return Err(missing.unwrap_or_else(|| Refusal::no_endpoint("what was dialled has gone").into()));
         };
-        record.amend(|info| info.connection.service = Some(service.service.name.clone()));
+        if let Some(service) = to.service() {
+            record.amend(|info| info.connection.service = Some(service.clone()));
+        }
         if let Some(forward) = forward {
             forward.edit_request(&mut head);
         }
         let limits = Limits::of(forward, &head, self.started);
         let tee = self.tee(forward, &head);
-        let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, service.port.protocol());
+        let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, to.protocol());
         let gate = gate(&mut head, manner.version);
         let retry = forward.and_then(Forward::retry).filter(|_| self.upgrade.is_none());
         let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
         let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
         let Answered { response, lease } = loop {
             let again = (left > 0).then(|| head.clone());
-            let sending = send(&self.session.onward, &service, manner, head, body);
+            let sending = send(&self.session.place, &to, manner, head, body);
             let outcome = limits.bounded(sending).await;
             let worth = match &outcome {
                 Ok(answered) => retry.is_some_and(|retry| retry.codes.contains(&answered.response.status())),
@@ -211,7 +214,9 @@ impl Ask<'_> {
             body = RequestBody::kept(kept);
         };
         record.amend(|info| {
-            info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() }
+            let service = info.connection.service.take();
+            info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
+            info.connection.service = info.connection.service.take().or(service);
         });
         self.take_back(forward, response, lease, &limits)
     }
@@ -249,12 +254,12 @@ impl Ask<'_> {
         let mut tee = forward.retry().map(|_| Tee::new());
         for backend in forward.mirrors() {
             let tee = tee.get_or_insert_with(Tee::new);
-            let service = self.session.backend(backend);
-            let port = service.as_ref().and_then(|service| service.port.protocol());
+            let to = self.session.backend(backend);
+            let port = to.as_ref().and_then(|to| to.protocol());
             let manner = Manner::of(self.asked.version, self.asked.is_grpc, None, port);
             let mut head = head.clone();
             head.headers.remove(EXPECT);
-            mirror::copy(self.session.onward.clone(), service, manner, head, tee.clone());
+            mirror::copy(self.session.place.clone(), to, manner, head, tee.clone());
         }
         tee
     }
@@ -344,23 +349,16 @@ pub fn refused(session: &Session, violation: Violation) {
     info.status = violation.status().as_u16();
     info.reason = Some(Reason::Protocol);
     info.detail = violation.to_string();
-    session.onward.telemetry().request(info).ended();
+    session.place.telemetry().request(info).ended();
 }
 
 fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
-    let onward = &session.onward;
+    let connection = session.place.describe();
+    let service = session.view().and_then(|view| view.to.service().cloned());
     let written = |text: &str| text.chars().take(MOST_WRITTEN).collect();
     let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
     RequestInfo {
-        connection: ConnectionInfo {
-            direction: Direction::Outbound,
-            transport: Transport::None,
-            source: Party::of(onward.client, onward.workload()),
-            destination: Party::default(),
-            service: session.view().map(|view| view.service.service.name.clone()),
-            requested: Some(onward.dialled),
-            key_exchange: None,
-        },
+        connection: ConnectionInfo { service: connection.service.or(service), ..connection },
         protocol: match (asked.is_grpc, asked.version) {
             (true, _) => RequestProtocol::Grpc,
             (false, Version::Http1) => RequestProtocol::Http1,

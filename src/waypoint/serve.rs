@@ -10,9 +10,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::Onward;
 use super::client::{Check, Client, ClientIo, Version};
 use super::executor::OnThread;
+use super::place::Place;
 use super::request::answer;
 use super::session::Session;
 use super::upstream::{CONNECTION_WINDOW, MOST_BUFFERED, MOST_HEAD, STREAM_WINDOW};
@@ -20,16 +20,16 @@ use super::wire::Violation;
 
 /// Serves the requests of one client until it has no more. New ones are to go elsewhere once the pod or the agent
 /// leaves; dropped, it resets the client.
-pub async fn serve(client: Client, onward: Onward) {
+pub async fn serve(client: Client, place: Rc<dyn Place>) {
     match client.speaks {
-        Version::Http1 => serve_http1(client, onward).await,
-        Version::Http2 => serve_http2(client, onward).await,
+        Version::Http1 => serve_http1(client, place).await,
+        Version::Http2 => serve_http2(client, place).await,
     }
 }
 
-async fn serve_http1(client: Client, onward: Onward) {
+async fn serve_http1(client: Client, place: Rc<dyn Place>) {
     let check = Rc::new(Check::default());
-    let session = Session::new(onward, Some(check.clone()));
+    let session = Session::new(place, Some(check.clone()));
     let io = TokioIo::new(ClientIo::new(client, Some(check.clone())));
     let serving = session.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -69,8 +69,8 @@ async fn serve_http1(client: Client, onward: Onward) {
     }
 }
 
-async fn serve_http2(client: Client, onward: Onward) {
-    let session = Session::new(onward, None);
+async fn serve_http2(client: Client, place: Rc<dyn Place>) {
+    let session = Session::new(place, None);
     let io = TokioIo::new(ClientIo::new(client, None));
     let serving = session.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -101,7 +101,7 @@ async fn serve_http2(client: Client, onward: Onward) {
 /// Completes when the client is to take new requests elsewhere.
 async fn leaving(session: &Session) {
     tokio::select! {
-        () = session.onward.leaving() => session.retire(),
+        () = session.place.leaving() => session.retire(),
         () = session.retiring() => {}
     }
 }

@@ -1,18 +1,16 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use tokio::sync::{Notify, watch};
 
-use super::Onward;
 use super::client::Check;
+use super::place::{Look, Place, Receiver, View};
 use super::upgrade::Tunnel;
-use crate::mesh::{AppProtocol, Destination, ServiceDestination, Waypoint};
-use crate::route::{BackendRef, Routes, Target};
+use crate::route::{BackendRef, Target};
 
 /// What the requests of one client connection share.
 pub struct Session {
-    pub onward: Onward,
+    pub place: Rc<dyn Place>,
     /// Of an HTTP/1 client.
     pub check: Option<Rc<Check>>,
     /// What becomes of the connection behind the answer that is on its way.
@@ -23,17 +21,11 @@ pub struct Session {
     retiring: Notify,
 }
 
-/// What the model says of the dialled Service.
-pub struct View {
-    pub service: ServiceDestination,
-    pub routes: Option<Arc<Routes>>,
-}
-
 impl Session {
-    pub fn new(onward: Onward, check: Option<Rc<Check>>) -> Rc<Self> {
-        let moves = onward.model().subscribe();
+    pub fn new(place: Rc<dyn Place>, check: Option<Rc<Check>>) -> Rc<Self> {
+        let moves = place.model().subscribe();
         Rc::new(Self {
-            onward,
+            place,
             check,
             tunnel: RefCell::default(),
             moves: RefCell::new(moves),
@@ -43,7 +35,7 @@ impl Session {
         })
     }
 
-    /// The dialled Service as it is now; none where it has gone.
+    /// Where requests go now; none where that has gone.
     pub fn view(&self) -> Option<Rc<View>> {
         // The sender lives as long as the model does.
         if !self.moves.borrow().has_changed().unwrap_or(false)
@@ -52,7 +44,7 @@ impl Session {
             return Some(view.clone());
         }
         self.moves.borrow_mut().borrow_and_update();
-        let (view, stays) = self.look();
+        let Look { view, stays } = self.place.look();
         let view = view.map(Rc::new);
         self.view.replace(view.clone());
         if !stays {
@@ -61,29 +53,18 @@ impl Session {
         view
     }
 
-    /// And whether its requests are still to be told apart here.
-    fn look(&self) -> (Option<View>, bool) {
-        let state = self.onward.model().read();
-        let Destination::Service(service) = state.mesh.destination(self.onward.dialled) else { return (None, false) };
-        let stays = *state.mesh.waypoint_of(&service.service) == Waypoint::Node
-            && service.port.protocol().is_none_or(AppProtocol::is_http);
-        let client = &self.onward.workload().name().namespace;
-        let routes = state.routes.routes(&service.service.name, &service.port, client).filter(|_| stays);
-        (Some(View { service, routes }), stays)
-    }
-
-    /// The Service port that a request goes to; none where the model has no such thing.
-    pub fn destination(&self, view: &View, target: Target<'_>) -> Option<ServiceDestination> {
+    /// Whom a request goes to; none where the model has no such thing.
+    pub fn receiver(&self, view: &View, target: Target<'_>) -> Option<Receiver> {
         match target {
-            Target::Parent => Some(view.service.clone()),
+            Target::Parent => Some(view.to.clone()),
             Target::Backend(backend) => self.backend(backend),
         }
     }
 
-    pub fn backend(&self, backend: &BackendRef) -> Option<ServiceDestination> {
-        let state = self.onward.model().read();
+    pub fn backend(&self, backend: &BackendRef) -> Option<Receiver> {
+        let state = self.place.model().read();
         let service = state.mesh.service(&backend.service)?;
-        state.mesh.service_destination(service, backend.port)
+        state.mesh.service_destination(service, backend.port).map(Receiver::Service)
     }
 
     /// Whether an answer is to say that the connection takes no more requests.

@@ -17,8 +17,9 @@ use tokio::sync::oneshot;
 use super::body::RequestBody;
 use super::client::Version;
 use super::executor::OnThread;
-use super::{Bond, Failure, Line, Onward};
-use crate::mesh::{NamespacedName, Reason};
+use super::place::{Place, Receiver};
+use super::{Bond, Failure, Line};
+use crate::mesh::Reason;
 use crate::proxy::Counted;
 use crate::telemetry::ConnectionInfo;
 
@@ -50,13 +51,13 @@ type Heir = Rc<RefCell<Option<oneshot::Sender<Handed>>>>;
 /// The use of a connection for one request.
 pub struct Lease {
     upstream: Upstream,
-    onward: Onward,
+    place: Rc<dyn Place>,
     /// Whether the connection has carried a request before.
     pub reused: bool,
     /// Where the connection comes to once it speaks another protocol.
     inheritance: Option<oneshot::Receiver<Handed>>,
     _stream: StreamPlace,
-    _counted: Counted,
+    _counted: Option<Counted>,
 }
 
 /// A request that came to nothing on its connection.
@@ -118,27 +119,27 @@ impl Upstream {
 
 /// A connection to the endpoint for one request: one that waits, or a new one.
 pub async fn acquire(
-    onward: &Onward,
-    service: &NamespacedName,
+    place: &Rc<dyn Place>,
+    to: &Receiver,
     endpoint: SocketAddr,
     version: Version,
 ) -> Result<Lease, Failure> {
-    let counted = onward.counted(endpoint);
-    let bond = onward.bond(endpoint);
-    let pool = &onward.thread.http;
+    let counted = place.counted(endpoint);
+    let bond = place.bond(endpoint);
+    let pool = place.pool();
     let lease = |upstream: Upstream, reused| {
         let stream = StreamPlace::take(&upstream.streams);
-        Lease { upstream, onward: onward.clone(), reused, inheritance: None, _stream: stream, _counted: counted }
+        Lease { upstream, place: place.clone(), reused, inheritance: None, _stream: stream, _counted: counted }
     };
     let Some(bond) = bond else {
-        return Ok(lease(connect(onward, service, endpoint, version, None).await?, false));
+        return Ok(lease(connect(place, to, endpoint, version, None).await?, false));
     };
     match version {
         Version::Http1 => {
             if let Some(upstream) = pool.take(&bond) {
                 return Ok(lease(upstream, true));
             }
-            Ok(lease(connect(onward, service, endpoint, version, Some(bond)).await?, false))
+            Ok(lease(connect(place, to, endpoint, version, Some(bond)).await?, false))
         }
         Version::Http2 => {
             if let Some(upstream) = pool.shared(&bond) {
@@ -150,8 +151,8 @@ pub async fn acquire(
             if let Some(upstream) = pool.shared(&bond) {
                 return Ok(lease(upstream, true));
             }
-            let upstream = connect(onward, service, endpoint, version, Some(bond)).await?;
-            if onward.keeps() {
+            let upstream = connect(place, to, endpoint, version, Some(bond)).await?;
+            if place.keeps() {
                 upstream.share().into_iter().for_each(|upstream| pool.put_shared(upstream));
             }
             Ok(lease(upstream, false))
@@ -160,13 +161,13 @@ pub async fn acquire(
 }
 
 async fn connect(
-    onward: &Onward,
-    service: &NamespacedName,
+    place: &Rc<dyn Place>,
+    to: &Receiver,
     endpoint: SocketAddr,
     version: Version,
     bond: Option<Bond>,
 ) -> Result<Upstream, Failure> {
-    let line = onward.connect(service, endpoint).await?;
+    let line = place.connect(to, endpoint).await?;
     let info = Rc::new(line.info());
     let heir = Heir::default();
     let io = TokioIo::new(line);
@@ -260,10 +261,10 @@ impl Lease {
 
     /// Its request is over, and the connection may take the next.
     pub fn give_back(self) {
-        let Self { upstream, onward, .. } = self;
-        if matches!(upstream.sender, Sender::Http1(_)) && upstream.bond.is_some() && onward.keeps() && upstream.is_fit()
+        let Self { upstream, place, .. } = self;
+        if matches!(upstream.sender, Sender::Http1(_)) && upstream.bond.is_some() && place.keeps() && upstream.is_fit()
         {
-            onward.thread.http.put(upstream);
+            place.pool().put(upstream);
         }
     }
 }
