@@ -1,5 +1,6 @@
 //! What is taken of one issuer, and what becomes of a request that bears its token.
 
+use std::fmt;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -57,6 +58,17 @@ pub enum KeySource {
         key: Arc<str>,
     },
     Url(Arc<str>),
+}
+
+/// As it is written down beside keys that were fetched from it.
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inline => f.write_str("inline"),
+            Self::ConfigMap { name, key } => write!(f, "configmap/{name}/{key}"),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,7 +1,8 @@
-//! What the leader alone does: conditions on policies and routes, Events on pods, taints of nodes.
+//! What the leader alone does: conditions on policies and routes, keys of token issuers, Events on pods, taints of nodes.
 
 mod conditions;
 mod events;
+pub mod keys;
 mod routes;
 mod taints;
 
@@ -29,6 +30,7 @@ use crate::policy::PolicyKind;
 use crate::route::RouteKind;
 use conditions::Conditions;
 use events::Events;
+use keys::{ClusterAddresses, Keys};
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
 
@@ -62,8 +64,10 @@ impl Leader {
         };
         let authorization = kind(PolicyKind::AuthorizationPolicy, "authorizationpolicies");
         let peer = kind(PolicyKind::PeerAuthentication, "peerauthentications");
+        let tokens = kind(PolicyKind::RequestAuthentication, "requestauthentications");
         let (authorizations, authorization_watch) = watch_objects(&self.client, &authorization);
         let (peers, peer_watch) = watch_objects(&self.client, &peer);
+        let (token_rules, token_watch) = watch_objects(&self.client, &tokens);
         let (reports, report_watch) = watch::<MeshNode>(&self.client);
         let (nodes, node_watch) = watch::<TaintedNode>(&self.client);
         let (services, service_watch) = watch::<RoutedService>(&self.client);
@@ -73,6 +77,8 @@ impl Leader {
         let routes = [grpc, http];
 
         let mut conditions = Conditions::new(self.client.clone());
+        let mut keys = Keys::new(self.client.clone());
+        let mut cluster = ClusterAddresses::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
         let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces);
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
@@ -84,6 +90,11 @@ impl Leader {
                 let told = reports.state();
                 conditions.tell(PolicyKind::AuthorizationPolicy, &authorization, authorizations.state(), &told).await;
                 conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
+                conditions.tell(PolicyKind::RequestAuthentication, &tokens, token_rules.state(), &told).await;
+                if !token_rules.state().is_empty() {
+                    let forbidden = cluster.forbidden(&nodes.state()).await;
+                    keys.tell(&tokens, token_rules.state(), forbidden.as_ref()).await;
+                }
                 statuses.tell(&routes).await;
                 events.tell(&told).await;
                 taints.take_off(&nodes.state(), &self.pods).await;
@@ -92,6 +103,7 @@ impl Leader {
         let watches = futures_util::future::join_all([
             authorization_watch.boxed(),
             peer_watch.boxed(),
+            token_watch.boxed(),
             report_watch.boxed(),
             node_watch.boxed(),
             service_watch.boxed(),

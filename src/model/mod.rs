@@ -1,4 +1,4 @@
-//! `mesh`, `policy` and `route` together: fed by deltas, read by every shell.
+//! `mesh`, `policy`, `route` and `authorizer` together: fed by deltas, read by every shell.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{broadcast, watch};
 
+use crate::authorizer::{self, Authorizers};
 use crate::mesh::{self, Change, Mesh, MeshSettings};
 use crate::policy::{self, Policies, Scope};
 use crate::route;
@@ -35,6 +36,7 @@ pub struct State {
     pub mesh: Mesh,
     pub policies: Policies,
     pub routes: route::Table,
+    pub authorizers: Authorizers,
 }
 
 /// One step of the model.
@@ -44,6 +46,7 @@ pub enum Delta {
     Mesh(mesh::Delta),
     Policy(policy::Delta),
     Route(route::Delta),
+    Authorizer(authorizer::Delta),
 }
 
 /// What one step of the model changed.
@@ -62,6 +65,7 @@ impl Model {
                 mesh: Mesh::new(settings),
                 policies,
                 routes: route::Table::default(),
+                authorizers: Authorizers::default(),
             }),
             interner: Mutex::default(),
             generation: watch::Sender::new(0),
@@ -79,6 +83,7 @@ impl Model {
                     Delta::Mesh(delta) => step.change.merge(state.mesh.apply(interner.intern(delta))),
                     Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
                     Delta::Route(delta) => state.routes.apply(delta),
+                    Delta::Authorizer(delta) => state.authorizers.apply(delta),
                 }
             }
         });

@@ -12,6 +12,7 @@ use super::object::{
 use super::{Scope, Selection};
 use crate::mesh::NamespacedName;
 
+mod authentication;
 mod field;
 mod rule;
 
@@ -56,6 +57,11 @@ pub fn decode(kind: PolicyKind, value: &Value) -> Result<PolicyObject, DecodeErr
         }
         PolicyKind::PeerAuthentication => {
             PolicyObject::PeerAuthentication(Box::new(peer(name, created(object)?, &mut spec, notes)?))
+        }
+        PolicyKind::RequestAuthentication => {
+            let scope = scope(kind, &name.namespace, &mut spec, &mut notes)?;
+            let read = authentication::authentication(name, scope, &mut spec, object.get("status"), notes)?;
+            PolicyObject::RequestAuthentication(Box::new(read))
         }
     };
     Ok(object)
@@ -178,7 +184,7 @@ fn scope(
     notes: &mut Vec<Unenforced>,
 ) -> Result<Scope, DecodeError> {
     let selector = spec.take("selector");
-    let targets = if kind == PolicyKind::AuthorizationPolicy { spec.take("targetRefs") } else { None };
+    let targets = if kind == PolicyKind::PeerAuthentication { None } else { spec.take("targetRefs") };
     let selection = match (selector, targets) {
         (Some(_), Some((path, _))) => {
             return Err(refuse(&path, "it excludes spec.selector: split the policy in two".into()));

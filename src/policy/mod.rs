@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod around;
+mod authentication;
 mod block;
 mod compile;
 mod decide;
@@ -21,6 +22,8 @@ mod standing;
 mod store;
 mod word;
 
+pub use crate::authentication::Principal;
+pub use authentication::RequestAuthentication;
 pub use decide::{Clause, Decision, Observed, Query, Verdict};
 pub use decode::{DRY_RUN, DecodeError, decode, malformed};
 pub use explain::{Considered, Explanation, RuleOutcome};
@@ -29,7 +32,7 @@ pub use object::{
     PolicyRef, Rule, Term, Terms, Unenforced, Values,
 };
 pub use problem::{Problem, describe_metrics};
-pub use request::{Principal, RequestHead};
+pub use request::RequestHead;
 pub use scope::{Scope, Selection};
 pub use standing::PeerMode;
 pub use store::{Delta, Policies};

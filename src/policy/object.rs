@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Scope, Selection};
+use super::{RequestAuthentication, Scope, Selection};
 use crate::mesh::NamespacedName;
 
 /// One policy as read: typed, and with a note of what in it cannot be enforced.
@@ -13,6 +13,7 @@ use crate::mesh::NamespacedName;
 pub enum PolicyObject {
     Authorization(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
+    RequestAuthentication(Box<RequestAuthentication>),
     /// Refused, and without a last good version.
     Malformed(Box<Malformed>),
 }
@@ -26,6 +27,9 @@ impl PolicyObject {
             Self::PeerAuthentication(policy) => {
                 PolicyRef { kind: PolicyKind::PeerAuthentication, name: policy.name.clone() }
             }
+            Self::RequestAuthentication(policy) => {
+                PolicyRef { kind: PolicyKind::RequestAuthentication, name: policy.name.clone() }
+            }
             Self::Malformed(policy) => policy.reference.clone(),
         }
     }
@@ -34,6 +38,7 @@ impl PolicyObject {
         match self {
             Self::Authorization(policy) => &policy.scope,
             Self::PeerAuthentication(policy) => &policy.scope,
+            Self::RequestAuthentication(policy) => &policy.scope,
             Self::Malformed(policy) => &policy.scope,
         }
     }
@@ -48,6 +53,7 @@ impl PolicyObject {
                 policy.opaque = true;
                 policy.unenforced.extend(missing);
             }
+            Self::RequestAuthentication(policy) => policy.close(missing),
             Self::Malformed(policy) => policy.scope.selection = Selection::All,
             // It has no targets.
             Self::PeerAuthentication(_) => {}
@@ -60,6 +66,7 @@ impl PolicyObject {
         match self {
             Self::Authorization(policy) => &policy.unenforced,
             Self::PeerAuthentication(policy) => &policy.unenforced,
+            Self::RequestAuthentication(policy) => &policy.unenforced,
             Self::Malformed(_) => &[],
         }
     }
@@ -82,6 +89,7 @@ impl fmt::Display for PolicyRef {
 pub enum PolicyKind {
     AuthorizationPolicy,
     PeerAuthentication,
+    RequestAuthentication,
 }
 
 impl fmt::Display for PolicyKind {
@@ -89,6 +97,7 @@ impl fmt::Display for PolicyKind {
         f.write_str(match self {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
         })
     }
 }

@@ -160,4 +160,5 @@ fn controller(facts: &Facts, findings: &mut Findings) {
 }
 
 /// The kinds that an agent needs to know.
-const KINDS: [&str; 3] = ["authorizationpolicies", "meshnodes", "peerauthentications"];
+const KINDS: [&str; 5] =
+    ["authorizationpolicies", "externalauthorizers", "meshnodes", "peerauthentications", "requestauthentications"];
