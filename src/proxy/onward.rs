@@ -25,7 +25,9 @@ use super::same_node::Arriving;
 use super::source_ports::Held;
 use super::workers::{Thread, with_random};
 use crate::mesh::balance::Client;
-use crate::mesh::{AppProtocol, Destination, Path, PodUid, Reason, Waypoint, Workload};
+use crate::mesh::{
+    AppProtocol, Destination, Path, PodUid, Reason, ServiceDestination, ServiceKind, Waypoint, Workload,
+};
 use crate::model::Model;
 use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
@@ -215,6 +217,15 @@ impl Place for Onward {
             _ => None,
         };
         Some(Bond { source: self.pod.uid().clone(), source_ip: self.client.ip(), endpoint, destination })
+    }
+
+    fn asker(&self, to: &ServiceDestination) -> Option<Rc<dyn Place>> {
+        let dialled = match &to.service.kind {
+            ServiceKind::ClusterIp(addresses) => addresses.iter().find(|ip| ip.is_ipv4() == self.client.is_ipv4()),
+            ServiceKind::Headless | ServiceKind::ExternalName => None,
+        };
+        let dialled = dialled.map_or(self.dialled, |ip| SocketAddr::new(*ip, to.port.port));
+        Some(Rc::new(Self { dialled, ..self.clone() }))
     }
 
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {

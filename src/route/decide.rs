@@ -12,6 +12,7 @@ use super::{
     Action, Answer, Backend, BackendRef, Because, Filters, Retry, RouteKind, RouteRef, Rule, SessionPersistence,
     Target, Timeouts,
 };
+use crate::authorizer::Authorizer;
 
 /// What rules the requests to one port of one Service from one client namespace.
 #[derive(Clone, Debug)]
@@ -167,6 +168,11 @@ impl<'a> Forward<'a> {
         mirrors
             .filter(move |(index, mirror)| mirror.share.takes(mix(random, *index)))
             .filter_map(|(_, m)| m.to.as_ref())
+    }
+
+    /// Who is asked whether it may go on, before anything is changed.
+    pub fn authorizers(&self) -> impl Iterator<Item = &'a Authorizer> + use<'a> {
+        self.filters().into_iter().filter_map(|filters| filters.authorizer.as_deref())
     }
 
     pub fn timeouts(&self) -> Timeouts {

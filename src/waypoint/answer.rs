@@ -1,10 +1,13 @@
 //! What is answered here, in place of an application.
 
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
 use super::Failure;
-use crate::mesh::Reason;
+use crate::authentication::{Challenge, Fault};
+use crate::authorizer::Denied;
+use crate::mesh::{NamespacedName, Reason};
 use crate::route::GrpcStatus;
 
 /// Why a request got no answer of an application: what its client is told, and what metrics and the access log are.
@@ -14,12 +17,20 @@ pub struct Refusal {
     grpc: GrpcStatus,
     pub reason: Reason,
     pub detail: String,
+    /// What else its client is told.
+    told: Option<Box<Told>>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    headers: HeaderMap,
+    body: Bytes,
 }
 
 impl Refusal {
     /// The client's request cannot be passed on as it is.
     pub fn malformed(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, grpc: GrpcStatus::Internal, reason: Reason::Protocol, detail: detail.into() }
+        Self { status, grpc: GrpcStatus::Internal, reason: Reason::Protocol, detail: detail.into(), told: None }
     }
 
     pub fn no_endpoint(detail: impl Into<String>) -> Self {
@@ -34,6 +45,7 @@ impl Refusal {
                 grpc: GrpcStatus::PermissionDenied,
                 reason: failure.reason,
                 detail: failure.detail,
+                told: None,
             },
             reason => Self::unavailable(reason, failure.detail),
         }
@@ -50,11 +62,56 @@ impl Refusal {
             grpc: GrpcStatus::DeadlineExceeded,
             reason: Reason::Timeout,
             detail: detail.into(),
+            told: None,
         }
     }
 
     pub fn too_many(detail: impl Into<String>) -> Self {
         Self { grpc: GrpcStatus::ResourceExhausted, ..Self::unavailable(Reason::Limit, detail) }
+    }
+
+    /// The request's token does not hold.
+    pub fn token(fault: &Fault) -> Self {
+        let Challenge { status, headers, .. } = Challenge::of(fault);
+        Self {
+            status,
+            grpc: GrpcStatus::Unauthenticated,
+            reason: Reason::Token(fault.code()),
+            detail: fault.to_string(),
+            told: Some(Box::new(Told { headers, body: Bytes::new() })),
+        }
+    }
+
+    /// An external authorizer says no, in words of its own.
+    pub fn denied(authorizer: &NamespacedName, denied: Denied) -> Self {
+        let Denied { status, headers, body } = denied;
+        Self {
+            status,
+            grpc: match status {
+                StatusCode::UNAUTHORIZED => GrpcStatus::Unauthenticated,
+                StatusCode::TOO_MANY_REQUESTS => GrpcStatus::ResourceExhausted,
+                _ => GrpcStatus::PermissionDenied,
+            },
+            reason: Reason::Authorizer(authorizer.clone()),
+            detail: format!("ExternalAuthorizer {authorizer} answered {status}"),
+            told: Some(Box::new(Told { headers, body })),
+        }
+    }
+
+    /// An external authorizer could not be asked.
+    pub fn unasked(authorizer: &NamespacedName, status: StatusCode, cause: &str) -> Self {
+        Self {
+            status,
+            grpc: GrpcStatus::PermissionDenied,
+            reason: Reason::Authorizer(authorizer.clone()),
+            detail: format!("ExternalAuthorizer {authorizer} could not be asked, so the request is refused: {cause}"),
+            told: None,
+        }
+    }
+
+    /// What its client reads, where there is anything.
+    pub fn body(&self, is_grpc: bool) -> Bytes {
+        self.told.as_ref().filter(|_| !is_grpc).map(|told| told.body.clone()).unwrap_or_default()
     }
 
     /// A defect of ours.
@@ -64,6 +121,7 @@ impl Refusal {
             grpc: GrpcStatus::Internal,
             reason: Reason::Internal,
             detail: detail.into(),
+            told: None,
         }
     }
 
@@ -73,13 +131,22 @@ impl Refusal {
     }
 
     fn unavailable(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, grpc: GrpcStatus::Unavailable, reason, detail: detail.into() }
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            grpc: GrpcStatus::Unavailable,
+            reason,
+            detail: detail.into(),
+            told: None,
+        }
     }
 
     /// The head that is sent: to a gRPC client a response of trailers alone.
     pub fn head(&self, is_grpc: bool) -> http::response::Parts {
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = self.status;
+        if let Some(told) = &self.told {
+            head.headers = told.headers.clone();
+        }
         // Bounded, and without a word about policy beyond that there is one.
         head.headers.insert(REASON, HeaderValue::from_static(self.reason.code()));
         if is_grpc {

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod authorize;
 mod body;
 mod client;
 mod executor;
@@ -46,6 +47,11 @@ pub fn describe_metrics() {
         POOLED,
         metrics::Unit::Count,
         "Connections to applications that wait for their next request, or carry some over HTTP/2."
+    );
+    metrics::describe_counter!(
+        authorize::ASKED,
+        metrics::Unit::Count,
+        "Requests that an external authorizer was asked about, by what it said."
     );
     metrics::describe_counter!(
         RETRIED,

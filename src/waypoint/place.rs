@@ -1,5 +1,6 @@
 use std::fmt;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::LocalBoxFuture;
@@ -66,6 +67,11 @@ pub trait Place {
 
     /// What a connection to the endpoint has to be like now; none where none may be kept.
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond>;
+
+    /// Where questions to an external authorizer are sent from; none: nobody can be asked.
+    fn asker(&self, _: &ServiceDestination) -> Option<Rc<dyn Place>> {
+        None
+    }
 
     /// Connects to an endpoint.
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>>;

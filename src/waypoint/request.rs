@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE};
 use http::request::Parts;
@@ -25,7 +26,7 @@ use super::tee::Tee;
 use super::upgrade::{Tunnel, carry_streams};
 use super::upstream::Lease;
 use super::wire::Violation;
-use super::{RETRIED, mirror};
+use super::{RETRIED, authorize, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
@@ -53,14 +54,14 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
                 info.reason = Some(refusal.reason.clone());
                 info.detail = refusal.detail.clone();
             });
-            (refusal.head(asked.is_grpc), Given::Here)
+            (refusal.head(asked.is_grpc), Given::Here(refusal.body(asked.is_grpc)))
         }
         Err(NotSent::Answered(answer)) => {
             record.amend(|info| {
                 info.route = answer.route.as_ref().map(|route| route.name.clone());
                 info.detail = answer.because.message().to_owned();
             });
-            (answer.into_head(), Given::Here)
+            (answer.into_head(), Given::Here(Bytes::new()))
         }
     };
     let status = head.status;
@@ -79,7 +80,7 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     }
     let trail = |lease, deadline| Trail { record, sent: asked.sent, received: 0, deadline, lease, _place: place };
     let body = match from {
-        Given::Here => AnswerBody::empty(trail(None, None)),
+        Given::Here(words) => AnswerBody::of_words(words, trail(None, None)),
         Given::Application { body, lease, deadline } => AnswerBody::of_application(body, trail(Some(lease), deadline)),
         Given::Upgraded(handed, lease) => {
             let trail = trail(Some(lease), None);
@@ -108,7 +109,7 @@ struct Asked {
 
 /// Where an answer's body comes from.
 enum Given {
-    Here,
+    Here(Bytes),
     Application { body: Incoming, lease: Lease, deadline: Option<Pin<Box<Sleep>>> },
     Upgraded(tokio::sync::oneshot::Receiver<super::upstream::Handed>, Lease),
     Streams(OnUpgrade, Lease),
@@ -186,16 +187,24 @@ impl Ask<'_> {
         if let Some(service) = to.service() {
             record.amend(|info| info.connection.service = Some(service.clone()));
         }
+        let tee = self.tee_needed(forward);
+        let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), None);
+        let mut allowed = Vec::new();
+        for authorizer in forward.into_iter().flat_map(Forward::authorizers) {
+            let one = authorize::ask(&self.session.place, authorizer, &head, &mut body).await?;
+            one.edit(&mut head);
+            allowed.push(one);
+        }
         if let Some(forward) = forward {
             forward.edit_request(&mut head);
         }
         let limits = Limits::of(forward, &head, self.started);
-        let tee = self.tee(forward, &head);
+        self.begin_mirrors(forward, &head, tee.as_ref());
         let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, to.protocol());
         let gate = gate(&mut head, manner.version);
         let retry = forward.and_then(Forward::retry).filter(|_| self.upgrade.is_none());
         let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
-        let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
+        body.wait_at(gate);
         let Answered { response, lease } = loop {
             let again = (left > 0).then(|| head.clone());
             let sending = send(&self.session.place, &to, manner, head, body);
@@ -218,7 +227,9 @@ impl Ask<'_> {
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
         });
-        self.take_back(forward, response, lease, &limits)
+        let (mut head, given) = self.take_back(forward, response, lease, &limits)?;
+        allowed.iter().for_each(|one| one.edit_answer(&mut head.headers));
+        Ok((head, given))
     }
 
     fn take_back(
@@ -248,12 +259,15 @@ impl Ask<'_> {
         Ok((head, given))
     }
 
-    /// Keeps the body for mirrors and other tries, and begins the mirrors.
-    fn tee(&self, forward: Option<&Forward<'_>>, head: &Parts) -> Option<Rc<Tee>> {
+    /// Keeps the body where mirrors or other tries need it.
+    fn tee_needed(&self, forward: Option<&Forward<'_>>) -> Option<Rc<Tee>> {
         let forward = forward.filter(|_| self.upgrade.is_none())?;
-        let mut tee = forward.retry().map(|_| Tee::new());
+        (forward.retry().is_some() || forward.mirrors().next().is_some()).then(Tee::new)
+    }
+
+    fn begin_mirrors(&self, forward: Option<&Forward<'_>>, head: &Parts, tee: Option<&Rc<Tee>>) {
+        let (Some(forward), Some(tee)) = (forward, tee) else { return };
         for backend in forward.mirrors() {
-            let tee = tee.get_or_insert_with(Tee::new);
             let to = self.session.backend(backend);
             let port = to.as_ref().and_then(|to| to.protocol());
             let manner = Manner::of(self.asked.version, self.asked.is_grpc, None, port);
@@ -261,7 +275,6 @@ impl Ask<'_> {
             head.headers.remove(EXPECT);
             mirror::copy(self.session.place.clone(), to, manner, head, tee.clone());
         }
-        tee
     }
 }
 
