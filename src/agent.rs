@@ -30,6 +30,7 @@ use crate::identity::{Identities, IdentitySettings};
 use crate::memory::{self, GivingBack};
 use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
+use crate::policy::{self, Problem};
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Report, directory, kube};
 use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
@@ -353,11 +354,24 @@ async fn retain_identities(node: String, model: Arc<Model>, identities: Arc<Iden
 /// What is done now and then: bytes of long connections are counted, and the age of the model.
 async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING);
+    let mut unread = Vec::new();
     loop {
         ticks.tick().await;
         proxy.tick();
         report.record_metrics();
+        tell_unread(&proxy, &mut unread);
     }
+}
+
+/// Counts the policies that are not enforced as written, and says once which of them speak of requests that nobody reads.
+fn tell_unread(proxy: &Proxy, told: &mut Vec<Problem>) {
+    let state = proxy.model.read();
+    policy::record_metrics(&state.not_enforced());
+    let unread = state.unread();
+    for Problem { policy, field, cause } in unread.iter().filter(|problem| !told.contains(problem)) {
+        warn!(%policy, field, cause, "A policy is not in force as written.");
+    }
+    *told = unread;
 }
 
 /// What a load needed of memory is given back once most of it has gone.

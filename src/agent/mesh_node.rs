@@ -189,7 +189,7 @@ impl Publisher {
         let generations: BTreeMap<_, _> =
             generations.iter().map(|(key, generation)| ((key.kind.as_str(), &key.name), *generation)).collect();
         let state = self.model.read();
-        let problems = state.policies.problems().map(|problem| {
+        let problems = state.not_enforced().into_iter().map(|problem| {
             let (kind, name) = (problem.policy.kind.to_string(), &problem.policy.name);
             NotEnforced {
                 generation: generations.get(&(kind.as_str(), name)).copied(),

@@ -70,7 +70,8 @@ pub struct AuthorizationPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
     pub rules: Vec<Rule>,
-    /// The external authorizer of action CUSTOM. It cannot be asked at layer 4: what CUSTOM matches is denied.
+    /// The ExternalAuthorizer that action CUSTOM asks about each request. About a connection nobody can be asked: there what
+    /// CUSTOM matches is denied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<Extension>,
 }
@@ -176,19 +177,20 @@ pub struct Source {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(regex(pattern = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$")))]
     pub not_ip_blocks: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: identities from a request's token.
+    /// Issuer and subject of a request's valid token: `<issuer>/<subject>`. It speaks of requests: see `paths`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub request_principals: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: identities from a request's token that must not match.
+    /// Issuer and subject of a request's token that must not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub not_request_principals: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: addresses from a request's headers.
+    /// Addresses of the client, as the last one on the way that is believed says it; else the TCP peer's. It speaks of
+    /// requests: see `paths`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub remote_ip_blocks: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: addresses from a request's headers that must not match.
+    /// Addresses of the client that must not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub not_remote_ip_blocks: Option<Vec<String>>,
@@ -228,33 +230,37 @@ pub struct Operation {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(regex(pattern = "^[1-9][0-9]{0,4}$")))]
     pub not_ports: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: hosts of a request.
+    /// Hosts of a request, in any case; one without a port matches any port. It speaks of requests: see `paths`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub hosts: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: hosts that must not match.
+    /// Hosts that must not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub not_hosts: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: methods of a request.
+    /// Methods of a request; of gRPC it is always `POST`. It speaks of requests: see `paths`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub methods: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: methods that must not match.
+    /// Methods that must not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub not_methods: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: paths of a request.
+    /// Paths of a request, without the query and in their one form: dot segments and double slashes are gone, unreserved
+    /// characters are decoded; of gRPC `/package.Service/Method`.
+    ///
+    /// What speaks of requests is enforced at ports that a Service under `selvedge.dev/waypoint: node` leads to;
+    /// elsewhere it fails closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub paths: Option<Vec<String>>,
-    /// Layer 7, cannot be enforced here: paths that must not match.
+    /// Paths that must not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub not_paths: Option<Vec<String>>,
 }
 
-/// One further condition, on one attribute of the connection.
+/// One further condition, on one attribute of the connection or of the request.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend(
@@ -264,8 +270,9 @@ pub struct Operation {
     ],
 ))]
 pub struct Condition {
-    /// `source.ip`, `source.namespace`, `source.principal`, `destination.ip` or `destination.port`. Any other key
-    /// fails closed.
+    /// `source.ip`, `source.namespace`, `source.principal`, `destination.ip` or `destination.port`; of requests
+    /// `remote.ip`, `request.headers[NAME]`, `request.auth.principal`, `request.auth.audiences`,
+    /// `request.auth.presenter` or `request.auth.claims[NAME]`. Any other key fails closed.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
     /// Values, of which one must match.

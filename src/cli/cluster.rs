@@ -10,6 +10,7 @@ use kube::Client;
 use super::Failure;
 use crate::mesh::{MeshSettings, TrustDomain};
 use crate::model::Model;
+use crate::policy;
 use crate::source::Problem;
 use crate::source::kube::{self as source, Access, Loaded};
 
@@ -32,7 +33,8 @@ impl ClusterArgs {
         let settings = MeshSettings { trust_domain: trust_domain.clone(), cluster_cidrs: Vec::new() };
         let model = Arc::new(Model::new(settings));
         let loaded = source::load(&self.access(), &model).await.map_err(Failure::new)?;
-        Ok(View { model, problems: loaded.problems })
+        let unread = unread(&model);
+        Ok(View { problems: loaded.problems.iter().cloned().chain(unread).collect(), model })
     }
 
     /// A client of an API server that answers.
@@ -51,6 +53,18 @@ impl ClusterArgs {
 pub struct View {
     pub model: Arc<Model>,
     pub problems: Arc<[Problem]>,
+}
+
+/// Policies that speak of requests which nobody reads.
+pub fn unread(model: &Model) -> Vec<Problem> {
+    let problem = |problem: policy::Problem| Problem {
+        file: PathBuf::new(),
+        line: 0,
+        object: problem.policy.to_string(),
+        field: problem.field,
+        cause: problem.cause,
+    };
+    model.read().unread().into_iter().map(problem).collect()
 }
 
 /// Runs what asks a cluster to its end.

@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use serde::Serialize;
 
-use super::cluster::ClusterArgs;
+use super::cluster::{ClusterArgs, unread};
 use super::{Failure, Output, terminal};
 use crate::mesh::{MeshSettings, NamespacedName, TrustDomain};
 use crate::model::Model;
@@ -78,6 +78,7 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
         }
         None => args.cluster.load(&model)?.problems.iter().for_each(terminal::remark),
     }
+    unread(&model).iter().for_each(terminal::remark);
     let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };
     match args.request() {
         Some(head) => args.print(&explain_request(&model.read(), &question, &head).map_err(Failure::usage)?),

@@ -3,7 +3,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::cluster::unread;
 use super::{Failure, Output, terminal};
+use crate::mesh::MeshSettings;
+use crate::model::Model;
 use crate::source::directory;
 
 /// Read a folder of manifests as the agent would, and say what it would refuse, by file, line, object and field.
@@ -21,7 +24,12 @@ pub struct ValidateArgs {
 }
 
 pub fn run(args: &ValidateArgs) -> Result<ExitCode, Failure> {
-    let loaded = directory::load(&args.dir).map_err(Failure::new)?;
+    let mut loaded = directory::load(&args.dir).map_err(Failure::new)?;
+    // Whose requests are read is the same in every trust domain.
+    let trust_domain = "cluster.local".parse().map_err(Failure::new)?;
+    let model = Model::new(MeshSettings { trust_domain, cluster_cidrs: Vec::new() });
+    model.apply(std::mem::take(&mut loaded.deltas));
+    loaded.problems.extend(unread(&model));
     match args.output {
         Output::Text => {
             for problem in &loaded.problems {

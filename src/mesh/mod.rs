@@ -35,8 +35,8 @@ pub use pod::{ContainerPort, Owner, Phase, Pod, Probe, Workload};
 pub use protocol::AppProtocol;
 pub use reason::Reason;
 pub use service::{
-    AddressScope, Endpoint, EndpointSlice, InternalTrafficPolicy, Namespace, Node, Service, ServiceKind, ServicePort,
-    TargetPort, TrafficDistribution,
+    AddressScope, Endpoint, EndpointSlice, InternalTrafficPolicy, Namespace, Node, Requests, Service, ServiceKind,
+    ServicePort, TargetPort, TrafficDistribution,
 };
 pub use shared_map::{SharedMap, Vacant};
 #[cfg(test)]

@@ -86,6 +86,17 @@ pub enum TrafficDistribution {
     PreferSameNode,
 }
 
+/// Whether requests to an address are told apart on the node of the pod that has it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Requests {
+    /// Nobody asks for it, or the port is said to speak something else.
+    Unread,
+    /// The port does not say what it speaks.
+    Guessed,
+    /// The port is said to speak HTTP.
+    Declared,
+}
+
 /// One EndpointSlice: some of the endpoints of one Service, of one address family.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointSlice {

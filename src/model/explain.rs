@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use http::request::Parts;
 use serde::Serialize;
 
 use self::target::{Targets, targets};
@@ -13,7 +14,7 @@ use crate::mesh::{
     Destination, Identity, Membership, NamespacedName, Path, PlainBecause, Reason, TUNNEL_PORT, Workload,
     believable_source, is_reserved_port,
 };
-use crate::policy::{self, PeerMode, Query, Verdict};
+use crate::policy::{self, PeerMode, Reads, RequestHead, Verdict};
 
 mod request;
 mod target;
@@ -79,6 +80,11 @@ impl EndpointExplanation {
 
 /// Answers a question, or says what is wrong with it.
 pub fn explain(state: &State, question: &Question) -> Result<Explanation, String> {
+    explain_sent(state, question, None)
+}
+
+/// The same of a request that goes over the connection, where one does.
+fn explain_sent(state: &State, question: &Question, sent: Option<&Parts>) -> Result<Explanation, String> {
     let from = From::find(state, &question.from)?;
     let from = match question.to {
         Party::Address(ip) => from.towards(ip),
@@ -90,7 +96,7 @@ pub fn explain(state: &State, question: &Question) -> Result<Explanation, String
         targets.refused = Some((Reason::Protocol, reserved(targets.port)));
         targets.addresses.clear();
     }
-    let look = |address: &SocketAddr| one_endpoint(state, &from, &targets, *address);
+    let look = |address: &SocketAddr| one_endpoint(state, &from, &targets, *address, sent);
     let mut endpoints: Vec<EndpointExplanation> = targets.addresses.iter().map(look).collect();
     if endpoints.iter().all(EndpointExplanation::is_passed_over) {
         endpoints.extend(targets.further.iter().map(look));
@@ -169,7 +175,13 @@ impl From {
     }
 }
 
-fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAddr) -> EndpointExplanation {
+fn one_endpoint(
+    state: &State,
+    from: &From,
+    targets: &Targets,
+    address: SocketAddr,
+    sent: Option<&Parts>,
+) -> EndpointExplanation {
     let captured = from.is_captured_towards(targets.dialled.unwrap_or(address));
     let from = &from.clone().towards(address.ip());
     let destination = match state.mesh.destination(address) {
@@ -195,9 +207,13 @@ fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAd
                 source.pod.node.is_some()
                     && source.pod.node == destination.pod.node
                     && state.mesh.may_join(source.uid(), &destination, address)
+                    && state.query(from.ip, Some(&own), &destination, address).1 == Reads::Nothing
             });
             let path = if joined { "same-node" } else { "tunnel" };
-            EndpointExplanation { path: path.to_owned(), ..decided(state, from, &destination, address, Some(&own)) }
+            EndpointExplanation {
+                path: path.to_owned(),
+                ..decided(state, from, &destination, address, Some(&own), sent)
+            }
         }
         Some(Path::Plain(PlainBecause::OwnPod)) => {
             open(address, Some(&destination), "plaintext", "a pod that talks to itself is not captured".to_owned())
@@ -207,9 +223,9 @@ fn one_endpoint(state: &State, from: &From, targets: &Targets, address: SocketAd
                 let text = format!("{} is to be in the mesh, but its node has not captured it", destination.name());
                 refused(address, Some(&destination), Reason::PeerUncaptured, text)
             }
-            PeerMode::Permissive => arriving_in_plaintext(state, from, &destination, address),
+            PeerMode::Permissive => arriving_in_plaintext(state, from, &destination, address, sent),
         },
-        Some(Path::Plain(_)) | None => arriving_in_plaintext(state, from, &destination, address),
+        Some(Path::Plain(_)) | None => arriving_in_plaintext(state, from, &destination, address, sent),
     }
 }
 
@@ -218,6 +234,7 @@ fn arriving_in_plaintext(
     from: &From,
     destination: &Arc<Workload>,
     address: SocketAddr,
+    sent: Option<&Parts>,
 ) -> EndpointExplanation {
     if from.workload.as_ref().is_some_and(|source| source.uid() == destination.uid()) {
         return open(address, Some(destination), "plaintext", "a pod that talks to itself is not captured".to_owned());
@@ -242,7 +259,7 @@ fn arriving_in_plaintext(
         Membership::Joined(_) if is_reserved_port(address.port()) => {
             refused(address, Some(destination), Reason::Protocol, reserved(address.port()))
         }
-        Membership::Joined(_) => decided(state, from, destination, address, None),
+        Membership::Joined(_) => decided(state, from, destination, address, None, sent),
     }
 }
 
@@ -252,15 +269,15 @@ fn decided(
     destination: &Arc<Workload>,
     address: SocketAddr,
     identity: Option<&Identity>,
+    sent: Option<&Parts>,
 ) -> EndpointExplanation {
-    let services: Vec<NamespacedName> = state.mesh.services_at(address).cloned().collect();
-    let explanation = state.policies.explain(&Query {
-        source_ip: from.ip,
-        source_identity: identity,
-        destination,
-        destination_addr: address,
-        services: &services,
-    });
+    let (query, _) = state.query(from.ip, identity, destination, address);
+    let explanation = match sent.filter(|_| query.requests).map(request::arriving) {
+        Some(Ok(request)) => state.policies.explain_request(&query, &RequestHead::of(&request)),
+        Some(Err(fault)) => return refused(address, Some(destination), Reason::Protocol, fault.to_string()),
+        None => state.policies.explain(&query),
+    };
+    let each = (query.requests && sent.is_none()).then(|| EACH.to_owned());
     EndpointExplanation {
         address,
         workload: Some(destination.name().to_string()),
@@ -269,7 +286,7 @@ fn decided(
         path: if identity.is_some() { "tunnel" } else { "plaintext" }.to_owned(),
         source_identity: identity.map(ToString::to_string),
         summary: explanation.sentence.clone(),
-        note: probe_note(state, from, destination, address),
+        note: probe_note(state, from, destination, address).or(each),
         policies: Some(explanation),
     }
 }
@@ -312,6 +329,8 @@ fn open(address: SocketAddr, workload: Option<&Arc<Workload>>, path: &str, text:
 fn reserved(port: u16) -> String {
     format!("port {port} belongs to the mesh and is no destination")
 }
+
+const EACH: &str = "each request to it is decided for itself: ask about one with --method, --path and --header";
 
 #[cfg(test)]
 mod tests;

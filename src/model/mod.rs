@@ -5,15 +5,17 @@
 pub mod explain;
 
 mod interner;
+mod unread;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{broadcast, watch};
 
 use crate::authorizer::{self, Authorizers};
-use crate::mesh::{self, Change, Mesh, MeshSettings};
-use crate::policy::{self, Policies, Scope};
+use crate::mesh::{self, Change, Identity, Mesh, MeshSettings, Requests, Workload};
+use crate::policy::{self, Policies, Query, Reads, Scope};
 use crate::route;
 use interner::Interner;
 
@@ -37,6 +39,31 @@ pub struct State {
     pub policies: Policies,
     pub routes: route::Table,
     pub authorizers: Authorizers,
+}
+
+impl State {
+    /// What policy is asked about a connection to a pod, and whether its requests are to be read for that.
+    pub fn query<'a>(
+        &'a self,
+        source_ip: IpAddr,
+        source_identity: Option<&'a Identity>,
+        destination: &'a Workload,
+        destination_addr: SocketAddr,
+    ) -> (Query<'a>, Reads) {
+        let services = self.mesh.services_at(destination_addr).as_slice();
+        let mut query = Query { source_ip, source_identity, destination, destination_addr, services, requests: false };
+        let reads = match self.policies.reads(&query) {
+            Reads::Nothing => Reads::Nothing,
+            reads => match (reads, self.mesh.requests_at(destination, destination_addr)) {
+                (_, Requests::Unread) => Reads::Nothing,
+                // Whoever only observes keeps nobody from speaking something else.
+                (Reads::ToObserve, Requests::Guessed) => Reads::Nothing,
+                (reads, _) => reads,
+            },
+        };
+        query.requests = reads != Reads::Nothing;
+        (query, reads)
+    }
 }
 
 /// One step of the model.

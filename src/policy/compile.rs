@@ -1,4 +1,6 @@
-use super::matcher::{Matcher, Subject};
+use std::sync::Arc;
+
+use super::matcher::{Bias, Matcher, Subject};
 use super::object::{Action, AuthorizationPolicy, Malformed, PolicyKind, PolicyRef, Rule, Terms};
 use super::word;
 use crate::mesh::TrustDomain;
@@ -8,7 +10,19 @@ use crate::mesh::TrustDomain;
 pub(super) struct Compiled {
     pub(super) reference: PolicyRef,
     pub(super) effect: Effect,
+    /// Who is asked about what it matches.
+    pub(super) provider: Option<Arc<str>>,
+    pub(super) reads: Reads,
     matching: Matching,
+}
+
+/// Whether what stands over a destination has to read requests.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Reads {
+    Nothing,
+    /// To tell what it would do: it changes no verdict.
+    ToObserve,
+    ToDecide,
 }
 
 /// What a match does.
@@ -16,6 +30,8 @@ pub(super) struct Compiled {
 pub(super) enum Effect {
     Allow,
     Deny,
+    /// Each request is denied unless this authorizer lets it pass.
+    Ask,
     Audit,
     /// Dry-run of ALLOW, of DENY.
     WouldAllow,
@@ -61,11 +77,13 @@ impl Compiled {
         let effect = match (policy.action, policy.dry_run) {
             (Action::Allow, false) => Effect::Allow,
             (Action::Allow, true) => Effect::WouldAllow,
+            // What cannot be read of it may have been why nobody is to be let in.
+            (Action::Custom, false) if !policy.opaque && policy.provider.is_some() => Effect::Ask,
             (Action::Deny | Action::Custom, false) => Effect::Deny,
             (Action::Deny | Action::Custom, true) => Effect::WouldDeny,
             (Action::Audit, _) => Effect::Audit,
         };
-        let denies = matches!(effect, Effect::Deny | Effect::WouldDeny);
+        let denies = matches!(effect, Effect::Deny | Effect::Ask | Effect::WouldDeny);
         let matching = match (policy.opaque, denies) {
             // What cannot be read may have been its rules.
             (true, true) if policy.rules.is_empty() => {
@@ -73,12 +91,21 @@ impl Compiled {
             }
             (true, false) => Matching::Never("it has a field that cannot be enforced, so none of its rules matches"),
             _ => {
-                Matching::Rules(policy.rules.iter().map(|rule| CompiledRule::of(rule, !denies, trust_domain)).collect())
+                let bias = if denies { Bias::Towards } else { Bias::Away };
+                Matching::Rules(policy.rules.iter().map(|rule| CompiledRule::of(rule, bias, trust_domain)).collect())
             }
+        };
+        let reads = match policy.rules.iter().any(Rule::reads_requests) {
+            _ if effect == Effect::Ask => Reads::ToDecide,
+            true if matches!(effect, Effect::Allow | Effect::Deny) => Reads::ToDecide,
+            true => Reads::ToObserve,
+            false => Reads::Nothing,
         };
         Self {
             reference: PolicyRef { kind: PolicyKind::AuthorizationPolicy, name: policy.name.clone() },
             effect,
+            provider: policy.provider.clone(),
+            reads,
             matching,
         }
     }
@@ -87,12 +114,14 @@ impl Compiled {
         Self {
             reference: policy.reference.clone(),
             effect: if policy.observes { Effect::WouldDeny } else { Effect::Deny },
+            provider: None,
+            reads: Reads::Nothing,
             matching: Matching::Always(format!("it is malformed and denies all: {}: {}", policy.field, policy.cause)),
         }
     }
 
     /// The first rule that matches, or none.
-    pub(super) fn matches(&self, subject: &Subject) -> Option<Outcome> {
+    pub(super) fn matches(&self, subject: &Subject<'_>) -> Option<Outcome> {
         match &self.matching {
             Matching::Always(why) => Some(Outcome { rule: None, matched: true, words: why.clone() }),
             Matching::Never(_) => None,
@@ -105,7 +134,7 @@ impl Compiled {
     }
 
     /// How each rule fared.
-    pub(super) fn outcomes(&self, subject: &Subject) -> Vec<Outcome> {
+    pub(super) fn outcomes(&self, subject: &Subject<'_>) -> Vec<Outcome> {
         match &self.matching {
             Matching::Always(why) => vec![Outcome { rule: None, matched: true, words: why.clone() }],
             Matching::Never(why) => vec![Outcome { rule: None, matched: false, words: (*why).to_owned() }],
@@ -123,18 +152,19 @@ impl Compiled {
 }
 
 impl CompiledRule {
-    fn of(rule: &Rule, dies: bool, trust_domain: &TrustDomain) -> Self {
-        let groups = |all: &[Terms]| all.iter().map(|terms| Group::of(terms, trust_domain)).collect();
-        Self { from: groups(&rule.from), to: groups(&rule.to), when: groups(&rule.when), dead: rule.opaque && dies }
+    fn of(rule: &Rule, bias: Bias, trust_domain: &TrustDomain) -> Self {
+        let groups = |all: &[Terms]| all.iter().map(|terms| Group::of(terms, bias, trust_domain)).collect();
+        let dead = rule.opaque && bias == Bias::Away;
+        Self { from: groups(&rule.from), to: groups(&rule.to), when: groups(&rule.when), dead }
     }
 
-    fn holds(&self, subject: &Subject) -> bool {
+    fn holds(&self, subject: &Subject<'_>) -> bool {
         let any = |groups: &[Group]| groups.is_empty() || groups.iter().any(|group| group.matches(subject));
         !self.dead && any(&self.from) && any(&self.to) && self.when.iter().all(|group| group.matches(subject))
     }
 
     /// The match in words, or else what failed.
-    fn matches(&self, number: usize, subject: &Subject) -> Result<Outcome, Outcome> {
+    fn matches(&self, number: usize, subject: &Subject<'_>) -> Result<Outcome, Outcome> {
         let outcome =
             |matched, words: String| Outcome { rule: Some(number), matched, words: format!("rule {number}: {words}") };
         if self.dead {
@@ -163,14 +193,14 @@ impl CompiledRule {
 }
 
 impl Group {
-    fn of(terms: &Terms, trust_domain: &TrustDomain) -> Self {
+    fn of(terms: &Terms, bias: Bias, trust_domain: &TrustDomain) -> Self {
         Self {
-            matchers: terms.iter().map(|term| Matcher::compile(term, trust_domain)).collect(),
+            matchers: terms.iter().map(|term| Matcher::compile(term, bias, trust_domain)).collect(),
             words: word::terms(terms),
         }
     }
 
-    fn matches(&self, subject: &Subject) -> bool {
+    fn matches(&self, subject: &Subject<'_>) -> bool {
         self.matchers.iter().all(|matcher| matcher.matches(subject))
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::ROOT_NAMESPACE;
-use super::compile::{Compiled, Effect, Outcome};
+use super::RequestHead;
+use super::compile::{Compiled, Effect, Outcome, Reads};
 use super::matcher::Subject;
 use super::object::{PolicyKind, PolicyRef};
 use super::standing::PeerMode;
@@ -22,6 +23,9 @@ pub struct Query<'a> {
     pub destination_addr: SocketAddr,
     /// Services that have `destination_addr` among their endpoints ([`crate::mesh::Mesh::services_at`]).
     pub services: &'a [NamespacedName],
+    /// Whether each request of it is asked about by itself, by [`Policies::decide_request`]. Where not, policies that speak
+    /// of requests fail closed.
+    pub requests: bool,
 }
 
 impl<'a> Query<'a> {
@@ -43,6 +47,16 @@ pub struct Decision {
     pub clause: Option<Clause>,
     /// AUDIT and dry-run policies that had something to say; they changed nothing.
     pub observed: Vec<Observed>,
+    /// Who else has to let a request pass that is allowed so far.
+    pub asks: Vec<Ask>,
+}
+
+/// One policy of action CUSTOM that a request meets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ask {
+    pub policy: NamespacedName,
+    /// The name of its `ExternalAuthorizer`.
+    pub provider: Arc<str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -75,8 +89,30 @@ pub struct Observed {
 impl Policies {
     /// Decides a connection: STRICT first, then any DENY match denies, no ALLOW policy allows, an ALLOW match allows,
     /// and what is left is denied. The cost depends on what stands over this destination alone.
+    ///
+    /// Where requests are asked about by themselves, it says whether any of them may be allowed.
     pub fn decide(&self, query: &Query<'_>) -> Decision {
-        let subject = Subject::of(query);
+        self.decided(query, &Subject::of(query))
+    }
+
+    /// Decides one request of a connection, by the same rules.
+    pub fn decide_request(&self, query: &Query<'_>, request: &RequestHead<'_>) -> Decision {
+        self.decided(query, &Subject::of_request(query, request))
+    }
+
+    /// Whether what stands over the destination has to read requests.
+    pub fn reads(&self, query: &Query<'_>) -> Reads {
+        let standing = self.standing(query.destination);
+        let by_service = query.own_services().flat_map(|service| self.at_service(service));
+        let reads = standing.policies.iter().chain(by_service).map(|policy| policy.reads);
+        let mut tokens_by_service = query.own_services().flat_map(|service| self.authentications_at_service(service));
+        if !standing.authentications.is_empty() || tokens_by_service.next().is_some() {
+            return Reads::ToDecide;
+        }
+        reads.max().unwrap_or(Reads::Nothing)
+    }
+
+    fn decided(&self, query: &Query<'_>, subject: &Subject<'_>) -> Decision {
         let standing = self.standing(query.destination);
         let policies = self.over(query, &standing.policies);
         let peer = standing.peer_mode(query.destination_addr.port());
@@ -89,10 +125,20 @@ impl Policies {
                 });
                 (Some(Reason::Plaintext(policy)), clause)
             }
-            _ => authorize(&policies, &subject),
+            _ => authorize(&policies, subject),
         };
         let verdict = if reason.is_some() { Verdict::Deny } else { Verdict::Allow };
-        Decision { verdict, reason, clause, observed: observe(&policies, &subject) }
+        let observed = match (subject.is_awaited(), verdict) {
+            (false, _) => observe(&policies, subject),
+            // Each request tells it for itself.
+            (true, Verdict::Allow) => Vec::new(),
+            (true, Verdict::Deny) => observe(&policies, &Subject::unread(query)),
+        };
+        let asks = match verdict {
+            Verdict::Allow if subject.is_request() => asks(&policies, subject),
+            _ => Vec::new(),
+        };
+        Decision { verdict, reason, clause, observed, asks }
     }
 
     /// What stands over the destination, by pod and by Service, each policy once and in the order of names.
@@ -109,13 +155,23 @@ impl Policies {
     }
 }
 
-fn authorize(policies: &[&Compiled], subject: &Subject) -> (Option<Reason>, Option<Clause>) {
+fn authorize(policies: &[&Compiled], subject: &Subject<'_>) -> (Option<Reason>, Option<Clause>) {
     let with = |effect| policies.iter().copied().filter(move |policy| policy.effect == effect);
     if let Some((policy, outcome)) = first_match(with(Effect::Deny), subject) {
         return (Some(Reason::Policy(policy.reference.name.clone())), Some(clause(policy, outcome)));
     }
+    // Nobody can be asked about a connection whose requests are not told apart.
+    if !subject.is_awaited()
+        && !subject.is_request()
+        && let Some((policy, outcome)) = first_match(with(Effect::Ask), subject)
+    {
+        return (Some(Reason::Policy(policy.reference.name.clone())), Some(clause(policy, outcome)));
+    }
     if let Some((policy, outcome)) = first_match(with(Effect::Allow), subject) {
-        return (None, Some(clause(policy, outcome)));
+        let clause = clause(policy, outcome);
+        // The rule may be met by some requests, and by others not.
+        let is_met = !subject.is_awaited() || policy.reads == Reads::Nothing;
+        return (None, Some(if is_met { clause } else { Clause { rule: None, words: AWAITED.to_owned(), ..clause } }));
     }
     let Some(policy) = with(Effect::Allow).next() else { return (None, None) };
     let words = match with(Effect::Allow).count() {
@@ -126,9 +182,19 @@ fn authorize(policies: &[&Compiled], subject: &Subject) -> (Option<Reason>, Opti
     (Some(Reason::Policy(policy.reference.name.clone())), Some(clause))
 }
 
+/// Whom the policies ask that a request meets, each once.
+fn asks(policies: &[&Compiled], subject: &Subject<'_>) -> Vec<Ask> {
+    let asking = policies.iter().filter(|policy| policy.effect == Effect::Ask && policy.matches(subject).is_some());
+    let ask =
+        |policy: &&Compiled| Some(Ask { policy: policy.reference.name.clone(), provider: policy.provider.clone()? });
+    let mut asks: Vec<Ask> = asking.filter_map(ask).collect();
+    asks.dedup_by(|a, b| a.provider == b.provider && a.policy.namespace == b.policy.namespace);
+    asks
+}
+
 fn first_match<'a>(
     mut policies: impl Iterator<Item = &'a Compiled>,
-    subject: &Subject,
+    subject: &Subject<'_>,
 ) -> Option<(&'a Compiled, Outcome)> {
     policies.find_map(|policy| Some((policy, policy.matches(subject)?)))
 }
@@ -137,11 +203,11 @@ fn clause(policy: &Compiled, outcome: Outcome) -> Clause {
     Clause { policy: policy.reference.clone(), rule: outcome.rule, words: outcome.words }
 }
 
-fn observe(policies: &[&Compiled], subject: &Subject) -> Vec<Observed> {
+fn observe(policies: &[&Compiled], subject: &Subject<'_>) -> Vec<Observed> {
     let mut observed = Vec::new();
     for policy in policies {
         let would = match policy.effect {
-            Effect::Allow | Effect::Deny => continue,
+            Effect::Allow | Effect::Deny | Effect::Ask => continue,
             Effect::Audit => None,
             Effect::WouldAllow => Some(Verdict::Allow),
             Effect::WouldDeny => Some(Verdict::Deny),
@@ -159,6 +225,8 @@ fn observe(policies: &[&Compiled], subject: &Subject) -> Vec<Observed> {
     observed
 }
 
-fn allowed_by_another(policies: &[&Compiled], subject: &Subject) -> bool {
+fn allowed_by_another(policies: &[&Compiled], subject: &Subject<'_>) -> bool {
     first_match(policies.iter().copied().filter(|policy| policy.effect == Effect::Allow), subject).is_some()
 }
+
+const AWAITED: &str = "some requests may meet a rule of it, and each is decided for itself";

@@ -105,18 +105,24 @@ fn authorization(
     let scope = scope(PolicyKind::AuthorizationPolicy, &name.namespace, spec, &mut notes)?;
     let rules_field = spec.take("rules");
     let provider = if action == Action::Custom { spec.take("provider") } else { None };
-    if let Some((path, provider)) = provider {
-        object_at(provider, &path)?;
+    let provider = match provider {
+        None => None,
+        Some((path, provider)) => {
+            let mut fields = Fields::new(object_at(provider, &path)?, &path);
+            let name = fields.take("name").map(|(path, name)| text(name, &path)).transpose()?;
+            notes.extend(fields.rest());
+            name.filter(|name| !name.is_empty()).map(Arc::<str>::from)
+        }
+    };
+    if action == Action::Custom && provider.is_none() {
+        notes.push(Unenforced {
+            field: "spec.provider.name".into(),
+            cause: "CUSTOM asks an ExternalAuthorizer, and none is named: what it matches is denied; name one".into(),
+        });
     }
     notes.extend(spec.rest());
     // So far everything noted is beside the rules: it may have been a misspelt action, scope or `rules`.
     let opaque = !notes.is_empty();
-    if action == Action::Custom {
-        notes.push(Unenforced {
-            field: "spec.action".into(),
-            cause: "no external authorizer is asked at layer 4: what it matches is denied; use ALLOW or DENY".into(),
-        });
-    }
     let mut rules = Vec::new();
     if let Some((path, value)) = rules_field {
         let Value::Array(list) = value else {
@@ -126,7 +132,7 @@ fn authorization(
             rules.push(rule::rule(&name, value, &format!("{path}[{index}]"), &mut notes)?);
         }
     }
-    Ok(AuthorizationPolicy { name, scope, action, dry_run, rules, opaque, unenforced: notes })
+    Ok(AuthorizationPolicy { name, scope, action, provider, dry_run, rules, opaque, unenforced: notes })
 }
 
 fn peer(

@@ -5,7 +5,7 @@ use super::matcher::Subject;
 use super::object::{PolicyObject, PolicyRef};
 use super::standing::PeerMode;
 use super::store::{Entry, Policies};
-use super::{Decision, Query, Selection, Verdict};
+use super::{Decision, Query, RequestHead, Selection, Verdict};
 
 /// A decision, with everything that had a say in it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -55,11 +55,18 @@ pub struct RuleOutcome {
 impl Policies {
     /// Decides as [`Policies::decide`] does, and says how every policy fared, from the same compiled form.
     pub fn explain(&self, query: &Query<'_>) -> Explanation {
-        let decision = self.decide(query);
-        let subject = Subject::of(query);
+        self.explained(query, &Subject::of(query), &self.decide(query))
+    }
+
+    /// The same of [`Policies::decide_request`].
+    pub fn explain_request(&self, query: &Query<'_>, request: &RequestHead<'_>) -> Explanation {
+        self.explained(query, &Subject::of_request(query, request), &self.decide_request(query, request))
+    }
+
+    fn explained(&self, query: &Query<'_>, subject: &Subject<'_>, decision: &Decision) -> Explanation {
         let namespace = &query.destination.name().namespace;
         let mut policies: Vec<Considered> =
-            self.around(namespace).map(|entry| self.consider(entry, query, &subject)).collect();
+            self.around(namespace).map(|entry| self.consider(entry, query, subject)).collect();
         policies.sort_by(|a, b| (&a.kind, &a.policy).cmp(&(&b.kind, &b.policy)));
         Explanation {
             verdict: decision.verdict,
@@ -68,12 +75,12 @@ impl Policies {
             policy: decision.clause.as_ref().map(|clause| clause.policy.to_string()),
             rule: decision.clause.as_ref().and_then(|clause| clause.rule),
             clause: decision.clause.as_ref().map(|clause| clause.words.clone()),
-            sentence: sentence(query, &decision),
+            sentence: sentence(query, decision),
             policies,
         }
     }
 
-    fn consider(&self, entry: &Entry, query: &Query<'_>, subject: &Subject) -> Considered {
+    fn consider(&self, entry: &Entry, query: &Query<'_>, subject: &Subject<'_>) -> Considered {
         let PolicyRef { kind, name } = entry.object.reference();
         let scope = entry.object.scope();
         let stands = match &scope.selection {

@@ -15,27 +15,32 @@ mod decode;
 mod explain;
 mod matcher;
 mod object;
+mod path;
 mod problem;
+mod reading;
 mod request;
 mod scope;
 mod standing;
 mod store;
 mod word;
 
-pub use crate::authentication::Principal;
 pub use authentication::RequestAuthentication;
-pub use decide::{Clause, Decision, Observed, Query, Verdict};
+pub use compile::Reads;
+pub use decide::{Ask, Clause, Decision, Observed, Query, Verdict};
 pub use decode::{DRY_RUN, DecodeError, decode, malformed};
 pub use explain::{Considered, Explanation, RuleOutcome};
 pub use object::{
     Action, Attribute, AuthorizationPolicy, Malformed, Mode, Pattern, PeerAuthentication, PolicyKind, PolicyObject,
-    PolicyRef, Rule, Term, Terms, Unenforced, Values,
+    PolicyRef, RequestAttribute, Rule, Term, Terms, Unenforced, Values,
 };
-pub use problem::{Problem, describe_metrics};
+pub use path::{PathFault, normal_path};
+pub use problem::{Problem, describe_metrics, record_metrics};
 pub use request::RequestHead;
 pub use scope::{Scope, Selection};
 pub use standing::PeerMode;
 pub use store::{Delta, Policies};
+
+pub use crate::authentication::Principal;
 
 /// The namespace whose policies stand over the whole mesh.
 pub const ROOT_NAMESPACE: &str = "selvedge-system";

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderName;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
@@ -107,6 +108,8 @@ pub struct AuthorizationPolicy {
     pub name: NamespacedName,
     pub scope: Scope,
     pub action: Action,
+    /// Who is asked, of action CUSTOM: the name of an `ExternalAuthorizer`.
+    pub provider: Option<Arc<str>>,
     /// Annotation `selvedge.dev/dry-run: "true"`: observed, never enforced.
     pub dry_run: bool,
     pub rules: Vec<Rule>,
@@ -120,7 +123,7 @@ pub enum Action {
     Allow,
     Deny,
     Audit,
-    /// Asks an external authorizer, which layer 4 cannot: what it matches is denied.
+    /// Asks an external authorizer about each request. About a connection nobody can be asked: what it matches is denied.
     Custom,
 }
 
@@ -145,6 +148,14 @@ pub struct Rule {
     pub opaque: bool,
 }
 
+impl Rule {
+    /// Whether it speaks of requests.
+    pub fn reads_requests(&self) -> bool {
+        let mut terms = [&self.from, &self.to, &self.when].into_iter().flatten().flatten();
+        terms.any(|term| matches!(term.attribute, Attribute::Request(_)))
+    }
+}
+
 /// All of these must hold; none of them holds always.
 pub type Terms = Vec<Term>;
 
@@ -159,7 +170,7 @@ pub struct Term {
     pub field: Arc<str>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Attribute {
     Principal,
     Namespace,
@@ -167,6 +178,22 @@ pub enum Attribute {
     SourceIp,
     DestinationIp,
     DestinationPort,
+    /// What one request says, and no connection.
+    Request(RequestAttribute),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RequestAttribute {
+    /// The client's address as the last one on the way that is believed says it.
+    RemoteIp,
+    Host,
+    Method,
+    Path,
+    Header(HeaderName),
+    /// Issuer and subject of a valid token.
+    Principal,
+    /// A claim of a valid token, by the names that lead to it.
+    Claim(Arc<[String]>),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::object::{PolicyObject, PolicyRef, Unenforced};
@@ -40,8 +41,10 @@ pub(super) fn of(object: &PolicyObject) -> Vec<Problem> {
         .collect()
 }
 
-pub(super) fn count(policies: usize) {
-    metrics::gauge!(PROBLEMS).set(u32::try_from(policies).unwrap_or(u32::MAX));
+/// Sets the gauge; called every few seconds.
+pub fn record_metrics(problems: &[Problem]) {
+    let policies: BTreeSet<&PolicyRef> = problems.iter().map(|problem| &problem.policy).collect();
+    metrics::gauge!(PROBLEMS).set(policies.len() as f64);
 }
 
 const PROBLEMS: &str = "selvedge_policies_not_enforced";

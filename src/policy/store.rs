@@ -154,7 +154,6 @@ impl Policies {
         }
         let entry = Arc::new(Entry { object, compiled });
         self.change_around(&reference.name.namespace.clone(), |around| around.insert(reference, entry));
-        problem::count(self.problems.len());
     }
 
     /// Takes a policy away, and says what it was over.
@@ -177,7 +176,6 @@ impl Policies {
             }
         }
         self.problems.remove(reference);
-        problem::count(self.problems.len());
         Some(entry.object.scope().clone())
     }
 

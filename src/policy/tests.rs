@@ -13,6 +13,7 @@ mod cost;
 mod documented;
 mod oracle;
 mod peer;
+mod requests;
 mod rules;
 
 /// A pod `shop/cart` with labels app=cart, at 10.0.0.9 and fd00::9.
@@ -86,12 +87,13 @@ fn store(values: &[Value]) -> Policies {
 }
 
 /// A connection to `shop/cart`; the source is `namespace/account@ip`, or an address alone.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Case {
     ip: IpAddr,
     identity: Option<Identity>,
     to: SocketAddr,
     services: Vec<NamespacedName>,
+    requests: bool,
 }
 
 fn from(source: &str) -> Case {
@@ -102,7 +104,13 @@ fn from(source: &str) -> Case {
         }
         None => (None, source),
     };
-    Case { ip: ip.parse().unwrap(), identity, to: "10.0.0.9:8080".parse().unwrap(), services: Vec::new() }
+    Case {
+        ip: ip.parse().unwrap(),
+        identity,
+        to: "10.0.0.9:8080".parse().unwrap(),
+        services: Vec::new(),
+        requests: false,
+    }
 }
 
 impl Case {
@@ -117,6 +125,11 @@ impl Case {
         self
     }
 
+    /// Whose requests are read.
+    fn read(self) -> Self {
+        Self { requests: true, ..self }
+    }
+
     fn query<'a>(&'a self, destination: &'a Workload) -> Query<'a> {
         Query {
             source_ip: self.ip,
@@ -124,6 +137,7 @@ impl Case {
             destination,
             destination_addr: self.to,
             services: &self.services,
+            requests: self.requests,
         }
     }
 

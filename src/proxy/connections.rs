@@ -43,6 +43,8 @@ pub struct Connection {
     pub control: RelayControl,
     pub telemetry: ConnectionTelemetry,
     exempt: AtomicBool,
+    /// Its requests are read, and each is decided for itself; inbound only.
+    read: AtomicBool,
     /// The pod of this node that it comes from without a tunnel; inbound only.
     neighbour: OnceLock<PodUid>,
     /// The other side of a connection that is joined to a pod of this node without a tunnel; outbound only.
@@ -78,6 +80,7 @@ impl Connections {
             control: RelayControl::default(),
             telemetry: telemetry.open(opening.info),
             exempt: AtomicBool::new(false),
+            read: AtomicBool::new(false),
             neighbour: OnceLock::new(),
             onward: OnceLock::new(),
         });
@@ -137,17 +140,21 @@ impl Connection {
 
     /// Notes what policy decided.
     pub fn decided(&self, decision: &Decision) {
-        let verdict = match decision.verdict {
-            policy::Verdict::Allow => Verdict::Allow,
-            policy::Verdict::Deny => Verdict::Deny,
-        };
+        let verdict = verdict(decision.verdict);
         self.telemetry.decision(verdict, decision.clause.as_ref().map(|clause| &clause.policy.name));
+        self.note_observed(decision);
+    }
+
+    /// Notes what policy decided about one of its requests.
+    pub fn judged(&self, decision: &Decision) {
+        let verdict = verdict(decision.verdict);
+        self.telemetry.request_decision(verdict, decision.clause.as_ref().map(|clause| &clause.policy.name));
+        self.note_observed(decision);
+    }
+
+    fn note_observed(&self, decision: &Decision) {
         for observed in &decision.observed {
-            let would = match observed.would {
-                Some(policy::Verdict::Deny) => Verdict::Deny,
-                Some(policy::Verdict::Allow) | None => Verdict::Allow,
-            };
-            self.telemetry.observed(would, &observed.policy.name);
+            self.telemetry.observed(observed.would.map_or(Verdict::Allow, verdict), &observed.policy.name);
         }
     }
 
@@ -205,6 +212,22 @@ impl Connection {
 
     pub fn is_exempt(&self) -> bool {
         self.exempt.load(Ordering::Relaxed)
+    }
+
+    /// Says that its requests are read, each for itself.
+    pub fn reads_requests(&self) {
+        self.read.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_read(&self) -> bool {
+        self.read.load(Ordering::Relaxed)
+    }
+}
+
+fn verdict(verdict: policy::Verdict) -> Verdict {
+    match verdict {
+        policy::Verdict::Allow => Verdict::Allow,
+        policy::Verdict::Deny => Verdict::Deny,
     }
 }
 

@@ -6,7 +6,7 @@ use super::Proxy;
 use super::connections::Connection;
 use super::pods::ServedPod;
 use crate::mesh::{Destination, NamespacedName, Reason, Workload};
-use crate::policy::{Query, Verdict};
+use crate::policy::Verdict;
 
 /// The pod that dialled, and the address that it used.
 pub struct Source<'a> {
@@ -26,14 +26,9 @@ impl Source<'_> {
     /// What policy holds against the connection, and which policy.
     pub fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
         let state = self.proxy.model.read();
-        let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
-        let decision = state.policies.decide(&Query {
-            source_ip: self.own_address(to).unwrap_or(self.ip),
-            source_identity: self.pod.captured.workload.identity.as_ref(),
-            destination: workload,
-            destination_addr: to,
-            services: &services,
-        });
+        let identity = self.pod.captured.workload.identity.as_ref();
+        let (query, _) = state.query(self.own_address(to).unwrap_or(self.ip), identity, workload, to);
+        let decision = state.policies.decide(&query);
         let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
         Some((reason, decision.clause.map(|clause| clause.policy.name)))
     }

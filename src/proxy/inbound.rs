@@ -2,10 +2,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Proxy;
+use super::connections::Connection;
 use super::failure::Failure;
 use super::pods::ServedPod;
+use crate::authentication::Rule;
 use crate::mesh::{Identity, Reason, Workload, believable_source, is_reserved_port};
-use crate::policy::{Decision, Query, Verdict};
+use crate::model::State;
+use crate::policy::{Decision, Reads, RequestHead, Verdict};
 
 /// What both ways into a pod check before they dial its application.
 pub struct Arrival<'a> {
@@ -26,8 +29,8 @@ impl Arrival<'_> {
         Err(Failure::new(Reason::Source, text))
     }
 
-    /// Who is dialled, and what policy says of it.
-    pub fn decide(&self) -> Result<(Arc<Workload>, Decision), Failure> {
+    /// Who is dialled, and what policy says of it. From then on a change of policy finds the connection.
+    pub fn decide(&self, connection: &Connection) -> Result<Decided, Failure> {
         if !self.proxy.limits.admits(self.pod.uid()) {
             return Err(Failure::new(Reason::Limit, "too many connections; raise the descriptor limit of the agent"));
         }
@@ -35,8 +38,26 @@ impl Arrival<'_> {
             let text = format!("port {} belongs to the mesh and is no destination", self.to.port());
             return Err(Failure::new(Reason::Protocol, text));
         }
-        decide(self.proxy, self.pod, self.client, self.identity, self.to)
+        let decided = decide(self.proxy, self.pod, self.client, self.identity, self.to)?;
+        connection.decided(&decided.decision);
+        match decided.reads {
+            Reads::ToObserve | Reads::ToDecide => connection.reads_requests(),
+            // What came meanwhile would have found nothing to reset.
+            Reads::Nothing if reads(self.proxy, self.pod, self.client, self.to) == Reads::ToDecide => {
+                return Err(Failure::new(Reason::Drain, READ_NOW));
+            }
+            Reads::Nothing => {}
+        }
+        Ok(decided)
     }
+}
+
+/// What policy says of a connection.
+pub struct Decided {
+    pub workload: Arc<Workload>,
+    pub decision: Decision,
+    /// Whether its requests are to be read, each for itself.
+    pub reads: Reads,
 }
 
 /// Asks policy about one arrival. The pod must still be in the model, and hold the address.
@@ -46,8 +67,50 @@ pub fn decide(
     client: SocketAddr,
     identity: Option<&Identity>,
     to: SocketAddr,
-) -> Result<(Arc<Workload>, Decision), Failure> {
+) -> Result<Decided, Failure> {
     let state = proxy.model.read();
+    let workload = destination(&state, pod, to)?;
+    let (query, reads) = state.query(client.ip(), identity, workload, to);
+    Ok(Decided { workload: workload.clone(), decision: state.policies.decide(&query), reads })
+}
+
+/// Asks policy about one request that arrives.
+pub fn decide_request(
+    proxy: &Proxy,
+    pod: &ServedPod,
+    client: SocketAddr,
+    identity: Option<&Identity>,
+    to: SocketAddr,
+    request: &RequestHead<'_>,
+) -> Result<Decision, Failure> {
+    let state = proxy.model.read();
+    let workload = destination(&state, pod, to)?;
+    let (query, _) = state.query(client.ip(), identity, workload, to);
+    Ok(state.policies.decide_request(&query, request))
+}
+
+/// Whose tokens are taken of requests that arrive there.
+pub fn token_rules(
+    proxy: &Proxy,
+    pod: &ServedPod,
+    client: SocketAddr,
+    identity: Option<&Identity>,
+    to: SocketAddr,
+) -> Result<Vec<Arc<Rule>>, Failure> {
+    let state = proxy.model.read();
+    let workload = destination(&state, pod, to)?;
+    let (query, _) = state.query(client.ip(), identity, workload, to);
+    Ok(state.policies.token_rules(&query))
+}
+
+/// Whether requests that arrive there are to be read now.
+pub fn reads(proxy: &Proxy, pod: &ServedPod, client: SocketAddr, to: SocketAddr) -> Reads {
+    let state = proxy.model.read();
+    let Ok(workload) = destination(&state, pod, to) else { return Reads::Nothing };
+    state.query(client.ip(), None, workload, to).1
+}
+
+fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<&'a Arc<Workload>, Failure> {
     let Some(workload) = state.mesh.workload(pod.uid()) else {
         return Err(Failure::new(Reason::Drain, "the pod is gone"));
     };
@@ -55,15 +118,7 @@ pub fn decide(
         let text = format!("{} is not an address of pod {}", to.ip(), workload.name());
         return Err(Failure::new(Reason::Protocol, text));
     }
-    let services: Vec<_> = state.mesh.services_at(to).cloned().collect();
-    let decision = state.policies.decide(&Query {
-        source_ip: client.ip(),
-        source_identity: identity,
-        destination: workload,
-        destination_addr: to,
-        services: &services,
-    });
-    Ok((workload.clone(), decision))
+    Ok(workload)
 }
 
 /// Turns a denial into the failure that the connection ends with.
@@ -80,3 +135,5 @@ pub fn allowed(decision: &Decision) -> Result<(), Failure> {
         }
     }
 }
+
+pub const READ_NOW: &str = "a policy that speaks of requests came: those of the next connection are decided one by one";

@@ -7,6 +7,9 @@
 //! | 15008 | the tunnel, from peers in the mesh | `tunnel` |
 //! | 15006 | plaintext for a joined pod, and probes where the kernel cannot queue them | `plaintext` |
 //!
+//! Where requests are told apart, they are served over either: `requests` and `onward` for what the pod dials, `inward`
+//! for what comes to it.
+//!
 //! Decisions are the model's; this room asks, dials and relays.
 
 #![forbid(unsafe_code)]
@@ -23,6 +26,7 @@ mod failure;
 mod held;
 mod hold_loop;
 mod inbound;
+mod inward;
 mod limits;
 mod onward;
 mod outbound;
@@ -136,6 +140,18 @@ impl Proxy {
         self.connections.all().iter().for_each(|connection| connection.tick());
         self.balancer().expire(Instant::now());
         self.workers.on_each(|thread| thread.http.expire(Instant::now()));
+    }
+
+    /// Completes when new requests of or to the pod are to go elsewhere: the agent drains, or the pod leaves.
+    fn leaving(&self, pod: &Arc<pods::ServedPod>) -> impl Future<Output = ()> + use<> {
+        let mut draining = self.draining.subscribe();
+        let pod = pod.clone();
+        async move {
+            tokio::select! {
+                _ = draining.wait_for(|draining| *draining) => {}
+                () = pod.leaving() => {}
+            }
+        }
     }
 
     fn balancer(&self) -> &Balancer {

@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use http::request::Parts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::Proxy;
 use super::connections::{Connection, Opening, Registered};
@@ -20,7 +21,7 @@ use super::counted::Counted;
 use super::denial::Source;
 use super::failure::Failure;
 use super::outbound::{Attempt, Way};
-use super::pods::ServedPod;
+use super::pods::{RequestsOf, ServedPod};
 use super::same_node::Arriving;
 use super::source_ports::Held;
 use super::workers::{Thread, with_random};
@@ -34,7 +35,7 @@ use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::fast::Early;
 use crate::transport::relay::{Asking, Ended, Outcome};
 use crate::transport::{Socket, Stream};
-use crate::waypoint::{self, Look, Place, Receiver, Refusal, View};
+use crate::waypoint::{self, Look, Permit, Place, Receiver, Refusal, View};
 
 /// A pod of this node that sends requests on, from one of its addresses, to a Service whose routes decide where to. The
 /// server's agent judges them.
@@ -71,6 +72,10 @@ impl Onward {
 
     fn workload(&self) -> &Arc<Workload> {
         &self.pod.captured.workload
+    }
+
+    fn denied_now(&self, connection: &Connection) -> Option<Reason> {
+        Source { proxy: &self.proxy, pod: &self.pod, ip: self.client.ip() }.denied_now(connection)
     }
 
     /// On the list of connections, counted and logged as any other.
@@ -156,19 +161,11 @@ impl Place for Onward {
     }
 
     fn count_request(&self) -> RequestPlace {
-        RequestPlace::take(&self.pod)
+        RequestPlace::take(&self.pod, RequestsOf::Own)
     }
 
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
-        let mut draining = self.proxy.draining.subscribe();
-        let pod = self.pod.clone();
-        let leaving = async move {
-            tokio::select! {
-                _ = draining.wait_for(|draining| *draining) => {}
-                () = pod.leaving() => {}
-            }
-        };
-        leaving.boxed_local()
+        self.proxy.leaving(&self.pod).boxed_local()
     }
 
     fn keeps(&self) -> bool {
@@ -190,8 +187,8 @@ impl Place for Onward {
         Ok(())
     }
 
-    fn judge(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<(), Refusal> {
-        Ok(())
+    fn judge(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
+        Ok(None)
     }
 
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted> {
@@ -244,12 +241,17 @@ impl Attempt<'_> {
 /// One connection to an endpoint, as a stream of bytes. How it ended is recorded when it is dropped.
 pub struct Line {
     stream: Stream,
-    onward: Onward,
-    connection: Registered,
-    /// The other side of a connection to a pod of this node.
-    inbound: Option<(Arriving, Held)>,
+    entry: Entry,
     asking: [Asking; 2],
     ended: Option<(Outcome, Option<io::Error>)>,
+}
+
+/// The entries on the list of connections that a line counts for.
+enum Entry {
+    /// Its own, and that of the other side of a connection to a pod of this node.
+    Own { onward: Onward, connection: Registered, inbound: Option<(Arriving, Held)> },
+    /// That of the client whose requests it carries into a pod of this node.
+    OfClient { connection: Arc<Connection>, _held: Held },
 }
 
 impl Line {
@@ -264,26 +266,51 @@ impl Line {
                 (Stream::Tcp(Socket::new(stream)), Some((inbound, held)))
             }
         };
-        Self { stream, onward, connection, inbound, asking: <[Asking; 2]>::default(), ended: None }
+        Self::over(stream, Entry::Own { onward, connection, inbound })
+    }
+
+    /// A connection to an application of this node, for a client that is on the list already.
+    pub(super) fn to_application(stream: TcpStream, held: Held, connection: Arc<Connection>) -> Self {
+        Self::over(Stream::Tcp(Socket::new(stream)), Entry::OfClient { connection, _held: held })
+    }
+
+    fn over(stream: Stream, entry: Entry) -> Self {
+        Self { stream, entry, asking: <[Asking; 2]>::default(), ended: None }
+    }
+
+    fn sides(&self) -> (&Connection, Option<&Connection>) {
+        match &self.entry {
+            Entry::Own { connection, inbound, .. } => (connection, inbound.as_ref().map(|(inbound, _)| &**inbound)),
+            Entry::OfClient { connection, .. } => (connection, None),
+        }
     }
 
     /// What is known of it.
     pub fn info(&self) -> ConnectionInfo {
-        self.connection.telemetry.info()
+        self.sides().0.telemetry.info()
     }
 
     fn controls(&self) -> impl Iterator<Item = &Connection> {
-        let inbound = self.inbound.as_ref().map(|(inbound, _)| &**inbound);
-        [&*self.connection].into_iter().chain(inbound)
+        let (here, there) = self.sides();
+        [here].into_iter().chain(there)
     }
 
     /// Whether somebody wants it reset, such as policy.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.ended.is_none() {
-            let [first, second] = &mut self.asking;
+            // Whoever serves the client hears it, and drops what belongs to it: one waits at a time.
+            if let Entry::OfClient { connection, .. } = &self.entry {
+                return match connection.control.is_reset() {
+                    true => Err(io::ErrorKind::ConnectionReset.into()),
+                    false => Ok(()),
+                };
+            }
+            let [mut first, mut second] = std::mem::take(&mut self.asking);
+            let (here, there) = self.sides();
             // Each is asked, so that each wakes this task.
-            let here = first.poll(cx, &self.connection.control);
-            let there = self.inbound.as_ref().map(|(inbound, _)| second.poll(cx, &inbound.control));
+            let here = first.poll(cx, &here.control);
+            let there = there.map(|there| second.poll(cx, &there.control));
+            self.asking = [first, second];
             let ((Poll::Ready(reason), _) | (_, Some(Poll::Ready(reason)))) = (here, there) else { return Ok(()) };
             self.ended = Some((Outcome::ResetByUs(reason), None));
         }
@@ -301,12 +328,6 @@ impl Line {
             self.ended = Some((Outcome::ResetByUpstream, Some(copy)));
         }
         outcome
-    }
-
-    /// Why policy allows it no more, if it does not: the far agent's reset carries no words.
-    fn denied_now(&self) -> Option<Reason> {
-        let Onward { proxy, pod, client, .. } = &self.onward;
-        Source { proxy, pod, ip: client.ip() }.denied_now(&self.connection)
     }
 }
 
@@ -371,17 +392,20 @@ impl Drop for Line {
             // Whoever spoke over it had enough, in the midst of it.
             None => (Outcome::ResetByDownstream, None),
         };
-        let denied = if outcome == Outcome::ResetByUpstream { self.denied_now() } else { None };
-        let (sent, received) = (self.connection.control.sent(), self.connection.control.received());
+        // What the client's own connection is told of, is told as that ends.
+        let Entry::Own { onward, connection, inbound } = &self.entry else { return };
+        // Why policy allows it no more, if it does not: the far agent's reset carries no words.
+        let denied = (outcome == Outcome::ResetByUpstream).then(|| onward.denied_now(connection)).flatten();
+        let (sent, received) = (connection.control.sent(), connection.control.received());
         let ended = Ended { sent, received, outcome, error };
         match denied {
             Some(reason) => {
                 let text = "the destination's agent ended it: policy allows it no more";
-                self.connection.telemetry.closed(sent, received, Some(reason), text);
+                connection.telemetry.closed(sent, received, Some(reason), text);
             }
-            None => self.connection.ended(&ended),
+            None => connection.ended(&ended),
         }
-        if let Some((inbound, _)) = &self.inbound {
+        if let Some((inbound, _)) = inbound {
             inbound.ended(&ended);
         }
     }
@@ -390,18 +414,19 @@ impl Drop for Line {
 /// One request's place among those of its pod.
 pub struct RequestPlace {
     pod: Arc<ServedPod>,
+    of: RequestsOf,
     /// How many there are with it.
     pub count: usize,
 }
 
 impl RequestPlace {
-    fn take(pod: &Arc<ServedPod>) -> Self {
-        Self { count: pod.begin_request(), pod: pod.clone() }
+    pub(super) fn take(pod: &Arc<ServedPod>, of: RequestsOf) -> Self {
+        Self { count: pod.begin_request(of), pod: pod.clone(), of }
     }
 }
 
 impl Drop for RequestPlace {
     fn drop(&mut self) {
-        self.pod.end_request();
+        self.pod.end_request(self.of);
     }
 }

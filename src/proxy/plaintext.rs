@@ -1,18 +1,21 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
+use bytes::BytesMut;
 
 use super::connections::{Connection, Opening, Registered};
 use super::downstream::Downstream;
 use super::failure::Failure;
 use super::inbound::{Arrival, allowed};
+use super::inward::{Dialled, Inward};
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::{Proxy, carry, dial};
 use crate::capture::sock_diag;
+use crate::policy::Reads;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
 use crate::transport::relay::TcpEnd;
+use crate::transport::{Socket, Stream};
 
 /// The life of one plaintext connection to a joined pod.
 pub fn serve(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream) -> impl Future<Output = ()> {
@@ -63,8 +66,11 @@ async fn connect(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream)
     };
     let failure = match upstream {
         // The client is elsewhere: it takes a while until its socket is there.
-        Ok((upstream, held)) => match application.connected(&pod, || false).await {
-            Ok(application) => return Some(Joined { application, upstream, _ports: [accepted, held], connection }),
+        Ok(((upstream, held), reads)) => match application.connected(&pod, || false).await {
+            Ok(application) => {
+                let dialled = (upstream, held);
+                return Some(Joined { application, dialled, accepted, connection, proxy, pod, reads });
+            }
             Err(failure) => failure,
         },
         Err(failure) => {
@@ -81,30 +87,47 @@ async fn connect(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream)
 /// A client and the application that it reached.
 struct Joined {
     application: TcpEnd,
-    upstream: TcpStream,
-    /// Before the connection, so that they are given back before it goes off the list.
-    _ports: [Held; 2],
+    dialled: Dialled,
+    accepted: Held,
     connection: Registered,
+    proxy: Arc<Proxy>,
+    pod: Arc<ServedPod>,
+    reads: Reads,
 }
 
 impl Joined {
     async fn carry(self) {
-        carry::plain(&self.connection, self.application, self.upstream).await;
+        let Self { application, dialled, accepted, connection, proxy, pod, reads } = self;
+        // Given back before the connection goes off the list.
+        let _accepted = accepted;
+        if reads == Reads::Nothing {
+            let (upstream, _held) = dialled;
+            return carry::plain(&connection, application, upstream).await;
+        }
+        let (stream, said, broken) = application.into_parts();
+        if let Some(cause) = broken {
+            return connection.failed(&carry::broken(&cause));
+        }
+        let inward = Inward { proxy, pod, client: connection.source, identity: None, to: connection.dialled };
+        let stream = Stream::Tcp(Socket::new(stream));
+        inward.serve(stream, BytesMut::from(&said[..]), dialled, &connection).await;
     }
 }
 
-async fn admit(arrival: &Arrival<'_>, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
+async fn admit(arrival: &Arrival<'_>, connection: &Connection) -> Result<(Dialled, Reads), Failure> {
     arrival.check_source()?;
     arrival.proxy.model.synced().await;
-    if is_probe(arrival) {
+    let reads = if is_probe(arrival) {
         connection.exempt();
+        Reads::Nothing
     } else {
-        let (_, decision) = arrival.decide()?;
-        connection.decided(&decision);
-        allowed(&decision)?;
-    }
+        let decided = arrival.decide(connection)?;
+        allowed(&decided.decision)?;
+        decided.reads
+    };
     let dialled = dial::application(arrival.proxy, arrival.pod, arrival.client.ip(), arrival.to).await;
-    dialled.map_err(|cause| Failure::connect(&format!("application at {}", arrival.to), &cause))
+    let dialled = dialled.map_err(|cause| Failure::connect(&format!("application at {}", arrival.to), &cause))?;
+    Ok((dialled, reads))
 }
 
 /// Where the kernel cannot queue SYNs, a probe arrives here: it is one only if its exact 4-tuple is a socket of the

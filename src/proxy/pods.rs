@@ -28,8 +28,8 @@ pub struct ServedPod {
     stop: watch::Sender<bool>,
     /// The pod leaves the mesh or the node: what it has goes on, and nothing is kept for later.
     leaving: watch::Sender<bool>,
-    /// Requests of the pod that are under way.
-    requests: AtomicUsize,
+    /// Requests that are under way, the pod's own and those of others.
+    requests: [AtomicUsize; 2],
     sockets: Mutex<Option<SockDiag>>,
 }
 
@@ -39,7 +39,7 @@ impl Proxy {
         let pod = Arc::new(ServedPod {
             stop: watch::Sender::new(false),
             leaving: watch::Sender::new(false),
-            requests: AtomicUsize::new(0),
+            requests: <[AtomicUsize; 2]>::default(),
             sockets: Mutex::new(None),
             captured,
         });
@@ -232,12 +232,12 @@ impl ServedPod {
     }
 
     /// Counts one request more, and tells how many there are now.
-    pub fn begin_request(&self) -> usize {
-        self.requests.fetch_add(1, Ordering::Relaxed) + 1
+    pub fn begin_request(&self, of: RequestsOf) -> usize {
+        self.requests[of as usize].fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    pub fn end_request(&self) {
-        self.requests.fetch_sub(1, Ordering::Relaxed);
+    pub fn end_request(&self, of: RequestsOf) {
+        self.requests[of as usize].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Completes when the pod is no longer served.
@@ -245,6 +245,13 @@ impl ServedPod {
         // The sender is ours and lives.
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
     }
+}
+
+/// Whose requests they are: the pod's own are not held back by those of others.
+#[derive(Clone, Copy)]
+pub enum RequestsOf {
+    Own,
+    Others,
 }
 
 #[derive(Clone, Copy)]

@@ -5,11 +5,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tracing::info;
 
 use super::failure::Failure;
-use super::inbound::{allowed, decide};
+use super::inbound::{Decided, READ_NOW, allowed, decide};
 use super::same_node::NO_LONGER;
 use super::{Connection, Connections, Proxy};
 use crate::mesh::{Mesh, PodUid, Reason};
 use crate::model::Step;
+use crate::policy::Reads;
 use crate::telemetry::Direction;
 
 /// Follows the model for as long as the agent lives: live connections that policy no longer allows are reset, and
@@ -83,8 +84,11 @@ fn decide_one_again(proxy: &Proxy, connection: &Connection) {
     }
     let Some(pod) = proxy.pods.get(&connection.pod) else { return };
     let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
-    let verdict = decided.and_then(|(workload, decision)| {
+    let verdict = decided.and_then(|Decided { workload, decision, reads }| {
         allowed(&decision)?;
+        if reads == Reads::ToDecide && !connection.is_read() {
+            return Err(Failure::new(Reason::Drain, READ_NOW));
+        }
         let joins = |source| proxy.model.read().mesh.may_join(source, &workload, connection.dialled);
         if connection.neighbour().is_none_or(joins) {
             return Ok(());

@@ -5,11 +5,12 @@ use tokio::net::TcpStream;
 
 use super::connections::{Connection, Opening, Registered};
 use super::failure::Failure;
-use super::inbound::{Arrival, allowed};
+use super::inbound::{Arrival, Decided, READ_NOW, allowed, reads};
 use super::pods::ServedPod;
 use super::source_ports::Held;
 use super::{Proxy, dial};
 use crate::mesh::{Identity, Reason, Workload};
+use crate::policy::Reads;
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
 
 /// What carries a connection between two pods of this node.
@@ -64,7 +65,9 @@ impl<'a> Neighbour<'a> {
         let pod = proxy.pods.get(destination.uid())?;
         let holds = pod.captured.workload.pod.ips.contains(&to.ip());
         let joins = || proxy.model.read().mesh.may_join(source.uid(), destination, to);
-        (holds && joins()).then_some(Self { proxy, source, pod, client, to })
+        // Requests are read where they come out of a tunnel.
+        let relays = || reads(proxy, &pod, client, to) == Reads::Nothing;
+        (holds && joins() && relays()).then_some(Self { proxy, source, pod, client, to })
     }
 
     /// Does what the tunnel's two ends do: `outbound` hears what policy decides, and how a refusal looks from there.
@@ -121,12 +124,14 @@ impl<'a> Neighbour<'a> {
         let arrival =
             Arrival { proxy: self.proxy, pod: &self.pod, client: self.client, identity: Some(identity), to: self.to };
         arrival.check_source()?;
-        let (workload, decision) = arrival.decide()?;
+        let Decided { workload, decision, reads } = arrival.decide(connection)?;
         // From here on `recheck` finds the connection; a change before that is seen now.
         if !self.proxy.model.read().mesh.may_join(self.source.uid(), &workload, self.to) {
             return Err(Failure::new(Reason::Drain, NO_LONGER));
         }
-        connection.decided(&decision);
+        if reads != Reads::Nothing {
+            return Err(Failure::new(Reason::Drain, READ_NOW));
+        }
         if let Err(failure) = allowed(&decision) {
             let policy = decision.clause.map(|clause| clause.policy.name);
             outbound.telemetry.decided_there(telemetry::Verdict::Deny, policy);

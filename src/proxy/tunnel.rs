@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tracing::debug;
 
@@ -10,14 +11,16 @@ use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::{Failure, Finding};
 use super::inbound::{Arrival, allowed};
+use super::inward::{Dialled, Inward};
 use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
-use super::source_ports::Held;
 use super::workers::LoadGuard;
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
 use crate::mesh::{Identity, Reason, Workload};
+use crate::policy::Reads;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
+use crate::transport::Stream;
 use crate::transport::fast::{self, Link};
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
 use crate::transport::tls::{PeerInfo, Session, Spoken};
@@ -188,8 +191,8 @@ impl Arriving {
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
         };
-        let (application, _held) = match admitted {
-            Ok(application) => application,
+        let (dialled, reads) = match admitted {
+            Ok(admitted) => admitted,
             Err(failure) => {
                 request.refuse(refusal(&failure));
                 return connection.failed(&failure);
@@ -197,7 +200,11 @@ impl Arriving {
         };
         let own = baggage(&self.proxy.settings.cluster, &self.pod.captured.workload);
         match request.accept(&own) {
-            Ok(flow) => carry::out_of_tunnel(&connection, flow, application).await,
+            Ok(flow) if reads == Reads::Nothing => {
+                let (application, _held) = dialled;
+                carry::out_of_tunnel(&connection, flow, application).await;
+            }
+            Ok(flow) => self.inward(to).serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await,
             Err(error) => connection.failed(&Failure::new(Reason::Reset, error.to_string())),
         }
     }
@@ -221,12 +228,31 @@ impl Arriving {
             }
         };
         match admitted {
-            Ok((application, _held)) => carry::out_of_fast_tunnel(&connection, request, application).await,
+            Ok(((application, _held), Reads::Nothing)) => {
+                carry::out_of_fast_tunnel(&connection, request, application).await
+            }
+            Ok((dialled, _)) => match request.into_stream() {
+                Ok(stream) => {
+                    let serving = self.inward(to).serve(Stream::Fast(stream), BytesMut::new(), dialled, &connection);
+                    Box::pin(serving).await;
+                    fast::After::Lent
+                }
+                Err(cause) => {
+                    connection.failed(&carry::broken(&cause));
+                    fast::After::Spent
+                }
+            },
             Err(failure) => {
                 connection.failed(&failure);
                 request.refuse(refusal(&failure))
             }
         }
+    }
+
+    /// The way in for requests.
+    fn inward(&self, to: SocketAddr) -> Inward {
+        let (proxy, pod) = (self.proxy.clone(), self.pod.clone());
+        Inward { proxy, pod, client: self.client, identity: Some(self.peer.identity.clone()), to }
     }
 
     fn register(&self, to: SocketAddr) -> Registered {
@@ -262,7 +288,7 @@ impl Arriving {
         (workload.identity.as_ref() == Some(identity)).then(|| workload.clone())
     }
 
-    async fn admit(&self, to: SocketAddr, connection: &Connection) -> Result<(TcpStream, Held), Failure> {
+    async fn admit(&self, to: SocketAddr, connection: &Connection) -> Result<(Dialled, Reads), Failure> {
         if to.ip() != self.local.ip() {
             let text = format!("the authority's address {} is not the one connected to, {}", to.ip(), self.local.ip());
             return Err(Failure::new(Reason::Protocol, text));
@@ -270,11 +296,11 @@ impl Arriving {
         self.proxy.model.synced().await;
         let identity = Some(&self.peer.identity);
         let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: self.client, identity, to };
-        let (_, decision) = arrival.decide()?;
-        connection.decided(&decision);
-        allowed(&decision)?;
+        let decided = arrival.decide(connection)?;
+        allowed(&decided.decision)?;
         let dialled = dial::application(&self.proxy, &self.pod, self.client.ip(), to).await;
-        dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))
+        let dialled = dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))?;
+        Ok((dialled, decided.reads))
     }
 }
 

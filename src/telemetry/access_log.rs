@@ -147,8 +147,8 @@ impl Record {
         Self {
             time,
             info: request.connection.clone(),
-            verdict: None,
-            policy: None,
+            verdict: request.verdict,
+            policy: request.policy.take(),
             reason: request.reason.take(),
             sent: request.sent,
             received: request.received,

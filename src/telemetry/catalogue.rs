@@ -78,7 +78,11 @@ static CATALOGUE: [Metric; 18] = [
         "Requests that were answered, here or by an application, by response code and route.",
     ),
     seconds(REQUEST_DURATION, "From a request's head to the last byte of its answer."),
-    counter(DECISIONS, Unit::Count, "Policy decisions, by verdict and the policy that made them."),
+    counter(
+        DECISIONS,
+        Unit::Count,
+        "Policy decisions about connections and requests, by verdict and the policy that made them.",
+    ),
     counter(OBSERVED, Unit::Count, "Matches of AUDIT and dry-run policies, by what they would have done."),
     counter(DROPPED, Unit::Count, "Access log lines dropped because standard output did not keep up."),
     counter(

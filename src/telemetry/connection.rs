@@ -237,6 +237,11 @@ impl ConnectionTelemetry {
         state.policy = policy.cloned();
     }
 
+    /// Policy decided about one of its requests, which tells the verdict by itself.
+    pub fn request_decision(&self, verdict: Verdict, policy: Option<&NamespacedName>) {
+        count_policy(catalogue::DECISIONS, verdict, policy);
+    }
+
     /// The agent at the far side decided, and counts it: here it is for the access log alone.
     pub fn decided_there(&self, verdict: Verdict, policy: Option<NamespacedName>) {
         let mut state = self.state();

@@ -5,7 +5,7 @@ use metrics::{Counter, Histogram, Key, Label};
 
 use super::access_log::{Line, Record};
 use super::catalogue;
-use super::connection::{ConnectionInfo, Telemetry};
+use super::connection::{ConnectionInfo, Telemetry, Verdict};
 use super::series::{Kept, Labels, Sets, counter, histogram};
 use crate::mesh::{NamespacedName, Reason};
 
@@ -31,6 +31,9 @@ pub struct RequestInfo {
     pub route: Option<NamespacedName>,
     /// As the client got it; 0 where it got none.
     pub status: u16,
+    /// What policy said of it, where it was asked here, and the policy that made it so.
+    pub verdict: Option<Verdict>,
+    pub policy: Option<NamespacedName>,
     /// The `grpc-status` of a gRPC answer, where it came.
     pub grpc_status: Option<u16>,
     /// Why it was answered here, or went badly.
@@ -204,6 +207,8 @@ mod tests {
             path: "/a b\"".to_owned(),
             route: Some(NamespacedName::new("shop", "canary")),
             status: 0,
+            verdict: None,
+            policy: None,
             grpc_status: None,
             reason: None,
             detail: String::new(),

@@ -96,6 +96,11 @@ impl RelayControl {
         }
     }
 
+    /// Whether a reset was asked for.
+    pub fn is_reset(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
     /// Counts bytes that went upstream without a relay.
     pub fn add_sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);

@@ -125,6 +125,16 @@ impl Refusal {
         }
     }
 
+    /// Whether policy is it, and which one where that is known.
+    pub fn denial(&self) -> Option<Option<&NamespacedName>> {
+        match &self.reason {
+            Reason::Policy(policy) => Some(Some(policy)),
+            Reason::Plaintext(policy) => Some(policy.as_ref()),
+            Reason::Denied => Some(None),
+            _ => None,
+        }
+    }
+
     /// Whether another try may go better.
     pub fn may_pass(&self) -> bool {
         matches!(self.reason, Reason::Reset | Reason::Timeout | Reason::Connect | Reason::Limit | Reason::Drain)

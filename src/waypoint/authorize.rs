@@ -1,6 +1,7 @@
 //! Asking an external authorizer about a request: over the mesh, as anything else the pod sends.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
@@ -55,6 +56,22 @@ pub async fn ask(
         Verdict::Deny(denied) => Err(Refusal::denied(&authorizer.name, denied)),
         Verdict::Failed(cause) => Err(Refusal::unasked(&authorizer.name, authorizer.status_on_error, &cause)),
     }
+}
+
+/// Asks each in turn, and changes the request as each has it.
+pub async fn ask_all(
+    place: &Rc<dyn Place>,
+    authorizers: &[Arc<Authorizer>],
+    head: &mut Parts,
+    body: &mut RequestBody,
+) -> Result<Vec<Allowed>, Refusal> {
+    let mut all = Vec::new();
+    for authorizer in authorizers {
+        let allowed = ask(place, authorizer, head, body).await?;
+        allowed.edit(head);
+        all.push(allowed);
+    }
+    Ok(all)
 }
 
 async fn asked(place: &Rc<dyn Place>, authorizer: &Authorizer, head: &Parts, body: Option<&CheckBody>) -> Verdict {

@@ -1,5 +1,6 @@
 //! A request on its way to an endpoint, and to another one where the first provably never heard of it.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::request::Parts;
@@ -7,13 +8,15 @@ use hyper::body::{Body, Incoming};
 use hyper::{Request, Response};
 
 use super::answer::Refusal;
+use super::authorize;
 use super::body::RequestBody;
 use super::client::Version;
 use super::head::{self, Upgrade};
-use super::place::{Place, Receiver};
+use super::place::{Permit, Place, Receiver};
 use super::tee::Kept;
 use super::upstream::{Lease, acquire};
 use super::{Failure, RETRIED};
+use crate::authorizer::Allowed;
 use crate::mesh::AppProtocol;
 use crate::policy::RequestHead;
 
@@ -50,6 +53,8 @@ impl<'a> Manner<'a> {
 pub struct Answered {
     pub response: Response<Incoming>,
     pub lease: Lease,
+    /// Where policy was asked here.
+    pub permit: Option<Permit>,
 }
 
 /// Sends a request to an endpoint. One that nothing of has been written is tried elsewhere.
@@ -63,14 +68,25 @@ pub async fn send(
     place.settle(&mut head)?;
     head::send_as(&mut head, manner.http(), manner.upgrade);
     // Of HTTP/2 the request is gone once it is on its way; without a body it is easily made again.
-    let spare =
+    let mut spare =
         (manner.version == Version::Http2 && manner.upgrade.is_none() && body.is_end_stream()).then(|| head.clone());
     let mut request = Request::from_parts(head, body);
     let (mut tried, mut last): (Vec<_>, Option<Failure>) = (Vec::new(), None);
     let mut stale = 0;
+    let (mut asked_at, mut allowed): (Option<SocketAddr>, Vec<Allowed>) = (None, Vec::new());
     while tried.len() < ENDPOINT_TRIES {
         let Some(endpoint) = place.pick(to, &tried) else { break };
-        place.judge(endpoint, &RequestHead::of(&request))?;
+        let mut permit = place.judge(endpoint, &RequestHead::of(&request))?;
+        let asks = permit.as_ref().map(|permit| permit.asks.clone()).unwrap_or_default();
+        if !asks.is_empty() && asked_at != Some(endpoint) {
+            let (mut head, mut body) = request.into_parts();
+            allowed = authorize::ask_all(place, &asks, &mut head, &mut body).await?;
+            spare = spare.map(|_| head.clone());
+            request = Request::from_parts(head, body);
+            asked_at = Some(endpoint);
+            // Decided on the request as the application will get it.
+            permit = place.judge(endpoint, &RequestHead::of(&request))?;
+        }
         let mut lease = match acquire(place, to, endpoint, manner.version).await {
             Ok(lease) => lease,
             Err(failure) if failure.retry => {
@@ -88,12 +104,13 @@ pub async fn send(
             lease.inherit();
         }
         match lease.send(request).await {
-            Ok(response) => {
+            Ok(mut response) => {
+                allowed.iter().for_each(|one| one.edit_answer(response.headers_mut()));
                 lease.heed(response.headers());
                 if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                     lease.disinherit();
                 }
-                return Ok(Answered { response, lease });
+                return Ok(Answered { response, lease, permit });
             }
             Err(unsent) => {
                 let refused = spare.as_ref().filter(|_| unsent.is_refused && tried.len() + 1 < ENDPOINT_TRIES);

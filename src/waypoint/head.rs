@@ -1,5 +1,7 @@
 //! What HTTP asks of an intermediary about the heads that it passes on: RFC 9110, section 7.6, and RFC 9112, section 3.2.
 
+use std::borrow::Cow;
+
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
@@ -7,6 +9,9 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Method, StatusCode, Uri, Version};
 use hyper::ext::Protocol;
+
+use super::answer::Refusal;
+use crate::policy::normal_path;
 
 /// What a request asks to speak once it is answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,6 +39,24 @@ pub fn take_in(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     Ok(upgrade)
+}
+
+/// Brings the path into [its one form](normal_path), which policy is held against and the application gets.
+///
+/// # Errors
+/// It has none.
+pub fn settle_path(head: &mut Parts) -> Result<(), Refusal> {
+    let refuse = |text: &dyn std::fmt::Display| Refusal::malformed(StatusCode::BAD_REQUEST, text.to_string());
+    let Cow::Owned(path) = normal_path(head.uri.path()).map_err(|fault| refuse(&fault))? else { return Ok(()) };
+    let settled = match head.uri.query() {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+        None => PathAndQuery::try_from(path),
+    };
+    let settled = settled.map_err(|error| refuse(&error))?;
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    parts.path_and_query = Some(settled);
+    head.uri = Uri::from_parts(parts).map_err(|error| refuse(&error))?;
+    Ok(())
 }
 
 /// Makes the request fit for a connection of a version.

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod authenticate;
 mod authorize;
 mod body;
 mod client;
@@ -30,8 +31,10 @@ mod upstream;
 pub mod wire;
 
 pub use answer::Refusal;
+pub use authenticate::authenticate;
 pub use client::{Client, Version};
-pub use place::{Look, Place, Receiver, View};
+pub use head::settle_path;
+pub use place::{Look, Permit, Place, Receiver, View};
 pub use pool::Pool;
 pub use serve::serve;
 
@@ -47,6 +50,11 @@ pub fn describe_metrics() {
         POOLED,
         metrics::Unit::Count,
         "Connections to applications that wait for their next request, or carry some over HTTP/2."
+    );
+    metrics::describe_counter!(
+        authenticate::TOKENS,
+        metrics::Unit::Count,
+        "Requests to where a RequestAuthentication stands, by what their token is."
     );
     metrics::describe_counter!(
         authorize::ASKED,

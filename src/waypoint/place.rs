@@ -8,6 +8,7 @@ use http::request::Parts;
 
 use super::answer::Refusal;
 use super::{Bond, Failure, Line, Pool};
+use crate::authorizer::Authorizer;
 use crate::mesh::{AppProtocol, NamespacedName, ServiceDestination};
 use crate::model::Model;
 use crate::policy::RequestHead;
@@ -53,11 +54,11 @@ pub trait Place {
     /// It has none; what the client is told instead.
     fn settle(&self, request: &mut Parts) -> Result<(), Refusal>;
 
-    /// Whether policy lets the endpoint have a request. Where somebody further on decides, it does.
+    /// Whether policy lets the endpoint have a request; none where somebody further on decides.
     ///
     /// # Errors
     /// What the client is told instead.
-    fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<(), Refusal>;
+    fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal>;
 
     /// Counts a request for an endpoint for as long as what is returned lives.
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted>;
@@ -75,6 +76,15 @@ pub trait Place {
 
     /// Connects to an endpoint.
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>>;
+}
+
+/// That policy lets a request pass.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    /// What says so; none where nothing stands over the endpoint.
+    pub policy: Option<NamespacedName>,
+    /// Who else has to let it pass.
+    pub asks: Vec<Arc<Authorizer>>,
 }
 
 /// What the model says of where requests go.

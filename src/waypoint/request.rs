@@ -20,7 +20,7 @@ use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
 use super::client::Version;
 use super::forward::{Answered, Manner, send};
 use super::head::{self, Upgrade};
-use super::place::View;
+use super::place::{Permit, View};
 use super::session::Session;
 use super::tee::Tee;
 use super::upgrade::{Tunnel, carry_streams};
@@ -30,7 +30,7 @@ use super::{RETRIED, authorize, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry};
+use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry, Verdict};
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
@@ -51,6 +51,9 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
             record.amend(|info| {
+                if let Some(policy) = refusal.denial() {
+                    (info.verdict, info.policy) = (Some(Verdict::Deny), policy.cloned());
+                }
                 info.reason = Some(refusal.reason.clone());
                 info.detail = refusal.detail.clone();
             });
@@ -205,7 +208,7 @@ impl Ask<'_> {
         let retry = forward.and_then(Forward::retry).filter(|_| self.upgrade.is_none());
         let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
         body.wait_at(gate);
-        let Answered { response, lease } = loop {
+        let Answered { response, lease, permit } = loop {
             let again = (left > 0).then(|| head.clone());
             let sending = send(&self.session.place, &to, manner, head, body);
             let outcome = limits.bounded(sending).await;
@@ -223,6 +226,9 @@ impl Ask<'_> {
             body = RequestBody::kept(kept);
         };
         record.amend(|info| {
+            if let Some(Permit { policy, .. }) = permit {
+                (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
+            }
             let service = info.connection.service.take();
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
@@ -382,6 +388,8 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
         path: written(head.uri.path()),
         route: None,
         status: 0,
+        verdict: None,
+        policy: None,
         grpc_status: None,
         reason: None,
         detail: String::new(),

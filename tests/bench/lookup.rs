@@ -189,6 +189,7 @@ impl Arrival {
             destination: &self.workload,
             destination_addr: self.to,
             services: &self.services,
+            requests: false,
         }
     }
 }

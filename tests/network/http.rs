@@ -1,9 +1,12 @@
 //! HTTP on the node: requests told apart between real clients and real servers.
 
+mod authorizers;
+mod l7_policy;
 mod protocols;
 mod refusals;
 mod routes;
 mod server;
+mod tokens;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -27,7 +30,18 @@ pub fn trials() -> Vec<Trial> {
         trial_with("http::an_agent_is_replaced_and_no_request_is_lost", lab(), an_agent_is_replaced),
         trial_with("http::many_requests_at_once_are_all_answered", lab(), many_requests_at_once),
     ];
-    [own, protocols::trials(), refusals::trials(), routes::trials()].into_iter().flatten().collect()
+    [
+        own,
+        authorizers::trials(),
+        l7_policy::trials(),
+        protocols::trials(),
+        refusals::trials(),
+        routes::trials(),
+        tokens::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// One connection, many requests: to either endpoint, from the client's own address, over few connections.

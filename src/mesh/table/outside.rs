@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::super::{NamespacedName, PodSelection, PodUid, Service, Waypoint, Workload};
+use super::super::{
+    AppProtocol, NamespacedName, PodSelection, PodUid, Requests, Service, ServicePort, Waypoint, Workload,
+};
 use super::{Change, Mesh};
 
 impl Mesh {
@@ -34,6 +36,40 @@ impl Mesh {
         let of_service = |name: &NamespacedName| self.services.get(name)?.settings.waypoint.as_ref();
         let mut all = own.or_else(of_namespace).into_iter().chain(self.services_at(addr).filter_map(of_service));
         all.any(|waypoint| matches!(waypoint, Waypoint::Gateway(_)))
+    }
+
+    /// Whether requests to a pod's address are told apart on the pod's node: a Service of its own namespace that leads there
+    /// asks for it, and does not declare another protocol. A Service of somebody else's may list the pod, and has no say.
+    pub fn requests_at(&self, workload: &Workload, addr: SocketAddr) -> Requests {
+        let own = self.services_at(addr).filter(|name| name.namespace == workload.name().namespace);
+        let asking = own.filter_map(|name| self.services.get(name)).filter(|s| *self.waypoint_of(s) == Waypoint::Node);
+        asking.map(|service| self.requests_by(service, addr)).max().unwrap_or(Requests::Unread)
+    }
+
+    fn requests_by(&self, service: &Service, addr: SocketAddr) -> Requests {
+        let leads = |port: &&ServicePort| self.endpoints.get(&service.name).is_some_and(|e| e.leads(&port.name, addr));
+        let read = |port: &ServicePort| match port.protocol() {
+            Some(protocol) if protocol.is_http() => Requests::Declared,
+            None => Requests::Guessed,
+            Some(_) => Requests::Unread,
+        };
+        service.ports.iter().filter(leads).map(read).max().unwrap_or(Requests::Unread)
+    }
+
+    /// Whether requests to any port of a Service are told apart on the nodes of its pods.
+    pub fn is_read(&self, service: &NamespacedName) -> bool {
+        let Some(service) = self.services.get(service) else { return false };
+        let is_http = |port: &ServicePort| port.protocol().is_none_or(AppProtocol::is_http);
+        *self.waypoint_of(service) == Waypoint::Node && service.ports.iter().any(is_http)
+    }
+
+    /// Addresses of pods at which [requests are told apart](Self::requests_at), by the Services that ask for it.
+    pub fn read_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let asking = self.services.values().filter(|service| *self.waypoint_of(service) == Waypoint::Node);
+        asking.flat_map(|service| {
+            let addresses = self.endpoint_addresses(&service.name).into_iter();
+            addresses.filter(|addr| self.requests_by(service, *addr) != Requests::Unread)
+        })
     }
 
     pub(super) fn set_network_policy(&mut self, name: &NamespacedName, selects: Option<PodSelection>) -> Change {

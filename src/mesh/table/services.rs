@@ -27,10 +27,12 @@ impl Mesh {
         self.changed(name, Some(&service), None)
     }
 
-    /// The endpoints are touched too where another waypoint stands before them now, or none.
+    /// The endpoints are touched too where another waypoint stands before them now, or none, or ports say that they speak
+    /// something else.
     fn changed(&self, name: &NamespacedName, before: Option<&Service>, now: Option<&Service>) -> Change {
         let waypoint = |service: Option<&Service>| service.and_then(|service| service.settings.waypoint.clone());
-        let same = waypoint(before) == waypoint(now);
+        let ports = |service: Option<&Service>| service.map(|service| service.ports.clone());
+        let same = waypoint(before) == waypoint(now) && ports(before) == ports(now);
         let endpoints = if same { BTreeSet::new() } else { self.endpoint_addresses(name) };
         Change { services: BTreeSet::from([name.clone()]), endpoints, ..Change::default() }
     }

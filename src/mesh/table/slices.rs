@@ -160,6 +160,15 @@ impl Endpoints {
         self.by_port.get(name)
     }
 
+    /// Whether a port, by its name, leads to an address.
+    pub(super) fn leads(&self, port: &str, addr: SocketAddr) -> bool {
+        let of_port = self.by_slice.values().filter_map(|slice| slice.ports.get(port));
+        // All candidates of one slice have one port.
+        let near =
+            of_port.filter(|candidates| candidates.first().is_some_and(|first| first.addr.port() == addr.port()));
+        near.flat_map(|candidates| candidates.iter()).any(|candidate| candidate.addr == addr)
+    }
+
     fn join(&mut self, port: &Arc<str>) {
         let joined: Candidates = self.by_slice.values().filter_map(|slice| slice.ports.get(port).cloned()).collect();
         if joined.is_empty() {

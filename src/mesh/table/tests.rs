@@ -6,6 +6,8 @@ use super::super::{
 };
 use super::*;
 
+mod requests;
+
 pub(crate) fn mesh() -> Mesh {
     Mesh::new(MeshSettings {
         trust_domain: "cluster.local".parse().unwrap(),

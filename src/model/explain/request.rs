@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use http::header::{HOST, LOCATION};
 use http::request::Parts;
+use http::{Request, Uri};
 use serde::Serialize;
 
 use super::target::targets;
-use super::{Explanation, From, Party, Question, explain};
+use super::{Explanation, From, Party, Question, explain_sent};
 use crate::mesh::{Destination, ServiceDestination, ServiceKind, Waypoint};
 use crate::model::State;
+use crate::policy::{PathFault, normal_path};
 use crate::route::{Action, Answer, Because, Decision, Routes, Target};
 
 /// The answer to a question about one request.
@@ -85,7 +87,7 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
         Ok((service, routes)) => explanation.decide(state, question, head, &service, &routes),
         Err(why) => {
             explanation.summary = format!("no route has a say: {why}");
-            let connection = Some(explain(state, question)?);
+            let connection = Some(explain_sent(state, question, Some(head))?);
             let to = format!("{} port {}", explanation.to, explanation.port);
             let request = Some(words(head));
             explanation.backends.push(BackendExplanation { to, weight: 1, of: 1, request, answer: None, connection });
@@ -191,8 +193,21 @@ fn backend(
         ServiceKind::Headless | ServiceKind::ExternalName => None,
     };
     let to = to.unwrap_or_else(|| Party::Named(name.clone()));
-    let connection = explain(state, &Question { from: question.from.clone(), to, port: Some(port) }).ok();
+    let asked = Question { from: question.from.clone(), to, port: Some(port) };
+    let connection = explain_sent(state, &asked, Some(&sent)).ok();
     BackendExplanation { to: words_of, weight, of, request: Some(words(&sent)), answer: None, connection }
+}
+
+/// The request as it is where it is judged.
+pub fn arriving(sent: &Parts) -> Result<Request<()>, PathFault> {
+    let mut head = sent.clone();
+    let path = normal_path(sent.uri.path())?;
+    let query = sent.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut uri = std::mem::take(&mut head.uri).into_parts();
+    // What was a path is one in its plain form.
+    uri.path_and_query = format!("{path}{query}").parse().ok();
+    head.uri = Uri::from_parts(uri).unwrap_or_default();
+    Ok(Request::from_parts(head, ()))
 }
 
 fn in_numbers(answer: &Answer) -> AnswerExplanation {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::{DecodeError, unknown};
 use crate::mesh::NamespacedName;
 use crate::policy::object::{Pattern, Unenforced};
+use crate::policy::path::normal_path;
 
 /// The fields of one object, crossed off as they are read: what is left is not known.
 pub(super) struct Fields<'a> {
@@ -89,6 +90,50 @@ pub(super) fn principal(text: &str, path: &str) -> Result<Pattern, DecodeError> 
         return Err(refuse(path, format!("{text:?}: a principal is written without its scheme, as {cure:?}")));
     }
     pattern(text, path)
+}
+
+/// A host name, with a port or without.
+pub(super) fn host(text: &str, path: &str) -> Result<Pattern, DecodeError> {
+    if text.contains('/') {
+        return Err(refuse(path, format!("{text:?} is no host; write one such as \"cart.example.com\"")));
+    }
+    pattern(text, path)
+}
+
+pub(super) fn method(text: &str, path: &str) -> Result<Pattern, DecodeError> {
+    let name = text.trim_matches('*');
+    if !name.is_empty() && http::Method::from_bytes(name.as_bytes()).is_err() {
+        return Err(refuse(path, format!("{text:?} is no method; write one such as \"GET\"")));
+    }
+    pattern(text, path)
+}
+
+/// A path in the one form that requests are brought to: another one would never match.
+pub(super) fn path_pattern(text: &str, path: &str) -> Result<Pattern, DecodeError> {
+    let pattern = pattern(text, path)?;
+    let (written, starts, ends) = match &pattern {
+        Pattern::Exact(text) => (text, true, true),
+        Pattern::Prefix(text) => (text, true, false),
+        Pattern::Suffix(text) => (text, false, true),
+        Pattern::Presence => return Ok(pattern),
+    };
+    if starts && !written.starts_with('/') {
+        return Err(refuse(path, format!("{text:?} never matches: a path begins with '/'")));
+    }
+    if written.contains(['?', '#']) {
+        return Err(refuse(path, format!("{text:?} never matches: a path is looked at without its query")));
+    }
+    // What stands in for the rest must change nothing of how this part is read.
+    let whole = format!("{}{written}{}", if starts { "" } else { "/x" }, if ends { "" } else { "x" });
+    match normal_path(&whole) {
+        Ok(normal) if normal == whole => Ok(pattern),
+        Ok(_) => {
+            let cure =
+                normal_path(written).map_or_else(|_| "it in its plain form".to_owned(), |cure| format!("{cure:?}"));
+            Err(refuse(path, format!("{text:?} never matches: paths are looked at in their one form; write {cure}")))
+        }
+        Err(fault) => Err(refuse(path, format!("{text:?} never matches: {fault}"))),
+    }
 }
 
 pub(super) fn account(text: &str, own: &Arc<str>, path: &str) -> Result<NamespacedName, DecodeError> {

@@ -1,9 +1,11 @@
 use serde_json::Value;
 
-use super::field::{Fields, account, block, items, pattern, port, principal, refuse, text, texts};
+use super::field::{
+    Fields, account, block, host, items, method, path_pattern, pattern, port, principal, refuse, text, texts,
+};
 use super::{DecodeError, object_at};
 use crate::mesh::NamespacedName;
-use crate::policy::object::{Attribute, Rule, Term, Terms, Unenforced, Values};
+use crate::policy::object::{Attribute, Pattern, RequestAttribute, Rule, Term, Terms, Unenforced, Values};
 
 /// Reads one rule; what cannot be enforced is noted, marks the rule opaque, and is left out of its terms.
 pub(super) fn rule(
@@ -18,12 +20,12 @@ pub(super) fn rule(
     let mut reader = Reader { policy, notes };
     if let Some((path, value)) = fields.take("from") {
         for (path, value) in items(value, &path)? {
-            rule.from.push(reader.part(value, &path, "source", &SOURCE, &SOURCE_L7)?);
+            rule.from.push(reader.part(value, &path, "source", &SOURCE)?);
         }
     }
     if let Some((path, value)) = fields.take("to") {
         for (path, value) in items(value, &path)? {
-            rule.to.push(reader.part(value, &path, "operation", &OPERATION, &OPERATION_L7)?);
+            rule.to.push(reader.part(value, &path, "operation", &OPERATION)?);
         }
     }
     if let Some((path, value)) = fields.take("when") {
@@ -49,7 +51,6 @@ impl Reader<'_> {
         path: &str,
         name: &str,
         known: &[(&str, Attribute)],
-        layer7: &[&str],
     ) -> Result<Terms, DecodeError> {
         let mut outer = Fields::new(object_at(value, path)?, path);
         if outer.is_empty() {
@@ -64,15 +65,7 @@ impl Reader<'_> {
             for (key, attribute) in known {
                 for (key, negated) in [((*key).to_owned(), false), (negative(key), true)] {
                     if let Some((path, value)) = fields.take(&key) {
-                        terms.push(self.term(*attribute, &key, negated, value, &path)?);
-                    }
-                }
-            }
-            for key in layer7 {
-                for key in [(*key).to_owned(), negative(key)] {
-                    if let Some((path, value)) = fields.take(&key) {
-                        texts(value, &path)?;
-                        self.notes.push(layer_7(path));
+                        terms.push(self.term(attribute, &key, negated, value, &path)?);
                     }
                 }
             }
@@ -96,27 +89,25 @@ impl Reader<'_> {
         if lists.iter().all(Option::is_none) && fields.is_empty() {
             return Err(refuse(path, "it has neither values nor notValues; give one of them".into()));
         }
-        let attribute = KEYS.iter().find(|(known, _)| *known == key).map(|(_, attribute)| *attribute);
-        let Some(attribute) = attribute else {
+        let Some(attribute) = attribute_of(key) else {
             for (path, value) in lists.iter().flatten() {
                 texts(value, path)?;
             }
-            let layer7 = KEYS_L7.iter().any(|known| key.starts_with(known));
-            self.notes.push(if layer7 { layer_7(key_path) } else { unknown_key(key, key_path) });
+            self.notes.push(unknown_key(key, key_path));
             return Ok(Terms::new());
         };
         let mut terms = Terms::new();
         for (negated, list) in [false, true].into_iter().zip(lists) {
             let Some((path, value)) = list else { continue };
             let field = if negated { format!("not {key}") } else { key.to_owned() };
-            terms.push(self.term(attribute, &field, negated, value, &path)?);
+            terms.push(self.term(&attribute, &field, negated, value, &path)?);
         }
         Ok(terms)
     }
 
     fn term(
         &self,
-        attribute: Attribute,
+        attribute: &Attribute,
         field: &str,
         negated: bool,
         value: &Value,
@@ -124,24 +115,30 @@ impl Reader<'_> {
     ) -> Result<Term, DecodeError> {
         let texts = texts(value, path)?.into_iter();
         let own = &self.policy.namespace;
+        let read = |reader: fn(&str, &str) -> Result<Pattern, DecodeError>| -> Result<Values, DecodeError> {
+            let read = texts.clone().map(|(path, text)| reader(text, &path));
+            read.collect::<Result<_, _>>().map(Values::Text)
+        };
         let values = match attribute {
-            Attribute::Principal => {
-                Values::Text(texts.map(|(path, text)| principal(text, &path)).collect::<Result<_, _>>()?)
-            }
-            Attribute::Namespace => {
-                Values::Text(texts.map(|(path, text)| pattern(text, &path)).collect::<Result<_, _>>()?)
-            }
+            Attribute::Principal => read(principal)?,
+            Attribute::Namespace => read(pattern)?,
             Attribute::ServiceAccount => {
                 Values::Accounts(texts.map(|(path, text)| account(text, own, &path)).collect::<Result<_, _>>()?)
             }
-            Attribute::SourceIp | Attribute::DestinationIp => {
+            Attribute::SourceIp | Attribute::DestinationIp | Attribute::Request(RequestAttribute::RemoteIp) => {
                 Values::Blocks(texts.map(|(path, text)| block(text, &path)).collect::<Result<_, _>>()?)
             }
             Attribute::DestinationPort => {
                 Values::Ports(texts.map(|(path, text)| port(text, &path)).collect::<Result<_, _>>()?)
             }
+            Attribute::Request(RequestAttribute::Host) => read(host)?,
+            Attribute::Request(RequestAttribute::Method) => read(method)?,
+            Attribute::Request(RequestAttribute::Path) => read(path_pattern)?,
+            Attribute::Request(
+                RequestAttribute::Header(_) | RequestAttribute::Principal | RequestAttribute::Claim(_),
+            ) => read(pattern)?,
         };
-        Ok(Term { attribute, negated, values, field: field.into() })
+        Ok(Term { attribute: attribute.clone(), negated, values, field: field.into() })
     }
 }
 
@@ -151,33 +148,59 @@ fn negative(key: &str) -> String {
     format!("not{}{rest}", first.to_ascii_uppercase())
 }
 
-fn layer_7(field: String) -> Unenforced {
-    let cause = "it speaks of requests, and connections are decided at layer 4: an ALLOW rule with it matches nothing, a DENY rule matches as if it were not there; remove it";
-    Unenforced { field, cause: cause.into() }
-}
-
 fn unknown_key(key: &str, field: String) -> Unenforced {
-    let known: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
+    let known: Vec<&str> =
+        KEYS.iter().map(|(key, _)| *key).chain(["request.headers[NAME]", "request.auth.claims[NAME]"]).collect();
     Unenforced {
         field,
         cause: format!("the key {key:?} is not known, it fails closed; known are {}", known.join(", ")),
     }
 }
 
-const SOURCE: [(&str, Attribute); 4] = [
+/// What the key of a condition speaks of.
+fn attribute_of(key: &str) -> Option<Attribute> {
+    let of_request = |attribute| Some(Attribute::Request(attribute));
+    if let Some((_, attribute)) = KEYS.iter().find(|(known, _)| *known == key) {
+        return Some(attribute.clone());
+    }
+    let one_claim = |name: &str| of_request(RequestAttribute::Claim([name.to_owned()].into()));
+    match key {
+        // RFC 7519, section 4.1.3, and OpenID Connect Core, section 2.
+        "request.auth.audiences" => return one_claim("aud"),
+        "request.auth.presenter" => return one_claim("azp"),
+        _ => {}
+    }
+    if let Some(name) = key.strip_prefix("request.headers[").and_then(|rest| rest.strip_suffix(']')) {
+        return of_request(RequestAttribute::Header(name.parse().ok()?));
+    }
+    let names = key.strip_prefix("request.auth.claims[")?.strip_suffix(']')?;
+    let names: Vec<String> = names.split("][").map(str::to_owned).collect();
+    if names.iter().any(|name| name.is_empty() || name.contains(['[', ']'])) {
+        return None;
+    }
+    of_request(RequestAttribute::Claim(names.into()))
+}
+
+const SOURCE: [(&str, Attribute); 6] = [
     ("principals", Attribute::Principal),
     ("namespaces", Attribute::Namespace),
     ("serviceAccounts", Attribute::ServiceAccount),
     ("ipBlocks", Attribute::SourceIp),
+    ("requestPrincipals", Attribute::Request(RequestAttribute::Principal)),
+    ("remoteIpBlocks", Attribute::Request(RequestAttribute::RemoteIp)),
 ];
-const SOURCE_L7: [&str; 2] = ["requestPrincipals", "remoteIpBlocks"];
-const OPERATION: [(&str, Attribute); 1] = [("ports", Attribute::DestinationPort)];
-const OPERATION_L7: [&str; 3] = ["hosts", "methods", "paths"];
-const KEYS: [(&str, Attribute); 5] = [
+const OPERATION: [(&str, Attribute); 4] = [
+    ("ports", Attribute::DestinationPort),
+    ("hosts", Attribute::Request(RequestAttribute::Host)),
+    ("methods", Attribute::Request(RequestAttribute::Method)),
+    ("paths", Attribute::Request(RequestAttribute::Path)),
+];
+const KEYS: [(&str, Attribute); 7] = [
     ("source.ip", Attribute::SourceIp),
     ("source.namespace", Attribute::Namespace),
     ("source.principal", Attribute::Principal),
     ("destination.ip", Attribute::DestinationIp),
     ("destination.port", Attribute::DestinationPort),
+    ("remote.ip", Attribute::Request(RequestAttribute::RemoteIp)),
+    ("request.auth.principal", Attribute::Request(RequestAttribute::Principal)),
 ];
-const KEYS_L7: [&str; 4] = ["request.", "remote.ip", "connection.sni", "experimental."];

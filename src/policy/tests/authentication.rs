@@ -21,6 +21,7 @@ fn over(policies: &Policies, workload: &Workload, services: &[NamespacedName]) -
         destination: workload,
         destination_addr: "10.0.0.9:80".parse().unwrap(),
         services,
+        requests: false,
     })
 }
 
@@ -116,6 +117,7 @@ fn a_malformed_policy_names_its_field_and_denies_all_in_its_scope() {
             destination: &workload(),
             destination_addr: "10.0.0.9:80".parse().unwrap(),
             services: &[],
+            requests: false,
         });
         assert_eq!(decision.reason, Some(Reason::Policy(NamespacedName::new("shop", "bad"))));
     }
@@ -164,4 +166,46 @@ fn keys_come_from_a_config_map_beside_the_policy() {
     assert_eq!(beside.lacking.len(), 1);
     assert!(beside.rules[1].keys.found.is_some() && beside.rules[2].keys.found.is_none());
     assert!(matches!(beside.rules[1].keys.source, KeySource::ConfigMap { .. }));
+}
+
+#[test]
+fn who_is_asked_is_said_of_requests_that_are_allowed_so_far_and_a_connection_is_denied() {
+    let custom = |name: &str, provider: &str, paths: Value| {
+        let rules = json!([{"to": [{"operation": {"paths": paths}}]}]);
+        authorization("shop", name, json!({"action": "CUSTOM", "provider": {"name": provider}, "rules": rules}))
+    };
+    let policies = store(&[
+        custom("a", "gate", json!(["/in/*"])),
+        custom("b", "gate", json!(["/in/*"])),
+        custom("c", "other", json!(["/in/deep"])),
+        authorization(
+            "shop",
+            "d",
+            json!({"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/in/no"]}}]}]}),
+        ),
+    ]);
+    let workload = workload();
+    let query = |requests: bool| Query {
+        source_ip: "10.0.0.1".parse().unwrap(),
+        source_identity: None,
+        destination: &workload,
+        destination_addr: "10.0.0.9:80".parse().unwrap(),
+        services: &[],
+        requests,
+    };
+    let headers = http::HeaderMap::new();
+    let asked = |path: &str| {
+        let head = RequestHead { method: "GET", host: "cart", path, headers: &headers, principal: None };
+        let decision = policies.decide_request(&query(true), &head);
+        let asks: Vec<String> =
+            decision.asks.iter().map(|ask| format!("{}:{}", ask.policy.name, ask.provider)).collect();
+        (decision.verdict, asks)
+    };
+    assert_eq!(asked("/out"), (Verdict::Allow, vec![]));
+    assert_eq!(asked("/in/x"), (Verdict::Allow, vec!["a:gate".to_owned()]));
+    assert_eq!(asked("/in/deep"), (Verdict::Allow, vec!["a:gate".to_owned(), "c:other".to_owned()]));
+    assert_eq!(asked("/in/no"), (Verdict::Deny, vec![]));
+    assert_eq!(policies.decide(&query(true)).verdict, Verdict::Allow, "each request will be asked about");
+    assert_eq!(policies.decide(&query(false)).verdict, Verdict::Deny, "nobody can be asked");
+    assert_eq!(policies.reads(&query(false)), Reads::ToDecide);
 }

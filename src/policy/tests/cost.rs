@@ -41,6 +41,12 @@ fn a_decision_looks_at_what_stands_over_the_destination_and_at_nothing_else() {
     assert!(first_of_many <= first + 64, "the first costs {first_of_many} instead of {first}");
     assert!(later_of_many <= later + 16, "a later one costs {later_of_many} instead of {later}");
     assert_eq!(few.decide(&case.query(&workload)), many.decide(&case.query(&workload)));
+    // So of requests.
+    let ask = super::requests::Ask::get("/a");
+    let read = Case { requests: true, ..case.clone() };
+    let later = |policies: &Policies| work::of(|| policies.decide_request(&read.query(&workload), &ask.head()));
+    let (few, many) = (later(&few), later(&many));
+    assert!(many <= few + 16, "a request costs {many} instead of {few}");
 }
 
 #[test]

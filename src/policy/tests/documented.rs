@@ -1,4 +1,4 @@
-//! What `docs/policy.md` shows can be used as it stands.
+//! What `docs/policy.md` and `docs/l7-policy.md` show can be used as it stands.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,16 +9,19 @@ use super::kind_of;
 #[test]
 fn every_example_of_the_reference_decodes_and_is_enforced_as_written() {
     let mut examples = 0;
-    for block in REFERENCE.split("```yaml\n").skip(1) {
+    for block in REFERENCE.split("```yaml\n").skip(1).chain(OF_REQUESTS.split("```yaml\n").skip(1)) {
         let yaml = block.split("```").next().unwrap();
         for document in serde_yaml::Deserializer::from_str(yaml) {
             let value = Value::deserialize(document).unwrap();
+            if value["kind"] == "Service" {
+                continue;
+            }
             let policy = decode(kind_of(&value), &value).unwrap_or_else(|error| panic!("{error} in\n{yaml}"));
             assert!(policy.unenforced().is_empty(), "{:?} in\n{yaml}", policy.unenforced());
             examples += 1;
         }
     }
-    assert!(examples >= 6, "only {examples} examples were found");
+    assert!(examples >= 8, "only {examples} examples were found");
 }
 
 #[test]
@@ -65,4 +68,30 @@ fn the_reference_has_every_field_key_action_and_mode() {
     }
 }
 
+#[test]
+fn the_page_about_requests_has_every_field_and_key() {
+    for word in [
+        "hosts",
+        "methods",
+        "paths",
+        "notHosts",
+        "notMethods",
+        "notPaths",
+        "requestPrincipals",
+        "notRequestPrincipals",
+        "remoteIpBlocks",
+        "notRemoteIpBlocks",
+        "remote.ip",
+        "request.headers[NAME]",
+        "request.auth.principal",
+        "request.auth.audiences",
+        "request.auth.presenter",
+        "request.auth.claims[NAME]",
+        "selvedge.dev/waypoint: node",
+    ] {
+        assert!(OF_REQUESTS.contains(&format!("`{word}`")), "{word}");
+    }
+}
+
 const REFERENCE: &str = include_str!("../../../docs/policy.md");
+const OF_REQUESTS: &str = include_str!("../../../docs/l7-policy.md");

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use super::requests::Ask;
 use super::*;
 
 proptest! {
@@ -14,7 +15,7 @@ proptest! {
         let policies: Vec<Value> = number(policies);
         let store = store(&policies);
         let query = case.query(&cart);
-        let expected = oracle(&policies, &case);
+        let expected = oracle(&policies, &case, None);
         let decision = store.decide(&query);
         prop_assert_eq!(decision.verdict == Verdict::Allow, expected, "{:?}", decision);
         prop_assert_eq!(decision.reason.is_some(), !expected);
@@ -50,7 +51,7 @@ proptest! {
     }
 
     #[test]
-    fn taking_a_policy_away_leaves_no_trace(policies in policies(), extra in policy(), case in case()) {
+    fn taking_a_policy_away_leaves_no_trace(policies in policies(), extra in policy(false), case in case()) {
         let cart = workload();
         let policies = number(policies);
         let query = case.query(&cart);
@@ -75,7 +76,31 @@ proptest! {
         insert_unknown(&mut after[changed], place, layer7);
         let allowed = |policies: &[Value]| case.allowed(policies);
         prop_assert!(!allowed(&after) || allowed(&before), "{} became {}", before[changed], after[changed]);
-        prop_assert!(store(&after).problems().count() > 0);
+        prop_assert!(layer7 || store(&after).problems().count() > 0);
+    }
+
+    #[test]
+    fn requests_are_decided_as_the_oracle_does(
+        policies in policies_of_requests(), case in case(), ask in ask(),
+    ) {
+        let cart = workload();
+        let policies: Vec<Value> = number(policies);
+        let store = store(&policies);
+        let (read, unread) = (Case { requests: true, ..case.clone() }, case.clone());
+        let decision = store.decide_request(&read.query(&cart), &ask.head());
+        let allowed = decision.verdict == Verdict::Allow;
+        prop_assert_eq!(allowed, oracle(&policies, &read, Some(&ask)), "{:?}", decision);
+        let explanation = store.explain_request(&read.query(&cart), &ask.head());
+        prop_assert_eq!(explanation.reason, decision.reason.as_ref().map(ToString::to_string));
+        // What is thought of a connection holds for each of its requests.
+        let connection = store.decide(&read.query(&cart)).verdict == Verdict::Allow;
+        prop_assert!(connection || !allowed, "the connection is denied, and {:?} is not", ask);
+        let unread = store.decide(&unread.query(&cart)).verdict == Verdict::Allow;
+        prop_assert!(!unread || allowed, "without a look at requests all are let in, and {:?} is denied", ask);
+        // Where nothing reads requests, all are as their connection.
+        if store.reads(&read.query(&cart)) == Reads::Nothing {
+            prop_assert_eq!((connection, unread), (allowed, allowed));
+        }
     }
 
     #[test]
@@ -100,8 +125,8 @@ proptest! {
     }
 }
 
-/// Whether a connection to `shop/cart` is allowed.
-fn oracle(policies: &[Value], case: &Case) -> bool {
+/// Whether a connection to `shop/cart` is allowed, or a request of it.
+fn oracle(policies: &[Value], case: &Case, ask: Option<&Ask>) -> bool {
     let over = |policy: &&Value| {
         let namespace = policy["metadata"]["namespace"].as_str().unwrap();
         let spec = &policy["spec"];
@@ -125,7 +150,7 @@ fn oracle(policies: &[Value], case: &Case) -> bool {
     let authorization: Vec<_> =
         authorization.filter(|policy| policy["metadata"]["annotations"]["selvedge.dev/dry-run"] != "true").collect();
     let matches = |policy: &Value| {
-        policy["spec"]["rules"].as_array().is_some_and(|rules| rules.iter().any(|rule| rule_matches(rule, case)))
+        policy["spec"]["rules"].as_array().is_some_and(|rules| rules.iter().any(|rule| rule_matches(rule, case, ask)))
     };
     let action = |policy: &Value| policy["spec"]["action"].as_str().unwrap_or("ALLOW").to_owned();
     if authorization.iter().any(|policy| action(policy) == "DENY" && matches(policy)) {
@@ -157,18 +182,18 @@ fn strict(standing: &[&Value], port: u16) -> bool {
     false
 }
 
-fn rule_matches(rule: &Value, case: &Case) -> bool {
+fn rule_matches(rule: &Value, case: &Case, ask: Option<&Ask>) -> bool {
     let one_of = |list: &Value, name: &str| {
         list.as_array().is_none_or(|entries| {
-            entries
-                .iter()
-                .any(|entry| entry[name].as_object().unwrap().iter().all(|(key, list)| field_matches(key, list, case)))
+            entries.iter().any(|entry| {
+                entry[name].as_object().unwrap().iter().all(|(key, list)| field_matches(key, list, case, ask))
+            })
         })
     };
     let conditions = rule["when"].as_array().is_none_or(|conditions| {
         conditions.iter().all(|condition| {
             let key = condition["key"].as_str().unwrap();
-            let any = |list: &Value| texts(list).iter().any(|value| value_matches(key, value, case));
+            let any = |list: &Value| texts(list).iter().any(|value| value_matches(key, value, case, ask));
             (condition["values"].is_null() || any(&condition["values"]))
                 && (condition["notValues"].is_null() || !any(&condition["notValues"]))
         })
@@ -176,15 +201,15 @@ fn rule_matches(rule: &Value, case: &Case) -> bool {
     one_of(&rule["from"], "source") && one_of(&rule["to"], "operation") && conditions
 }
 
-fn field_matches(key: &str, list: &Value, case: &Case) -> bool {
+fn field_matches(key: &str, list: &Value, case: &Case, ask: Option<&Ask>) -> bool {
     let (key, wanted) = match key.strip_prefix("not") {
         Some(rest) => (rest[..1].to_lowercase() + &rest[1..], false),
         None => (key.to_owned(), true),
     };
-    texts(list).iter().any(|value| value_matches(&key, value, case)) == wanted
+    texts(list).iter().any(|value| value_matches(&key, value, case, ask)) == wanted
 }
 
-fn value_matches(key: &str, value: &str, case: &Case) -> bool {
+fn value_matches(key: &str, value: &str, case: &Case, ask: Option<&Ask>) -> bool {
     let like = |text: &str| match value {
         "*" => !text.is_empty(),
         _ if value.starts_with('*') => text.ends_with(&value[1..]),
@@ -208,7 +233,23 @@ fn value_matches(key: &str, value: &str, case: &Case) -> bool {
         "ipBlocks" | "source.ip" => inside(case.ip),
         "destination.ip" => inside(case.to.ip()),
         "ports" | "destination.port" => value == case.to.port().to_string(),
-        _ => unreachable!("{key}"),
+        _ => {
+            let ask = ask.expect("a connection has no request");
+            let claims = ask.principal.as_ref().map(|principal| &principal.claims);
+            match key {
+                "methods" => like(ask.method),
+                "paths" => like(&ask.path),
+                "hosts" => like(&ask.host) || ask.host.split_once(':').is_some_and(|(host, _)| like(host)),
+                "remoteIpBlocks" | "remote.ip" => inside(case.ip),
+                "requestPrincipals" | "request.auth.principal" => claims
+                    .is_some_and(|c| like(&format!("{}/{}", c["iss"].as_str().unwrap(), c["sub"].as_str().unwrap()))),
+                "request.auth.claims[groups]" => {
+                    claims.is_some_and(|c| c["groups"].as_array().unwrap().iter().any(|g| like(g.as_str().unwrap())))
+                }
+                "request.headers[x-team]" => ask.headers.get("x-team").is_some_and(|team| like(team.to_str().unwrap())),
+                _ => unreachable!("{key}"),
+            }
+        }
     }
 }
 
@@ -269,14 +310,39 @@ fn case() -> impl Strategy<Value = Case> {
     (source, to, services).prop_map(|(source, to, services)| services.into_iter().fold(from(source).to(to), Case::by))
 }
 
-fn policies() -> impl Strategy<Value = Vec<Value>> {
-    prop::collection::vec(policy(), 0..6)
+fn ask() -> impl Strategy<Value = Ask> {
+    let token = select(vec![
+        None,
+        Some(json!({ "iss": "https://id", "sub": "ann", "groups": ["staff", "admin"] })),
+        Some(json!({ "iss": "https://id", "sub": "ben", "groups": [] })),
+    ]);
+    (
+        select(vec!["GET", "PUT", "DELETE"]),
+        select(vec!["cart.shop", "cart.shop:80", "other"]),
+        select(vec!["/", "/a", "/a/b", "/admin"]),
+        select(vec![None, Some("a"), Some("bc")]),
+        token,
+    )
+        .prop_map(|(method, host, path, team, token)| {
+            let ask = Ask { method, host: host.into(), ..Ask::get(path) };
+            let ask = team.into_iter().fold(ask, |ask, team| ask.with("x-team", team));
+            token.into_iter().fold(ask, Ask::from)
+        })
 }
 
-fn policy() -> impl Strategy<Value = Value> {
+fn policies() -> impl Strategy<Value = Vec<Value>> {
+    prop::collection::vec(policy(false), 0..6)
+}
+
+fn policies_of_requests() -> impl Strategy<Value = Vec<Value>> {
+    prop::collection::vec(policy(true), 0..6)
+}
+
+/// `layer7`: whether it may speak of requests.
+fn policy(layer7: bool) -> impl Strategy<Value = Value> {
     let namespace = select(vec!["shop", "shop", "shop", "bank", ROOT_NAMESPACE]);
     prop_oneof![
-        4 => (namespace.clone(), authorization_spec(), prop::bool::weighted(0.1)).prop_map(|(namespace, spec, dry)| {
+        4 => (namespace.clone(), authorization_spec(layer7), prop::bool::weighted(0.1)).prop_map(|(namespace, spec, dry)| {
             let mut policy = authorization(namespace, "p", spec);
             // Bare names of accounts are the policy's own namespace's; the oracle knows `shop` alone.
             if namespace != "shop" && policy.to_string().contains("erviceAccounts") {
@@ -309,7 +375,7 @@ fn selector() -> impl Strategy<Value = Value> {
     ])
 }
 
-fn authorization_spec() -> impl Strategy<Value = Value> {
+fn authorization_spec(layer7: bool) -> impl Strategy<Value = Value> {
     let target = subsequence(vec!["cart", "web"], 1..=2).prop_map(|names| {
         let target = |name| json!({ "group": "", "kind": "Service", "name": name });
         json!({ "targetRefs": names.into_iter().map(target).collect::<Vec<_>>() })
@@ -321,17 +387,21 @@ fn authorization_spec() -> impl Strategy<Value = Value> {
         json!({ "action": "DENY" }),
         json!({ "action": "AUDIT" }),
     ]);
-    (scope, action, prop::collection::vec(rule(), 0..3))
+    (scope, action, prop::collection::vec(rule(layer7), 0..3))
         .prop_map(|(scope, action, rules)| merged(merged(scope, action), json!({ "rules": rules })))
 }
 
-fn rule() -> impl Strategy<Value = Value> {
+fn rule(layer7: bool) -> impl Strategy<Value = Value> {
     let principals = values(&["cluster.local/ns/shop/sa/web", "cluster.local/ns/bank/*", "*/sa/cart", "*"]);
     let namespaces = values(&["shop", "ba*", "*op", "*"]);
     let accounts = values(&["web", "bank/web", "cart"]);
     let blocks = values(&["10.0.0.0/8", "10.0.0.1", "fd00::/16", "::/0", "0.0.0.0/0"]);
     let ports = values(&["80", "8080"]);
-    let source = fields(vec![
+    let people = values(&["https://id/ann", "https://id/*", "*/ben", "*"]);
+    let methods = values(&["GET", "P*", "*"]);
+    let paths = values(&["/a", "/a*", "*/b", "*"]);
+    let hosts = values(&["cart.shop", "cart.shop:80", "*.shop", "oth*"]);
+    let mut source = vec![
         ("principals", principals.clone()),
         ("notPrincipals", principals.clone()),
         ("namespaces", namespaces.clone()),
@@ -340,8 +410,19 @@ fn rule() -> impl Strategy<Value = Value> {
         ("notServiceAccounts", accounts),
         ("ipBlocks", blocks.clone()),
         ("notIpBlocks", blocks.clone()),
-    ]);
-    let operation = fields(vec![("ports", ports.clone()), ("notPorts", ports.clone())]);
+    ];
+    let mut operation = vec![("ports", ports.clone()), ("notPorts", ports.clone())];
+    if layer7 {
+        source.push(("requestPrincipals", people.clone()));
+        source.push(("notRequestPrincipals", people.clone()));
+        source.push(("remoteIpBlocks", blocks.clone()));
+        for (field, not_field, list) in
+            [("methods", "notMethods", &methods), ("paths", "notPaths", &paths), ("hosts", "notHosts", &hosts)]
+        {
+            operation.extend([(field, list.clone()), (not_field, list.clone())]);
+        }
+    }
+    let (source, operation) = (fields(source), fields(operation));
     let condition = |key: &'static str, list: BoxedStrategy<Value>| {
         (list, select(vec!["values", "notValues"]))
             .prop_map(move |(list, field)| json!({ "key": key, field: list }))
@@ -354,9 +435,15 @@ fn rule() -> impl Strategy<Value = Value> {
         condition("destination.ip", blocks),
         condition("destination.port", ports),
     ];
+    let of_requests = prop_oneof![
+        condition("request.headers[x-team]", values(&["a", "b*", "*"])),
+        condition("request.auth.claims[groups]", values(&["admin", "st*"])),
+        condition("request.auth.principal", people),
+    ];
+    let when = if layer7 { prop_oneof![when, of_requests].boxed() } else { when.boxed() };
     let from_ = list("from", source.prop_map(|source| json!({ "source": source })).boxed());
     let to_ = list("to", operation.prop_map(|operation| json!({ "operation": operation })).boxed());
-    (from_, to_, list("when", when.boxed())).prop_map(|(from, to, when)| merged(merged(from, to), when))
+    (from_, to_, list("when", when)).prop_map(|(from, to, when)| merged(merged(from, to), when))
 }
 
 fn list(name: &'static str, entry: BoxedStrategy<Value>) -> impl Strategy<Value = Value> {

@@ -41,7 +41,7 @@ impl Flow {
                     lease.give_back();
                 }
             })),
-            After::Spent => {}
+            After::Spent | After::Lent => {}
         }
         ended
     }

@@ -4,12 +4,14 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use metrics::counter;
+use tokio::sync::oneshot;
 
 use super::ProtocolError;
 use super::flow::{After, Progress, Side, carry, settle};
 use super::frame::Kind;
 use super::header::Header;
 use super::link::Link;
+use super::stream::Stream;
 use crate::transport::hbone::Refusal;
 use crate::transport::metrics::{FAST_REFUSED, FastConnection};
 use crate::transport::relay::{Ended, RelayControl, TcpEnd};
@@ -29,7 +31,9 @@ impl Default for ServerSettings {
 
 /// The server's side of one connection: flow after flow.
 pub struct Server {
-    link: Link,
+    /// None while it is lent to who reads a flow as a stream.
+    link: Option<Link>,
+    lent: Option<oneshot::Receiver<Link>>,
     peer: PeerInfo,
     settings: ServerSettings,
     /// What a client sent before it heard of a refusal may still come: so many bytes.
@@ -51,7 +55,7 @@ impl Server {
         // The handshake is over: a connection that was made ahead may wait for its first flow like for any other.
         let Session { stream, peer, permit: _ } = session;
         let counted = FastConnection::begin("server");
-        Self { link: stream, peer, settings, discarding: None, _counted: counted }
+        Self { link: Some(stream), lent: None, peer, settings, discarding: None, _counted: counted }
     }
 
     /// Waits for the next flow. `None` once the connection has been closed in order: by the client, because it was
@@ -88,15 +92,16 @@ impl Server {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Result<Header, ProtocolError>>, ServerError>> {
         loop {
-            if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
+            let Some(link) = &mut self.link else { return Poll::Ready(Ok(None)) };
+            if let Poll::Ready(Err(error)) = link.poll_flush(cx) {
                 return Poll::Ready(Err(error.into()));
             }
-            ready!(self.link.poll_fill(cx))?;
-            let Some(frame) = self.link.front() else { return Poll::Ready(Ok(None)) };
+            ready!(link.poll_fill(cx))?;
+            let Some(frame) = link.front() else { return Poll::Ready(Ok(None)) };
             match (frame.kind, &mut self.discarding) {
                 (Kind::Open, _) => {
-                    let header = Header::read(self.link.payload(frame));
-                    self.link.pop();
+                    let header = Header::read(link.payload(frame));
+                    link.pop();
                     self.discarding = None;
                     return Poll::Ready(Ok(Some(header)));
                 }
@@ -104,13 +109,15 @@ impl Server {
                 (Kind::End, Some(_)) => {}
                 _ => return Poll::Ready(Err(ProtocolError::Order.into())),
             }
-            self.link.pop();
+            link.pop();
         }
     }
 
     /// Closes the connection in order: no flow is under way.
     pub async fn close(self) {
-        self.link.close().await;
+        if let Some(link) = self.link {
+            link.close().await;
+        }
     }
 }
 
@@ -128,7 +135,7 @@ impl Request<'_> {
 
     /// Resolves when the client has given the request up: nobody waits for the application any more.
     pub async fn abandoned(&mut self) {
-        let link = &mut self.server.link;
+        let Some(link) = &mut self.server.link else { return };
         poll_fn(|cx| match link.front() {
             // It waits for the application.
             Some(_) => link.poll_failure(cx).map(drop),
@@ -145,23 +152,39 @@ impl Request<'_> {
     pub fn refuse(self, refusal: Refusal) -> After {
         counter!(FAST_REFUSED, "status" => refusal.status().to_string()).increment(1);
         self.server.discarding = Some(MOST_EARLY);
-        match self.server.link.push(Kind::Refused, &refusal.status().to_be_bytes()) {
-            Ok(()) => After::Reusable,
-            Err(_) => After::Spent,
+        let link = self.server.link.as_mut();
+        match link.map(|link| link.push(Kind::Refused, &refusal.status().to_be_bytes())) {
+            Some(Ok(())) => After::Reusable,
+            Some(Err(_)) | None => After::Spent,
         }
     }
 
     /// Says that the application has accepted, and carries the flow to its end. Then the connection can take another,
     /// if what is returned settles.
     pub async fn accept(self, application: TcpEnd, control: &RelayControl) -> (Ended, After) {
-        let link = &mut self.server.link;
+        let broken = |error| {
+            let outcome = crate::transport::relay::Outcome::ResetByDownstream;
+            (Ended { sent: 0, received: 0, outcome, error }, After::Spent)
+        };
+        let Some(link) = &mut self.server.link else { return broken(None) };
         match link.push(Kind::Ok, &[]) {
             Ok(()) => carry(application, link, Progress::default(), None, Side::Server, control).await,
-            Err(error) => {
-                let outcome = crate::transport::relay::Outcome::ResetByDownstream;
-                (Ended { sent: 0, received: 0, outcome, error: Some(error) }, After::Spent)
-            }
+            Err(error) => broken(Some(error)),
         }
+    }
+
+    /// Says that the application has accepted, for who reads the flow rather than relaying it. The connection can take
+    /// another behind it, if [`After::Lent`] settles.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn into_stream(self) -> std::io::Result<Stream> {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+        let mut link = self.server.link.take().ok_or_else(gone)?;
+        link.push(Kind::Ok, &[])?;
+        let (back, lent) = oneshot::channel();
+        self.server.lent = Some(lent);
+        Ok(Stream::accepted(link, back))
     }
 }
 
@@ -170,7 +193,15 @@ impl Server {
     pub async fn settled(&mut self, after: After) -> bool {
         match after {
             After::Reusable => true,
-            After::Unsettled(awaited) => settle(&mut self.link, awaited).await,
+            After::Unsettled(awaited) => match &mut self.link {
+                Some(link) => settle(link, awaited).await,
+                None => false,
+            },
+            After::Lent => {
+                let Some(lent) = self.lent.take() else { return false };
+                self.link = lent.await.ok();
+                self.link.is_some()
+            }
             After::Spent => false,
         }
     }

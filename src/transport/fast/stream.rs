@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use super::ProtocolError;
 use super::flow::{Awaited, Progress, settle};
@@ -13,14 +14,39 @@ use super::pool::Lease;
 
 /// One accepted flow as a stream of bytes, without an application's socket at this end.
 ///
-/// Its connection goes back to the pool once both sides have finished, also when the stream is dropped before that: what
-/// is left to be said is said behind it.
+/// Its connection goes back to where it came from once both sides have finished, also when the stream is dropped before
+/// that: what is left to be said is said behind it.
 pub struct Stream {
     /// None once dropped.
-    lease: Option<Lease>,
+    lease: Option<Lent>,
     progress: Progress,
     /// The connection broke, or the peer reset the flow.
     broken: Option<Broken>,
+}
+
+/// A connection, and where it goes back to.
+enum Lent {
+    /// The client's pool.
+    Pool(Lease),
+    /// The server that waits for its next flow.
+    Server(Link, oneshot::Sender<Link>),
+}
+
+impl Lent {
+    fn link(&mut self) -> &mut Link {
+        match self {
+            Self::Pool(lease) => &mut lease.link,
+            Self::Server(link, _) => link,
+        }
+    }
+
+    fn give_back(self) {
+        match self {
+            Self::Pool(lease) => lease.give_back(),
+            // A server that has gone meanwhile takes no more flows.
+            Self::Server(link, back) => drop(back.send(link)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +58,12 @@ enum Broken {
 
 impl Stream {
     pub(super) fn new(lease: Lease, progress: Progress) -> Self {
-        Self { lease: Some(lease), progress, broken: None }
+        Self { lease: Some(Lent::Pool(lease)), progress, broken: None }
+    }
+
+    /// The server's side of a flow that was just accepted.
+    pub(super) fn accepted(link: Link, back: oneshot::Sender<Link>) -> Self {
+        Self { lease: Some(Lent::Server(link, back)), progress: Progress::default(), broken: None }
     }
 
     /// Whether this side has said its end.
@@ -43,7 +74,7 @@ impl Stream {
     fn link(&mut self) -> io::Result<&mut Link> {
         match self.broken {
             Some(_) => Err(reset_by_peer()),
-            None => self.lease.as_mut().map(|lease| &mut lease.link).ok_or_else(reset_by_peer),
+            None => self.lease.as_mut().map(Lent::link).ok_or_else(reset_by_peer),
         }
     }
 
@@ -53,6 +84,10 @@ impl Stream {
         }
         loop {
             let link = self.link()?;
+            // Whoever listens for an answer has had its say; of the peer it is read whether that can be sent or not.
+            if link.has_unsent() {
+                let _ = link.poll_flush(cx)?;
+            }
             let Some(frame) = link.front() else {
                 if link.is_ended() {
                     let text = "the peer closed the tunnel with a flow under way";
@@ -157,12 +192,12 @@ impl Drop for Stream {
         let Some(mut lease) = self.lease.take() else { return };
         let awaited = match self.broken {
             Some(Broken::Link) => return,
-            Some(Broken::Reset) => match lease.link.push(Kind::ResetAck, &[]) {
+            Some(Broken::Reset) => match lease.link().push(Kind::ResetAck, &[]) {
                 Ok(()) => Some(Awaited::Nothing),
                 Err(_) => return,
             },
             None if self.progress.end_sent => None,
-            None => match lease.link.push(Kind::Reset, &[]) {
+            None => match lease.link().push(Kind::Reset, &[]) {
                 Ok(()) => Some(Awaited::Acknowledgement),
                 Err(_) => return,
             },
@@ -170,8 +205,8 @@ impl Drop for Stream {
         let progress = self.progress;
         tokio::task::spawn_local(async move {
             let fit = match awaited {
-                Some(awaited) => settle(&mut lease.link, awaited).await,
-                None => finish(&mut lease.link, progress).await,
+                Some(awaited) => settle(lease.link(), awaited).await,
+                None => finish(lease.link(), progress).await,
             };
             if fit {
                 lease.give_back();

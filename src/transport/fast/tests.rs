@@ -41,6 +41,9 @@ enum Answer {
     Refuse(Refusal),
     /// Carries it to this application.
     Accept(TcpStream),
+    /// Reads it as a stream, and says it back; or drops it behind its first word.
+    SayBack,
+    Drop,
     /// Breaks the connection without a word.
     Break,
     /// Closes the connection in order, without a word.
@@ -93,6 +96,19 @@ impl World {
                     let (_, after) = request.accept(TcpEnd::new(application).unwrap(), &control).await;
                     self.served.send_modify(|served| *served += 1);
                     after
+                }
+                Answer::SayBack => {
+                    let mut stream = request.into_stream().unwrap();
+                    let mut said = Vec::new();
+                    stream.read_to_end(&mut said).await.unwrap();
+                    stream.write_all(&said).await.unwrap();
+                    stream.shutdown().await.unwrap();
+                    After::Lent
+                }
+                Answer::Drop => {
+                    let mut stream = request.into_stream().unwrap();
+                    stream.read_exact(&mut [0]).await.unwrap();
+                    After::Lent
                 }
                 Answer::Break => return,
                 Answer::Close => break,
@@ -185,6 +201,34 @@ async fn quiet(pool: &Pool, busy: usize) {
     while pool.snapshot().iter().filter(|status| status.streams == 1).count() != busy {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_flow_that_the_server_reads_as_a_stream_gives_its_connection_back() {
+    local(async {
+        let world = World::new(|to| if to.port() == 80 { Answer::SayBack } else { Answer::Drop });
+        let pool = World::pool();
+        for _ in 0..5 {
+            let (mut client, ended) = Client::new().await.carried(&pool, &world).await;
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"question");
+            assert_eq!(ended.await.unwrap().outcome, Outcome::Orderly);
+            quiet(&pool, 0).await;
+            // What is dropped halfway is reset, and no end.
+            let mut client = Client::new().await;
+            let mut stream = client.open(&pool, &world, 81).await.unwrap().into_stream();
+            stream.write_all(b"half a question").await.unwrap();
+            let error = stream.read(&mut [0]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            drop(stream);
+            quiet(&pool, 0).await;
+        }
+        assert!(world.dialled() <= 2, "{} connections", world.dialled());
+    })
+    .await;
 }
 
 #[tokio::test]

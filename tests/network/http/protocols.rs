@@ -111,7 +111,7 @@ fn a_grpc_client(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn call(pod: &Pod, to: IpAddr) -> std::result::Result<(), tonic::Status> {
+pub fn call(pod: &Pod, to: IpAddr) -> std::result::Result<(), tonic::Status> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     runtime.block_on(async {
         let pod = pod.network().clone();

@@ -126,14 +126,8 @@ fn arrives(
     if is_reserved_port(to.port()) {
         return Err(Reason::Protocol);
     }
-    let services: Vec<NamespacedName> = state.mesh.services_at(to).cloned().collect();
-    let decision = state.policies.decide(&Query {
-        source_ip: client,
-        source_identity: identity,
-        destination,
-        destination_addr: to,
-        services: &services,
-    });
+    let (query, _) = state.query(client, identity, destination, to);
+    let decision = state.policies.decide(&query);
     decision.reason.map_or(Ok(()), Err)
 }
 

@@ -1,0 +1,230 @@
+//! The way into a pod of this node for a client whose requests policy reads: each is decided as it arrives, whoever sent
+//! it and whichever way it came.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use http::StatusCode;
+use http::request::Parts;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::connections::{Connection, Registered};
+use super::counted::Counted;
+use super::dial;
+use super::failure::Failure;
+use super::inbound::{allowed, decide_request, token_rules};
+use super::onward::{Bond, Line, Onward, RequestPlace};
+use super::pods::ServedPod;
+use super::source_ports::Held;
+use super::workers::Thread;
+use super::{Proxy, pods};
+use crate::mesh::{Identity, NamespacedName, Reason, ServiceDestination};
+use crate::model::Model;
+use crate::policy::{Ask, ROOT_NAMESPACE, RequestHead};
+use crate::telemetry::{ConnectionInfo, Telemetry};
+use crate::transport::Stream;
+use crate::transport::relay::{Ended, Outcome};
+use crate::waypoint::wire::{Guess, sniff};
+use crate::waypoint::{self, Client, Look, Permit, Place, Pool, Receiver, Refusal, Version, View};
+
+/// A connection to an application of this node, made for a client, and the port that it holds.
+pub type Dialled = (TcpStream, Held);
+
+/// Who the client is, and where it has come.
+pub struct Inward {
+    pub proxy: Arc<Proxy>,
+    pub pod: Arc<ServedPod>,
+    pub client: SocketAddr,
+    pub identity: Option<Identity>,
+    pub to: SocketAddr,
+}
+
+impl Inward {
+    /// Serves the requests of a client that was let in, over the connection to the application that was made for it, and
+    /// others where that does not last. What is no request is reset: nobody could say what policy makes of it.
+    pub async fn serve(self, mut stream: Stream, said: BytesMut, dialled: Dialled, connection: &Registered) {
+        connection.connected();
+        let hearing = hear(&mut stream, said);
+        let heard = tokio::select! {
+            heard = hearing => heard,
+            reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended before a request")),
+        };
+        let (speaks, said) = match heard {
+            Ok(Some(heard)) => heard,
+            Ok(None) => return ended(connection, Outcome::Orderly),
+            Err(failure) => return connection.failed(&failure),
+        };
+        let client = Client { stream, said, speaks };
+        let place = Served {
+            inward: self,
+            connection: connection.shared().clone(),
+            dialled: Cell::new(Some(dialled)),
+            pool: Pool::default(),
+        };
+        tokio::select! {
+            () = Box::pin(waypoint::serve(client, Rc::new(place))) => ended(connection, Outcome::Orderly),
+            // Dropped halfway, it resets.
+            reason = connection.control.reset_requested() => ended(connection, Outcome::ResetByUs(reason)),
+        }
+    }
+}
+
+fn ended(connection: &Connection, outcome: Outcome) {
+    let (sent, received) = (connection.control.sent(), connection.control.received());
+    connection.ended(&Ended { sent, received, outcome, error: None });
+}
+
+/// What the client speaks, and what it has said of it; none where it has nothing to say.
+async fn hear(stream: &mut Stream, mut said: BytesMut) -> Result<Option<(Version, BytesMut)>, Failure> {
+    let mut room = [0; CHUNK];
+    loop {
+        match sniff(&said) {
+            // Whoever sends half a request is told so in HTTP's own words.
+            Guess::Http1 | Guess::MaybeHttp1 => return Ok(Some((Version::Http1, said))),
+            Guess::Http2 => return Ok(Some((Version::Http2, said))),
+            Guess::Other => {
+                let text = "a policy reads the requests to this port, and what came is no HTTP";
+                return Err(Failure::new(Reason::Protocol, text));
+            }
+            Guess::More => {}
+        }
+        let mut read = ReadBuf::new(&mut room);
+        let outcome: io::Result<()> = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut read)).await;
+        outcome.map_err(|cause| Failure::new(Reason::Reset, format!("the client's side: {cause}")))?;
+        match read.filled() {
+            [] if said.is_empty() => return Ok(None),
+            [] => return Ok(Some((Version::Http1, said))),
+            heard => said.extend_from_slice(heard),
+        }
+    }
+}
+
+/// One client that is served, and what belongs to its connection.
+struct Served {
+    inward: Inward,
+    connection: Arc<Connection>,
+    /// Made as the client was let in, for its first request.
+    dialled: Cell<Option<Dialled>>,
+    /// What was said to the application for one client is said for no other.
+    pool: Pool,
+}
+
+impl Served {
+    async fn line(&self, endpoint: SocketAddr) -> Result<Line, Failure> {
+        let Inward { proxy, pod, client, .. } = &self.inward;
+        let (stream, held) = match self.dialled.take() {
+            Some(dialled) => dialled,
+            None => {
+                let dialled = dial::application(proxy, pod, client.ip(), endpoint).await;
+                dialled.map_err(|cause| Failure::connect(&format!("application at {endpoint}"), &cause))?
+            }
+        };
+        Ok(Line::to_application(stream, held, self.connection.clone()))
+    }
+}
+
+impl Place for Served {
+    fn model(&self) -> &Model {
+        &self.inward.proxy.model
+    }
+
+    fn telemetry(&self) -> &Telemetry {
+        &self.inward.proxy.telemetry
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn describe(&self) -> ConnectionInfo {
+        self.connection.telemetry.info()
+    }
+
+    fn dialled(&self) -> SocketAddr {
+        self.inward.to
+    }
+
+    fn look(&self) -> Look {
+        let to = Receiver::Endpoint(self.inward.to);
+        Look { view: Some(View { to, routes: None }), stays: true }
+    }
+
+    fn count_request(&self) -> RequestPlace {
+        RequestPlace::take(&self.inward.pod, pods::RequestsOf::Others)
+    }
+
+    fn leaving(&self) -> LocalBoxFuture<'static, ()> {
+        self.inward.proxy.leaving(&self.inward.pod).boxed_local()
+    }
+
+    fn keeps(&self) -> bool {
+        true
+    }
+
+    fn pick(&self, _: &Receiver, tried: &[SocketAddr]) -> Option<SocketAddr> {
+        // A connection that was there may have been closed in this moment; one that is made anew says more.
+        (tried.len() < TRIES).then_some(self.inward.to)
+    }
+
+    fn settle(&self, request: &mut Parts) -> Result<(), Refusal> {
+        waypoint::settle_path(request)?;
+        let Inward { proxy, pod, client, identity, to } = &self.inward;
+        let rules = token_rules(proxy, pod, *client, identity.as_ref(), *to).map_err(Refusal::unreached)?;
+        waypoint::authenticate(&rules, request)
+    }
+
+    fn judge(&self, _: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
+        let Inward { proxy, pod, client, identity, to } = &self.inward;
+        let decision =
+            decide_request(proxy, pod, *client, identity.as_ref(), *to, request).map_err(Refusal::unreached)?;
+        self.connection.judged(&decision);
+        allowed(&decision).map_err(Refusal::unreached)?;
+        let state = proxy.model.read();
+        let find = |ask: &Ask| {
+            let found = state.authorizers.find(&ask.policy.namespace, &ask.provider, ROOT_NAMESPACE).cloned();
+            found.ok_or_else(|| {
+                let name = NamespacedName::new(ask.policy.namespace.clone(), ask.provider.clone());
+                let text = format!(
+                    "AuthorizationPolicy {} names it, and there is none, nor one in {ROOT_NAMESPACE}",
+                    ask.policy
+                );
+                Refusal::unasked(&name, StatusCode::FORBIDDEN, &text)
+            })
+        };
+        let asks = decision.asks.iter().map(find).collect::<Result<_, _>>()?;
+        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name), asks }))
+    }
+
+    /// The pod itself asks, as whom it is.
+    fn asker(&self, to: &ServiceDestination) -> Option<Rc<dyn Place>> {
+        let Inward { proxy, pod, to: own, .. } = &self.inward;
+        Onward::new(proxy, &Thread::here()?, pod, SocketAddr::new(own.ip(), 0), *own).asker(to)
+    }
+
+    fn counted(&self, _: SocketAddr) -> Option<Counted> {
+        None
+    }
+
+    fn reached(&self, _: SocketAddr, _: bool) {}
+
+    fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
+        let Inward { pod, client, .. } = &self.inward;
+        Some(Bond { source: pod.uid().clone(), source_ip: client.ip(), endpoint, destination: None })
+    }
+
+    fn connect<'a>(&'a self, _: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {
+        self.line(endpoint).boxed_local()
+    }
+}
+
+const TRIES: usize = 2;
+const CHUNK: usize = 4096;
