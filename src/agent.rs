@@ -33,13 +33,16 @@ use crate::model::Model;
 use crate::policy::{self, Problem};
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Report, directory, kube};
-use crate::telemetry::{AccessLog, AccessLogWriter, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::telemetry::{
+    AccessLog, AccessLogWriter, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry,
+};
 use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
-use ca::Ca;
+pub use ca::{Ca, CaChoice};
 use dump::AgentDump;
 use mesh_node::{Captured, Publisher};
+pub use metrics::describe as describe_metrics;
 use turns::{Standing, Turns};
 use uninstall::Uninstall;
 
@@ -75,13 +78,15 @@ async fn worker(
     handover::record_restarts();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
-    let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log);
+    let (traces, exporter) = args.tracing.start(Observer::Agent { node: args.node.clone() })?;
+    let exporting = exporter.map(Exporter::spawn);
+    let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log, traces);
 
     let cluster = match args.access() {
         Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
         None => None,
     };
-    let ca = Ca::open(&args, cluster.as_ref()).await?;
+    let ca = Ca::open(&CaChoice::from(&args), cluster.as_ref()).await?;
     let settings = IdentitySettings { validity: args.certificate_lifetime, ..IdentitySettings::default() };
     let identities = Identities::new(args.trust_domain.clone(), ca.authority, ca.trust, settings);
 
@@ -109,6 +114,7 @@ async fn worker(
         node_netns,
         tunnel: args.tunnel.offer(),
         same_node: args.same_node,
+        gateway: None,
         tunnel_idle: args.tunnel_idle,
     };
     let proxy = Proxy::new(
@@ -283,6 +289,9 @@ async fn worker(
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The agent ends.");
     admin.abort();
+    if let Some(exporting) = exporting {
+        exporting.finish().await;
+    }
     finish(access_log_writer).await;
     Ok(ExitCode::SUCCESS)
 }
@@ -352,7 +361,7 @@ async fn retain_identities(node: String, model: Arc<Model>, identities: Arc<Iden
 }
 
 /// What is done now and then: bytes of long connections are counted, and the age of the model.
-async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
+pub async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING);
     let mut unread = Vec::new();
     loop {
@@ -375,7 +384,7 @@ fn tell_unread(proxy: &Proxy, told: &mut Vec<Problem>) {
 }
 
 /// What a load needed of memory is given back once most of it has gone.
-async fn keep_small(proxy: Arc<Proxy>) {
+pub async fn keep_small(proxy: Arc<Proxy>) {
     let mut ticks = tokio::time::interval(LOOKING_AT_MEMORY);
     let mut giving_back = GivingBack::default();
     loop {
@@ -384,7 +393,7 @@ async fn keep_small(proxy: Arc<Proxy>) {
     }
 }
 
-async fn finish(writer: AccessLogWriter) {
+pub async fn finish(writer: AccessLogWriter) {
     let flushed = tokio::task::spawn_blocking(move || writer.finish(FLUSH)).await;
     if !matches!(flushed, Ok(true)) {
         error!("The access log's last lines could not be written in time.");
@@ -404,13 +413,13 @@ fn admin_settings(args: &AgentArgs) -> AdminSettings {
 }
 
 /// Tunnels that wait for their next flow hold a descriptor each: an eighth of what connections may have, in all.
-fn fast_pool(connections: usize, threads: usize) -> fast::PoolSettings {
+pub fn fast_pool(connections: usize, threads: usize) -> fast::PoolSettings {
     let defaults = fast::PoolSettings::default();
     let share = (connections / 8 / threads.max(1)).max(1);
     fast::PoolSettings { idle_total: defaults.idle_total.min(share), ..defaults }
 }
 
-fn descriptor_share() -> usize {
+pub fn descriptor_share() -> usize {
     let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     Limits::from_descriptors(soft)
 }
@@ -538,4 +547,4 @@ const LOOKING_AT_MEMORY: Duration = Duration::from_secs(1);
 const TEARDOWN: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(2);
-const LABEL_SETS: usize = 2000;
+pub const LABEL_SETS: usize = 2000;

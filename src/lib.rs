@@ -24,6 +24,7 @@
 //! | [`memory`] | what the process holds of the machine's memory | the allocator |
 //! | [`cli`] | one file a verb | everything |
 //! | [`controller`] | the CA in the cluster, and status on users' objects | the API server, `identity`, the core |
+//! | [`waypoint_process`] | wires a waypoint that is a process of its own | everything |
 //! | [`agent`] | wires the rooms together, nothing else | everything |
 
 pub mod admin;
@@ -49,3 +50,4 @@ pub mod source;
 pub mod telemetry;
 pub mod transport;
 pub mod waypoint;
+pub mod waypoint_process;

@@ -18,6 +18,7 @@ fn help_names_every_verb_and_every_flag_of_the_agent_has_an_environment_variable
     let verbs = [
         "agent",
         "controller",
+        "waypoint",
         "validate",
         "explain",
         "check",

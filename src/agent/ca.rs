@@ -8,7 +8,8 @@ use futures_util::future::BoxFuture;
 
 use crate::cli::{AgentArgs, Failure};
 use crate::identity::anchors::{CaRoot, ConfigMapAnchors, FileAnchors};
-use crate::identity::{CertificateAuthority, EmbeddedCa, RemoteCa, TrustSource};
+use crate::identity::{CaAddress, CertificateAuthority, EmbeddedCa, RemoteCa, TrustSource};
+use crate::mesh::TrustDomain;
 use crate::source::kube::{self, Access};
 
 /// A CA with its trust bundle.
@@ -19,20 +20,44 @@ pub struct Ca {
     pub upkeep: BoxFuture<'static, ()>,
 }
 
+/// What the flags say of it.
+pub struct CaChoice<'a> {
+    pub address: Option<&'a CaAddress>,
+    pub folder: Option<&'a Path>,
+    pub root: &'a CaRoot,
+    pub token: &'a Path,
+    /// The controller's.
+    pub namespace: &'a str,
+    pub trust_domain: &'a TrustDomain,
+}
+
+impl<'a> From<&'a AgentArgs> for CaChoice<'a> {
+    fn from(args: &'a AgentArgs) -> Self {
+        Self {
+            address: args.ca_address.as_ref(),
+            folder: args.ca_dir.as_deref(),
+            root: &args.ca_root,
+            token: &args.ca_token,
+            namespace: &args.namespace,
+            trust_domain: &args.trust_domain,
+        }
+    }
+}
+
 impl Ca {
-    /// The CA that the flags name; without a cluster, the one of the folder.
-    pub async fn open(args: &AgentArgs, cluster: Option<&::kube::Client>) -> Result<Self, Failure> {
-        let address = match (&args.ca_address, &args.ca_dir, cluster) {
+    /// The CA that the flags name: in a cluster the controller, where they name none; else the one of the folder.
+    pub async fn open(choice: &CaChoice<'_>, cluster: Option<&::kube::Client>) -> Result<Self, Failure> {
+        let address = match (choice.address, choice.folder, cluster) {
             (Some(address), _, _) => address.clone(),
-            (None, None, Some(_)) => args.default_ca_address()?,
+            (None, None, Some(_)) => CaAddress::of_controller(choice.namespace).map_err(Failure::usage)?,
             (None, dir, _) => {
-                let dir = dir.as_deref().unwrap_or(Path::new(DEFAULT_FOLDER));
-                let ca = EmbeddedCa::open(dir, &args.trust_domain).map_err(Failure::configuration)?;
+                let dir = dir.unwrap_or(Path::new(DEFAULT_FOLDER));
+                let ca = EmbeddedCa::open(dir, choice.trust_domain).map_err(Failure::configuration)?;
                 let (authority, trust) = (ca.clone(), ca.trust());
                 return Ok(Self { authority, trust, upkeep: Box::pin(async move { ca.watch().await }) });
             }
         };
-        let (trust, upkeep): (_, BoxFuture<'static, ()>) = match (&args.ca_root, cluster) {
+        let (trust, upkeep): (_, BoxFuture<'static, ()>) = match (choice.root, cluster) {
             (CaRoot::File(path), _) => {
                 let anchors = FileAnchors::open(path).map_err(Failure::configuration)?;
                 (anchors.trust(), Box::pin(anchors.follow()))
@@ -46,11 +71,11 @@ impl Ca {
                         Failure::configuration(format!("ConfigMap selvedge-trust-bundle: {why}; {cure}"))
                     })?,
                 };
-                let anchors = ConfigMapAnchors::new(client, &args.namespace);
+                let anchors = ConfigMapAnchors::new(client, choice.namespace);
                 (anchors.trust(), Box::pin(anchors.follow()))
             }
         };
-        let authority = RemoteCa::new(address, args.ca_token.clone(), trust.clone());
+        let authority = RemoteCa::new(address, choice.token.to_owned(), trust.clone());
         let upkeep = Box::pin(async move {
             upkeep.await;
             // A watch that ends leaves what stood in force.

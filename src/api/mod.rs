@@ -24,6 +24,8 @@ mod request_authentication;
 mod schema;
 mod status;
 mod target;
+#[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
+mod traffic_policy;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -43,6 +45,7 @@ pub use request_authentication::{
 };
 pub use status::{PolicyStatus, StatusCondition};
 pub use target::{TargetRef, WorkloadSelector};
+pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
 
 /// The API group of every kind here.
 pub const GROUP: &str = "selvedge.dev";
@@ -79,6 +82,7 @@ pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
         let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
         let mut crd = serde_yaml::to_value(&crd)?;
         schema::refuse_null(&mut crd);
+        schema::drop_strange_formats(&mut crd);
         schema::explain_refusals(&mut crd);
         let yaml = serde_yaml::to_string(&crd)?;
         Ok(CrdFile { name, yaml: format!("{GENERATED}{yaml}") })
@@ -87,8 +91,14 @@ pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
 }
 
 /// Those that users write.
-fn policies() -> [CustomResourceDefinition; 4] {
-    [AuthorizationPolicy::crd(), PeerAuthentication::crd(), RequestAuthentication::crd(), ExternalAuthorizer::crd()]
+fn policies() -> [CustomResourceDefinition; 5] {
+    [
+        AuthorizationPolicy::crd(),
+        PeerAuthentication::crd(),
+        RequestAuthentication::crd(),
+        ExternalAuthorizer::crd(),
+        TrafficPolicy::crd(),
+    ]
 }
 
 /// A type of ours that makes no CustomResourceDefinition.

@@ -21,6 +21,7 @@ mod keeper;
 mod netlink;
 pub mod netns;
 mod nfqueue;
+mod own;
 mod pod;
 mod probe;
 mod proof;

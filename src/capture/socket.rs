@@ -16,7 +16,8 @@ use super::rules::{IpVersion, Mode};
 /// How a connection out of a pod's namespace is made.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectOptions {
-    /// `SO_MARK`: the pod's own mark, so that nothing of ours is captured again.
+    /// `SO_MARK`: the pod's own mark, so that nothing of ours is captured again. 0 where nothing is captured: then the
+    /// address to come from is the pod's own too, and neither needs a privilege.
     pub mark: u32,
     /// The address to come from, which need not be this host's: the client's, with a port that no live connection
     /// of that client holds ([`super::tuple_in_use`]).
@@ -39,10 +40,14 @@ pub struct Keepalive {
 pub fn connect_socket(netns: &NetNs, to: SocketAddr, options: &ConnectOptions) -> io::Result<Socket> {
     netns.enter(|| {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_mark(options.mark)?;
+        if options.mark != 0 {
+            socket.set_mark(options.mark)?;
+        }
         apply(&socket, options)?;
         if let Some(from) = options.bind {
-            set_transparent(&socket, from.ip())?;
+            if options.mark != 0 {
+                set_transparent(&socket, from.ip())?;
+            }
             socket.set_reuse_address(true)?;
             socket.bind(&from.into())?;
         }

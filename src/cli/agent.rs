@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use super::Failure;
+use super::tracing::TracingArgs;
 use crate::capture::{BackEnd, Mode};
 use crate::identity::CaAddress;
 use crate::identity::anchors::CaRoot;
@@ -31,8 +32,8 @@ pub struct AgentArgs {
     pub node: String,
 
     /// Instead of a cluster, a folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node,
-    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, HTTPRoute, GRPCRoute, NetworkPolicy and those of CNIs.
-    /// Other kinds are passed over.
+    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, TrafficPolicy, Gateway, HTTPRoute, GRPCRoute,
+    /// XBackendTrafficPolicy, NetworkPolicy and those of CNIs. Other kinds are passed over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
@@ -180,6 +181,9 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_SAME_NODE", value_enum, value_name = "HOW", default_value_t = SameNode::Direct)]
     pub same_node: SameNode,
 
+    #[command(flatten)]
+    pub tracing: TracingArgs,
+
     /// How long a metric series without news is kept.
     #[arg(long, env = "SELVEDGE_METRICS_IDLE", value_name = "DURATION", default_value = "15m",
           value_parser = parse_duration)]
@@ -194,11 +198,6 @@ impl AgentArgs {
             (None, Some(file)) => Some(Access::File(file.clone())),
             (None, None) => Some(Access::InCluster),
         }
-    }
-
-    /// The CA of the controller beside this agent.
-    pub fn default_ca_address(&self) -> Result<CaAddress, Failure> {
-        CaAddress::of_controller(&self.namespace).map_err(Failure::usage)
     }
 }
 

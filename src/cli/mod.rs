@@ -15,8 +15,10 @@ mod rotate_root;
 mod status;
 mod table;
 mod terminal;
+mod tracing;
 mod uninstall;
 mod validate;
+mod waypoint;
 mod workloads;
 
 use std::path::Path;
@@ -26,6 +28,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use agent::AgentArgs;
 pub use controller::ControllerArgs;
+pub use waypoint::WaypointArgs;
 
 /// Selvedge, a node-level ambient service mesh: encryption, identity and policy between pods, without sidecars and
 /// without touching applications, for the price of one small process a node.
@@ -40,6 +43,7 @@ struct Cli {
 enum Verb {
     Agent(Box<agent::AgentArgs>),
     Controller(Box<controller::ControllerArgs>),
+    Waypoint(Box<waypoint::WaypointArgs>),
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
     Check(check::CheckArgs),
@@ -65,6 +69,7 @@ pub fn run() -> ExitCode {
     let result = match cli.verb {
         Verb::Agent(args) => agent::run(*args),
         Verb::Controller(args) => controller::run(*args),
+        Verb::Waypoint(args) => waypoint::run(*args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Check(args) => check::run(&args),

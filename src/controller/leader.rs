@@ -1,10 +1,13 @@
-//! What the leader alone does: conditions on policies and routes, keys of token issuers, Events on pods, taints of nodes.
+//! What the leader alone does: statuses of policies and routes, keys of token issuers, Events on pods, taints of nodes,
+//! waypoints.
 
 mod conditions;
 mod events;
 pub mod keys;
 mod routes;
 mod taints;
+mod traffic;
+mod waypoints;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -22,17 +25,21 @@ use metrics::counter;
 use serde::de::DeserializeOwned;
 use tracing::{debug, warn};
 
+use super::WaypointSettings;
 use super::lease::Leadership;
 use super::metrics::WRITES;
 use super::pods::Pods;
 use crate::api::{GROUP, MeshNode, VERSION};
 use crate::policy::PolicyKind;
 use crate::route::RouteKind;
+use crate::route::traffic::TrafficKind;
 use conditions::Conditions;
 use events::Events;
 use keys::{ClusterAddresses, Keys};
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
+use traffic::{PoliciesOf, TrafficStatuses};
+use waypoints::{LeanDeployment, OF_WAYPOINTS, Waypoints};
 
 /// Does the leader's work whenever this replica leads.
 pub struct Leader {
@@ -43,6 +50,8 @@ pub struct Leader {
     pub namespace: String,
     pub daemon_set: String,
     pub pods: Arc<Pods>,
+    /// None: no waypoint is deployed.
+    pub waypoints: Option<WaypointSettings>,
 }
 
 impl Leader {
@@ -75,12 +84,23 @@ impl Leader {
         let ((http, http_watch), (grpc, grpc_watch)) =
             (self.watch_routes(RouteKind::Http, "httproutes"), self.watch_routes(RouteKind::Grpc, "grpcroutes"));
         let routes = [grpc, http];
+        let (ours, our_watch) = self.watch_traffic(TrafficKind::Traffic, GROUP, "trafficpolicies");
+        let (theirs, their_watch) = self.watch_traffic(TrafficKind::Backend, EXPERIMENTAL, "xbackendtrafficpolicies");
+        let traffic = [ours, theirs];
+        let gateway = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
+        let gateway = ApiResource::from_gvk_with_plural(&gateway, "gateways");
+        let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
 
         let mut conditions = Conditions::new(self.client.clone());
         let mut keys = Keys::new(self.client.clone());
         let mut cluster = ClusterAddresses::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
-        let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces);
+        let (deployments, deployment_watch) = watch_labelled::<LeanDeployment>(&self.client, OF_WAYPOINTS);
+        let client = self.client.clone();
+        let mut waypoints =
+            Waypoints::new(client, self.waypoints.clone(), gateway.clone(), gateways.clone(), deployments);
+        let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces, gateways);
+        let mut traffic_statuses = TrafficStatuses::new(self.client.clone());
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
             let mut ticks = tokio::time::interval(BREATH);
@@ -96,6 +116,8 @@ impl Leader {
                     keys.tell(&tokens, token_rules.state(), forbidden.as_ref()).await;
                 }
                 statuses.tell(&routes).await;
+                waypoints.tell().await;
+                traffic_statuses.tell(&traffic, &statuses, &routes).await;
                 events.tell(&told).await;
                 taints.take_off(&nodes.state(), &self.pods).await;
             }
@@ -110,8 +132,24 @@ impl Leader {
             namespace_watch.boxed(),
             http_watch.boxed(),
             grpc_watch.boxed(),
+            our_watch.boxed(),
+            their_watch.boxed(),
+            gateway_watch.boxed(),
+            deployment_watch.boxed(),
         ]);
         tokio::join!(work, watches);
+    }
+
+    fn watch_traffic(
+        &self,
+        kind: TrafficKind,
+        group: &str,
+        plural: &str,
+    ) -> (PoliciesOf, impl Future<Output = ()> + use<>) {
+        let named = GroupVersionKind::gvk(group, VERSION, kind.as_str());
+        let resource = ApiResource::from_gvk_with_plural(&named, plural);
+        let (store, watch) = watch_objects(&self.client, &resource);
+        (PoliciesOf { kind, resource, store }, watch)
     }
 
     fn watch_routes(&self, kind: RouteKind, plural: &str) -> (RoutesOf, impl Future<Output = ()> + use<>) {
@@ -125,19 +163,30 @@ impl Leader {
 fn watch_objects(client: &Client, resource: &ApiResource) -> (Store<DynamicObject>, impl Future<Output = ()> + use<>) {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
     let writer = Writer::new(resource.clone());
-    (writer.as_reader(), follow(api, writer, |object| object.metadata.managed_fields = None))
+    let all = watcher::Config::default();
+    (writer.as_reader(), follow(api, writer, all, |object| object.metadata.managed_fields = None))
 }
 
 fn watch<K>(client: &Client) -> (Store<K>, impl Future<Output = ()> + use<K>)
 where
     K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
+    watch_labelled(client, "")
+}
+
+/// Of objects with these labels alone.
+fn watch_labelled<K>(client: &Client, labels: &str) -> (Store<K>, impl Future<Output = ()> + use<K>)
+where
+    K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let writer = Writer::new(());
-    (writer.as_reader(), follow(Api::all(client.clone()), writer, |object| object.meta_mut().managed_fields = None))
+    let config = watcher::Config::default().labels(labels);
+    let api = Api::all(client.clone());
+    (writer.as_reader(), follow(api, writer, config, |object| object.meta_mut().managed_fields = None))
 }
 
 /// Keeps a store true to the API server.
-async fn follow<K>(api: Api<K>, writer: Writer<K>, lean: fn(&mut K))
+async fn follow<K>(api: Api<K>, writer: Writer<K>, config: watcher::Config, lean: fn(&mut K))
 where
     K: Resource
         + Lookup<DynamicType = <K as Resource>::DynamicType>
@@ -148,7 +197,7 @@ where
         + 'static,
     <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
 {
-    let events = watcher(api, watcher::Config::default()).modify(lean).default_backoff();
+    let events = watcher(api, config).modify(lean).default_backoff();
     let mut events = Box::pin(reflector(writer, events));
     while let Some(event) = events.next().await {
         if let Err(error) = event {
@@ -166,5 +215,7 @@ fn record(kind: &'static str, what: &str, written: Result<(), &kube::Error>) {
     }
 }
 
+/// Of the Gateway API's experimental kinds.
+const EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 /// Between two rounds: what changes in a burst is written once.
 const BREATH: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::NamespacedName;
+use super::{Gateway, Labels, NamespacedName, WaypointProblem};
 
 /// What our own keys, as annotation or label, ask for on one namespace, service or pod.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -58,8 +58,10 @@ impl Settings {
                     _ => Waypoint::Gateway(value.into()),
                 };
                 match self.waypoint.insert(asked) {
-                    Waypoint::None | Waypoint::Node => Ok(()),
-                    Waypoint::Gateway(_) => Err(format!("{value:?} has no effect: {NO_WAYPOINTS}")),
+                    Waypoint::Gateway(written) if Waypoint::gateway_name(written, &"any".into()).is_none() => {
+                        Err(format!("{value:?} is none of node, none, <gateway>, <namespace>/<gateway>: {NO_WAYPOINT}"))
+                    }
+                    _ => Ok(()),
                 }
             }
             "exclude-inbound-ports" => read_ports(value, &mut self.exclude_inbound_ports),
@@ -100,8 +102,38 @@ pub enum Waypoint {
     None,
     /// By the agents of both ends.
     Node,
-    /// In a process of its own.
+    /// In a process of its own, of this Gateway: `name` or `namespace/name`.
     Gateway(Arc<str>),
+}
+
+impl Waypoint {
+    /// The Gateway that a Service of a namespace means; none where what it wrote is no name.
+    pub fn gateway_name(written: &str, namespace: &Arc<str>) -> Option<NamespacedName> {
+        let (namespace, name) = match written.split_once('/') {
+            Some((namespace, name)) => (namespace.into(), name),
+            None => (namespace.clone(), written),
+        };
+        let is_name = !namespace.is_empty() && !name.is_empty() && !name.contains('/');
+        is_name.then(|| NamespacedName { namespace, name: name.into() })
+    }
+
+    /// Why Services of a namespace, which has these labels, have not got the waypoint in a process of its own that is
+    /// meant; none where none is meant, or where they have it.
+    pub fn problem(
+        &self,
+        namespace: &Arc<str>,
+        labels: &Labels,
+        gateway: impl FnOnce(&NamespacedName) -> Option<Gateway>,
+    ) -> Option<WaypointProblem> {
+        let Self::Gateway(written) = self else { return None };
+        let Some(name) = Self::gateway_name(written, namespace) else {
+            return Some(WaypointProblem::Malformed(written.clone()));
+        };
+        match gateway(&name) {
+            Some(gateway) => gateway.admits(namespace, labels).err(),
+            None => Some(WaypointProblem::Missing(name)),
+        }
+    }
 }
 
 /// When a client's `connect()` is answered: what `selvedge.dev/connect` says.
@@ -208,10 +240,8 @@ fn read_list<T: std::str::FromStr + Ord>(value: &str, into: &mut BTreeSet<T>, wa
 const PREFIX: &str = "selvedge.dev/";
 const KEYS: [&str; 6] =
     ["mesh", "waypoint", "exclude-inbound-ports", "exclude-outbound-ports", "exclude-outbound-cidrs", "connect"];
-/// Going on without one opens no door: a policy that needs it fails closed by itself.
-const NO_WAYPOINTS: &str = "this version has no waypoints in processes of their own; connections go straight to the pod \
-                            and are decided at layer 4, where policies that speak of requests fail closed; write node \
-                            for routes on the client's node, or none";
+/// Going on without the waypoint that was meant could open a door.
+const NO_WAYPOINT: &str = "connections to the Service are refused until it is corrected";
 const NEVER_JOINED: [&str; 2] = ["selvedge-system", "kube-system"];
 
 #[cfg(test)]
@@ -262,19 +292,22 @@ mod tests {
     }
 
     #[test]
-    fn a_waypoint_of_its_own_is_asked_for_in_vain_and_that_is_reported() {
-        for (value, refused) in [("node", false), ("my-gateway", true), ("", true), ("none", false)] {
-            let map = BTreeMap::from([
-                ("selvedge.dev/waypoint".to_owned(), value.to_owned()),
-                ("selvedge.dev/mesh".to_owned(), "enabled".to_owned()),
-            ]);
+    fn a_waypoint_is_named_with_or_without_its_namespace() {
+        for (value, wanted) in [
+            ("node", Some(Waypoint::Node)),
+            ("none", Some(Waypoint::None)),
+            ("gw", Some(Waypoint::Gateway("gw".into()))),
+            ("infra/gw", Some(Waypoint::Gateway("infra/gw".into()))),
+            ("", None),
+            ("infra/", None),
+            ("a/b/c", None),
+        ] {
+            let map = BTreeMap::from([("selvedge.dev/waypoint".to_owned(), value.to_owned())]);
             let (read, problems) = Settings::read(&map, &BTreeMap::new());
-            assert_eq!(read.mesh, Some(MeshMode::Enabled));
-            assert_eq!(problems.len(), usize::from(refused), "{value:?}: {problems:?}");
-            for problem in problems {
-                assert_eq!(problem.field, "metadata.annotations[selvedge.dev/waypoint]");
-                assert!(problem.cause.contains("this version has no waypoints"), "{}", problem.cause);
-            }
+            // What cannot be read still means a waypoint: without one, policy would be gone round.
+            assert_eq!(read.waypoint, Some(wanted.clone().unwrap_or(Waypoint::Gateway(value.into()))));
+            assert_eq!(problems.len(), usize::from(wanted.is_none()), "{value:?}: {problems:?}");
+            assert!(problems.iter().all(|problem| problem.field == "metadata.annotations[selvedge.dev/waypoint]"));
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod balance;
 mod claims;
 mod destination;
+mod gateway;
 mod identity;
 mod labels;
 mod membership;
@@ -25,6 +26,10 @@ mod table;
 pub(crate) mod work;
 
 pub use destination::{Candidate, Candidates, Destination, ServiceDestination};
+pub use gateway::{
+    AllowedNamespaces, GATEWAY_LABEL, Gateway, Listener, OwnWaypoint, TUNNEL_PROTOCOL, WAYPOINT_CLASS, WaypointProblem,
+    own_name,
+};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use labels::Labels;
 pub use membership::{Connect, Exclusions, Membership, MeshMode, Settings, SettingsProblem, Waypoint};

@@ -29,6 +29,9 @@ pub enum Reason {
     UnknownDestination,
     /// A Service without an endpoint that may be used.
     NoEndpoint,
+    /// The Service's waypoint, a process of its own, is not there, or does not admit the Service; or somebody went round
+    /// it.
+    Waypoint,
     /// The peer is to be in the mesh, but its node has not captured it yet, and STRICT rules there.
     PeerUncaptured,
     /// A source that nobody may claim: loopback, link-local, or the pod's own address.
@@ -37,6 +40,14 @@ pub enum Reason {
     Protocol,
     /// Too many connections, handshakes or descriptors.
     Limit,
+    /// A TrafficPolicy's `circuitBreaker`: the backend has as much as it may be given at once.
+    CircuitBreaker,
+    /// A TrafficPolicy's `retryConstraint`: a request was worth another try, and there were too many of these.
+    RetryBudget,
+    /// A TrafficPolicy's `rateLimits`.
+    RateLimit,
+    /// A TrafficPolicy's `faultInjection`.
+    Fault,
     /// The source or destination pod left, or the agent drained.
     Drain,
     /// One side reset the connection.
@@ -60,10 +71,15 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::UnknownDestination => "unknown-destination",
             Self::NoEndpoint => "no-endpoint",
+            Self::Waypoint => "waypoint",
             Self::PeerUncaptured => "peer-uncaptured",
             Self::Source => "source",
             Self::Protocol => "protocol",
             Self::Limit => "limit",
+            Self::CircuitBreaker => "circuit-breaker",
+            Self::RetryBudget => "retry-budget",
+            Self::RateLimit => "rate-limit",
+            Self::Fault => "fault",
             Self::Drain => "drain",
             Self::Reset => "reset",
             Self::Internal => "internal",

@@ -1,3 +1,4 @@
+mod gateways;
 mod object;
 mod outside;
 mod pods;
@@ -15,8 +16,8 @@ use super::network_policy::NetworkPolicies;
 use super::ranges::Ranges;
 use super::shared_map::SharedMap;
 use super::{
-    AddressScope, Destination, Namespace, NamespacedName, Node, PodUid, Service, ServiceDestination, TrustDomain,
-    Workload,
+    AddressScope, Destination, Gateway, Namespace, NamespacedName, Node, PodUid, Service, ServiceDestination,
+    TrustDomain, Workload,
 };
 pub use object::{Change, Delta, Object, ObjectKind, ObjectRef};
 use slices::{Endpoints, Slice};
@@ -51,6 +52,7 @@ pub struct Mesh {
     /// How many slices of a Service list an endpoint, where it is more than one: a controller is moving it.
     repeated: SharedMap<(SocketAddr, NamespacedName), usize>,
     service_cidrs: SharedMap<Arc<str>, Vec<IpNet>>,
+    gateways: SharedMap<NamespacedName, Arc<Gateway>>,
     local_addresses: Arc<HashSet<IpAddr>>,
     network_policies: NetworkPolicies,
     /// The pods that each node's agent says it has captured. None: joined counts as captured, for nobody says it.
@@ -90,6 +92,7 @@ impl Mesh {
             services_by_endpoint: SharedMap::default(),
             repeated: SharedMap::default(),
             service_cidrs: SharedMap::default(),
+            gateways: SharedMap::default(),
             local_addresses: Arc::default(),
             network_policies: NetworkPolicies::default(),
             captured: None,
@@ -116,6 +119,7 @@ impl Mesh {
             Delta::Apply(Object::Service(service)) => self.apply_service(service),
             Delta::Apply(Object::EndpointSlice(slice)) => self.apply_slice(&slice),
             Delta::Apply(Object::ServiceCidr { name, cidrs }) => self.set_service_cidrs(&name, cidrs),
+            Delta::Apply(Object::Gateway(gateway)) => self.set_gateway(&gateway.name.clone(), Some(gateway)),
             Delta::Apply(Object::NetworkPolicy(policy)) => self.set_network_policy(&policy.name, Some(policy.selects)),
             Delta::Apply(Object::MeshNode { node, captured }) => self.set_captured(&node, captured),
             Delta::Delete(object) => self.delete(&object),
@@ -241,6 +245,7 @@ impl Mesh {
             ObjectKind::EndpointSlice => self.remove_slice(&object.name),
             ObjectKind::ServiceCidr => self.set_service_cidrs(&object.name.name, Vec::new()),
             ObjectKind::NetworkPolicy => self.set_network_policy(&object.name, None),
+            ObjectKind::Gateway => self.set_gateway(&object.name, None),
             ObjectKind::MeshNode => self.set_captured(&object.name.name, BTreeSet::new()),
         }
     }

@@ -7,6 +7,7 @@ pub mod explain;
 mod interner;
 mod unread;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,8 +16,8 @@ use tokio::sync::{broadcast, watch};
 
 use crate::authorizer::{self, Authorizers};
 use crate::mesh::{self, Change, Identity, Mesh, MeshSettings, Requests, Workload};
-use crate::policy::{self, Policies, Query, Reads, Scope};
-use crate::route;
+use crate::policy::{self, Policies, Query, Reads, Scope, Selection};
+use crate::route::{self, traffic};
 use interner::Interner;
 
 /// The one model of an agent. A step is made beside what readers see, and put in its place when it is whole: nobody
@@ -39,6 +40,7 @@ pub struct State {
     pub policies: Policies,
     pub routes: route::Table,
     pub authorizers: Authorizers,
+    pub traffic: traffic::Table,
 }
 
 impl State {
@@ -52,7 +54,9 @@ impl State {
     ) -> (Query<'a>, Reads) {
         let services = self.mesh.services_at(destination_addr).as_slice();
         let mut query = Query { source_ip, source_identity, destination, destination_addr, services, requests: false };
-        let reads = match self.policies.reads(&query) {
+        let is_limited = query.own_services().any(|service| self.traffic.rate_limits(service).is_some());
+        let limits = if is_limited { Reads::ToDecide } else { Reads::Nothing };
+        let reads = match self.policies.reads(&query).max(limits) {
             Reads::Nothing => Reads::Nothing,
             reads => match (reads, self.mesh.requests_at(destination, destination_addr)) {
                 (_, Requests::Unread) => Reads::Nothing,
@@ -74,6 +78,7 @@ pub enum Delta {
     Policy(policy::Delta),
     Route(route::Delta),
     Authorizer(authorizer::Delta),
+    Traffic(traffic::Delta),
 }
 
 /// What one step of the model changed.
@@ -93,6 +98,7 @@ impl Model {
                 policies,
                 routes: route::Table::default(),
                 authorizers: Authorizers::default(),
+                traffic: traffic::Table::default(),
             }),
             interner: Mutex::default(),
             generation: watch::Sender::new(0),
@@ -111,6 +117,13 @@ impl Model {
                     Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
                     Delta::Route(delta) => state.routes.apply(delta),
                     Delta::Authorizer(delta) => state.authorizers.apply(delta),
+                    Delta::Traffic(delta) => {
+                        // As for a policy that speaks of requests: those to their pods are to be read now.
+                        step.policies.extend(state.traffic.apply(delta).into_iter().map(|service| Scope {
+                            namespace: service.namespace.clone(),
+                            selection: Selection::Services(BTreeSet::from([service])),
+                        }));
+                    }
                 }
             }
         });

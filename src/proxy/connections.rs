@@ -39,6 +39,8 @@ pub struct Connection {
     pub dialled: SocketAddr,
     /// The identity that the peer proved; inbound only.
     pub peer: Option<Identity>,
+    /// The waypoint that says so, where it is not the peer's own word.
+    pub via: Option<Identity>,
     pub opened: Instant,
     pub control: RelayControl,
     pub telemetry: ConnectionTelemetry,
@@ -57,6 +59,7 @@ pub struct Opening<'a> {
     pub source: SocketAddr,
     pub dialled: SocketAddr,
     pub peer: Option<Identity>,
+    pub via: Option<Identity>,
     pub info: ConnectionInfo,
 }
 
@@ -76,6 +79,7 @@ impl Connections {
             source: opening.source,
             dialled: opening.dialled,
             peer: opening.peer,
+            via: opening.via,
             opened: Instant::now(),
             control: RelayControl::default(),
             telemetry: telemetry.open(opening.info),

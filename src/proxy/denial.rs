@@ -7,12 +7,15 @@ use super::connections::Connection;
 use super::pods::ServedPod;
 use crate::mesh::{Destination, NamespacedName, Reason, Workload};
 use crate::policy::Verdict;
+use crate::transport::Behalf;
 
 /// The pod that dialled, and the address that it used.
 pub struct Source<'a> {
     pub proxy: &'a Proxy,
     pub pod: &'a ServedPod,
     pub ip: IpAddr,
+    /// Where the pod is a waypoint: whom it speaks for, which is whom the destination's agent judges.
+    pub behalf: Option<&'a Behalf>,
 }
 
 impl Source<'_> {
@@ -26,8 +29,11 @@ impl Source<'_> {
     /// What policy holds against the connection, and which policy.
     pub fn denial(&self, workload: &Workload, to: SocketAddr) -> Option<(Reason, Option<NamespacedName>)> {
         let state = self.proxy.model.read();
-        let identity = self.pod.captured.workload.identity.as_ref();
-        let (query, _) = state.query(self.own_address(to).unwrap_or(self.ip), identity, workload, to);
+        let (ip, identity) = match self.behalf {
+            Some(behalf) => (behalf.address.ip(), Some(&behalf.identity)),
+            None => (self.own_address(to).unwrap_or(self.ip), self.pod.captured.workload.identity.as_ref()),
+        };
+        let (query, _) = state.query(ip, identity, workload, to);
         let decision = state.policies.decide(&query);
         let reason = decision.reason.filter(|_| decision.verdict == Verdict::Deny)?;
         Some((reason, decision.clause.map(|clause| clause.policy.name)))

@@ -6,7 +6,7 @@ use super::connections::Connection;
 use super::failure::Failure;
 use super::pods::ServedPod;
 use crate::authentication::Rule;
-use crate::mesh::{Identity, Reason, Workload, believable_source, is_reserved_port};
+use crate::mesh::{Identity, Mesh, Reason, Workload, believable_source, is_reserved_port};
 use crate::model::State;
 use crate::policy::{Decision, Reads, RequestHead, Verdict};
 
@@ -14,9 +14,11 @@ use crate::policy::{Decision, Reads, RequestHead, Verdict};
 pub struct Arrival<'a> {
     pub proxy: &'a Proxy,
     pub pod: &'a ServedPod,
-    /// The TCP peer's address: nothing else is believed.
+    /// The TCP peer's address; or what the destination's own waypoint says, whom alone it is believed.
     pub client: SocketAddr,
     pub identity: Option<&'a Identity>,
+    /// The waypoint that says so.
+    pub via: Option<&'a Identity>,
     pub to: SocketAddr,
 }
 
@@ -38,7 +40,7 @@ impl Arrival<'_> {
             let text = format!("port {} belongs to the mesh and is no destination", self.to.port());
             return Err(Failure::new(Reason::Protocol, text));
         }
-        let decided = decide(self.proxy, self.pod, self.client, self.identity, self.to)?;
+        let decided = decide(self.proxy, self.pod, (self.client, self.identity, self.via), self.to)?;
         connection.decided(&decided.decision);
         match decided.reads {
             Reads::ToObserve | Reads::ToDecide => connection.reads_requests(),
@@ -60,16 +62,24 @@ pub struct Decided {
     pub reads: Reads,
 }
 
+/// Where a connection comes from, who that proved to be, and which waypoint says so.
+pub type Who<'a> = (SocketAddr, Option<&'a Identity>, Option<&'a Identity>);
+
+/// Whether somebody is believed at a pod's address about whom it speaks for.
+pub fn is_own_waypoint(mesh: &Mesh, identity: &Identity, to: SocketAddr) -> bool {
+    mesh.own_waypoints_at(to).any(|waypoint| waypoint.identity == *identity)
+}
+
 /// Asks policy about one arrival. The pod must still be in the model, and hold the address.
 pub fn decide(
     proxy: &Proxy,
     pod: &ServedPod,
-    client: SocketAddr,
-    identity: Option<&Identity>,
+    (client, identity, via): Who<'_>,
     to: SocketAddr,
 ) -> Result<Decided, Failure> {
     let state = proxy.model.read();
     let workload = destination(&state, pod, to)?;
+    check_waypoint(&state, via, to)?;
     let (query, reads) = state.query(client.ip(), identity, workload, to);
     Ok(Decided { workload: workload.clone(), decision: state.policies.decide(&query), reads })
 }
@@ -78,13 +88,13 @@ pub fn decide(
 pub fn decide_request(
     proxy: &Proxy,
     pod: &ServedPod,
-    client: SocketAddr,
-    identity: Option<&Identity>,
+    (client, identity, via): Who<'_>,
     to: SocketAddr,
     request: &RequestHead<'_>,
 ) -> Result<Decision, Failure> {
     let state = proxy.model.read();
     let workload = destination(&state, pod, to)?;
+    check_waypoint(&state, via, to)?;
     let (query, _) = state.query(client.ip(), identity, workload, to);
     Ok(state.policies.decide_request(&query, request))
 }
@@ -119,6 +129,17 @@ fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<
         return Err(Failure::new(Reason::Protocol, text));
     }
     Ok(workload)
+}
+
+fn check_waypoint(state: &State, via: Option<&Identity>, to: SocketAddr) -> Result<(), Failure> {
+    match via {
+        Some(via) if !is_own_waypoint(&state.mesh, via, to) => {
+            let text =
+                format!("{via} spoke for its client, and is the waypoint of no Service that leads to {to} any more");
+            Err(Failure::new(Reason::Waypoint, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Turns a denial into the failure that the connection ends with.

@@ -4,16 +4,17 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
-use http::StatusCode;
 use http::request::Parts;
+use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -45,6 +46,10 @@ pub struct Inward {
     pub pod: Arc<ServedPod>,
     pub client: SocketAddr,
     pub identity: Option<Identity>,
+    /// The waypoint that says so.
+    pub via: Option<Identity>,
+    /// The address that the application sees.
+    pub seen: IpAddr,
     pub to: SocketAddr,
 }
 
@@ -120,15 +125,31 @@ struct Served {
 
 impl Served {
     async fn line(&self, endpoint: SocketAddr) -> Result<Line, Failure> {
-        let Inward { proxy, pod, client, .. } = &self.inward;
+        let Inward { proxy, pod, seen, .. } = &self.inward;
         let (stream, held) = match self.dialled.take() {
             Some(dialled) => dialled,
             None => {
-                let dialled = dial::application(proxy, pod, client.ip(), endpoint).await;
+                let dialled = dial::application(proxy, pod, *seen, endpoint).await;
                 dialled.map_err(|cause| Failure::connect(&format!("application at {endpoint}"), &cause))?
             }
         };
         Ok(Line::to_application(stream, held, self.connection.clone()))
+    }
+}
+
+impl Served {
+    /// Whether the rates of the Services that lead here let a request through.
+    fn limit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Inward { proxy, pod, to, .. } = &self.inward;
+        let state = proxy.model.read();
+        let own = &pod.captured.workload.name().namespace;
+        for service in state.mesh.services_at(*to).filter(|service| service.namespace == *own) {
+            let Some(limits) = state.traffic.rate_limits(service) else { continue };
+            let client = self.connection.telemetry.info().source;
+            let taken = proxy.rates().take(&format!("Service {service}"), &limits, &client, headers, Instant::now());
+            taken.map_err(Refusal::rate_limit)?;
+        }
+        Ok(())
     }
 }
 
@@ -177,17 +198,25 @@ impl Place for Served {
 
     fn settle(&self, request: &mut Parts) -> Result<(), Refusal> {
         waypoint::settle_path(request)?;
-        let Inward { proxy, pod, client, identity, to } = &self.inward;
+        let Inward { proxy, pod, client, identity, to, .. } = &self.inward;
         let rules = token_rules(proxy, pod, *client, identity.as_ref(), *to).map_err(Refusal::unreached)?;
         waypoint::authenticate(&rules, request)
     }
 
+    fn judge_again(&self, _: SocketAddr, request: &RequestHead<'_>) -> Result<(), Refusal> {
+        let Inward { proxy, pod, client, identity, via, to, .. } = &self.inward;
+        let who = (*client, identity.as_ref(), via.as_ref());
+        let decision = decide_request(proxy, pod, who, *to, request).map_err(Refusal::unreached)?;
+        allowed(&decision).map_err(Refusal::unreached)
+    }
+
     fn judge(&self, _: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
-        let Inward { proxy, pod, client, identity, to } = &self.inward;
-        let decision =
-            decide_request(proxy, pod, *client, identity.as_ref(), *to, request).map_err(Refusal::unreached)?;
+        let Inward { proxy, pod, client, identity, via, to, .. } = &self.inward;
+        let who = (*client, identity.as_ref(), via.as_ref());
+        let decision = decide_request(proxy, pod, who, *to, request).map_err(Refusal::unreached)?;
         self.connection.judged(&decision);
         allowed(&decision).map_err(Refusal::unreached)?;
+        self.limit(request.headers)?;
         let state = proxy.model.read();
         let find = |ask: &Ask| {
             let found = state.authorizers.find(&ask.policy.namespace, &ask.provider, ROOT_NAMESPACE).cloned();
@@ -218,7 +247,7 @@ impl Place for Served {
 
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
         let Inward { pod, client, .. } = &self.inward;
-        Some(Bond { source: pod.uid().clone(), source_ip: client.ip(), endpoint, destination: None })
+        Some(Bond { source: pod.uid().clone(), source_ip: client.ip(), behalf: None, endpoint, destination: None })
     }
 
     fn connect<'a>(&'a self, _: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Proxy;
+use super::choosing::Choosing;
 use super::connections::{Connection, Opening, Registered};
 use super::counted::Counted;
 use super::denial::Source;
@@ -25,16 +26,15 @@ use super::pods::{RequestsOf, ServedPod};
 use super::same_node::Arriving;
 use super::source_ports::Held;
 use super::workers::{Thread, with_random};
-use crate::mesh::balance::Client;
 use crate::mesh::{
-    AppProtocol, Destination, Path, PodUid, Reason, ServiceDestination, ServiceKind, Waypoint, Workload,
+    AppProtocol, Destination, Identity, Path, PodUid, Reason, ServiceDestination, ServiceKind, Waypoint, Workload,
 };
 use crate::model::Model;
 use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::fast::Early;
 use crate::transport::relay::{Asking, Ended, Outcome};
-use crate::transport::{Socket, Stream};
+use crate::transport::{Behalf, Socket, Stream};
 use crate::waypoint::{self, Look, Permit, Place, Receiver, Refusal, View};
 
 /// A pod of this node that sends requests on, from one of its addresses, to a Service whose routes decide where to. The
@@ -54,6 +54,8 @@ pub struct Onward {
 pub struct Bond {
     pub source: PodUid,
     pub source_ip: IpAddr,
+    /// Whom a waypoint speaks for on it.
+    pub behalf: Option<Identity>,
     pub endpoint: SocketAddr,
     /// The pod at the endpoint, and how it is reached; none where the mesh has no say.
     pub destination: Option<(PodUid, Path)>,
@@ -74,10 +76,6 @@ impl Onward {
         &self.pod.captured.workload
     }
 
-    fn denied_now(&self, connection: &Connection) -> Option<Reason> {
-        Source { proxy: &self.proxy, pod: &self.pod, ip: self.client.ip() }.denied_now(connection)
-    }
-
     /// On the list of connections, counted and logged as any other.
     async fn line(&self, to: &Receiver, endpoint: SocketAddr) -> Result<Line, Failure> {
         let info = ConnectionInfo {
@@ -89,7 +87,8 @@ impl Onward {
             requested: Some(self.dialled),
             key_exchange: None,
         };
-        let opening = Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, info };
+        let opening =
+            Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, via: None, info };
         let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
         let attempt = Attempt {
             proxy: &self.proxy,
@@ -98,6 +97,7 @@ impl Onward {
             client: self.client.ip(),
             dialled: self.dialled,
             connection: &connection,
+            behalf: None,
             early: Cell::new(Some(Early::none())),
             passing: Cell::default(),
         };
@@ -109,7 +109,9 @@ impl Onward {
         match reached {
             Ok(way) => {
                 connection.connected();
-                Ok(Line::new(self.clone(), connection, way))
+                let pod =
+                    LinePod { proxy: self.proxy.clone(), pod: self.pod.clone(), ip: self.client.ip(), behalf: None };
+                Ok(Line::new(pod, connection, way))
             }
             Err(failure) => {
                 connection.failed(&failure);
@@ -177,10 +179,12 @@ impl Place for Onward {
             Receiver::Service(service) => service,
             Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
         };
-        let node = self.proxy.settings.node.clone();
-        let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
-        let client = Client { ip: self.client.ip(), node: Some(node), zone };
+        let client = self.proxy.client(self.client.ip());
         with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+    }
+
+    fn choosing(&self) -> Option<Choosing> {
+        Some(Choosing::new(&self.proxy, self.client.ip(), &self.workload().name().namespace))
     }
 
     fn settle(&self, _: &mut Parts) -> Result<(), Refusal> {
@@ -213,7 +217,8 @@ impl Place for Onward {
             }
             _ => None,
         };
-        Some(Bond { source: self.pod.uid().clone(), source_ip: self.client.ip(), endpoint, destination })
+        let (source, source_ip) = (self.pod.uid().clone(), self.client.ip());
+        Some(Bond { source, source_ip, behalf: None, endpoint, destination })
     }
 
     fn asker(&self, to: &ServiceDestination) -> Option<Rc<dyn Place>> {
@@ -232,7 +237,7 @@ impl Place for Onward {
 
 impl Attempt<'_> {
     /// One endpoint, within the limits of the pod.
-    async fn reach(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
+    pub(super) async fn reach(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
         self.check_limits()?;
         self.endpoint(endpoint).await
     }
@@ -249,13 +254,28 @@ pub struct Line {
 /// The entries on the list of connections that a line counts for.
 enum Entry {
     /// Its own, and that of the other side of a connection to a pod of this node.
-    Own { onward: Onward, connection: Registered, inbound: Option<(Arriving, Held)> },
+    Own { pod: LinePod, connection: Registered, inbound: Option<(Arriving, Held)> },
     /// That of the client whose requests it carries into a pod of this node.
     OfClient { connection: Arc<Connection>, _held: Held },
 }
 
+/// The pod that a connection is of, with the address that it used, and whom it speaks for.
+pub(super) struct LinePod {
+    pub proxy: Arc<Proxy>,
+    pub pod: Arc<ServedPod>,
+    pub ip: IpAddr,
+    pub behalf: Option<Behalf>,
+}
+
+impl LinePod {
+    fn denied_now(&self, connection: &Connection) -> Option<Reason> {
+        let Self { proxy, pod, ip, behalf } = self;
+        Source { proxy, pod, ip: *ip, behalf: behalf.as_ref() }.denied_now(connection)
+    }
+}
+
 impl Line {
-    fn new(onward: Onward, connection: Registered, way: Way) -> Self {
+    pub(super) fn new(pod: LinePod, connection: Registered, way: Way) -> Self {
         let (stream, inbound) = match way {
             Way::Fast(flow) => (Stream::fast(flow), None),
             Way::Hbone(flow) => (Stream::hbone(flow), None),
@@ -266,7 +286,7 @@ impl Line {
                 (Stream::Tcp(Socket::new(stream)), Some((inbound, held)))
             }
         };
-        Self::over(stream, Entry::Own { onward, connection, inbound })
+        Self::over(stream, Entry::Own { pod, connection, inbound })
     }
 
     /// A connection to an application of this node, for a client that is on the list already.
@@ -393,9 +413,9 @@ impl Drop for Line {
             None => (Outcome::ResetByDownstream, None),
         };
         // What the client's own connection is told of, is told as that ends.
-        let Entry::Own { onward, connection, inbound } = &self.entry else { return };
+        let Entry::Own { pod, connection, inbound } = &self.entry else { return };
         // Why policy allows it no more, if it does not: the far agent's reset carries no words.
-        let denied = (outcome == Outcome::ResetByUpstream).then(|| onward.denied_now(connection)).flatten();
+        let denied = (outcome == Outcome::ResetByUpstream).then(|| pod.denied_now(connection)).flatten();
         let (sent, received) = (connection.control.sent(), connection.control.received());
         let ended = Ended { sent, received, outcome, error };
         match denied {

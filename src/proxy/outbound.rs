@@ -16,13 +16,13 @@ use super::pods::ServedPod;
 use super::resolve::resolve;
 use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
-use super::{Proxy, carry, dial, requests};
-use crate::mesh::balance::Client;
+use super::{Proxy, apart, carry, dial, requests};
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
 };
 use crate::policy::PeerMode;
 use crate::telemetry::{self, ConnectionInfo, Direction, Party, Transport};
+use crate::transport::Behalf;
 use crate::transport::fast::{self, Early};
 use crate::transport::hbone::{self, ConnectHead, OpenError, PoolKey};
 use crate::transport::relay::TcpEnd;
@@ -59,7 +59,7 @@ async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, dow
         requested: None,
         key_exchange: None,
     };
-    let opening = Opening { pod: pod.uid(), source: client, dialled, peer: None, info };
+    let opening = Opening { pod: pod.uid(), source: client, dialled, peer: None, via: None, info };
     let connection = proxy.connections.register(&proxy.telemetry, opening);
     let attempt = Attempt {
         proxy: &proxy,
@@ -68,6 +68,7 @@ async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, dow
         client: client.ip(),
         dialled,
         connection: &connection,
+        behalf: None,
         early: Cell::new(Some(application.early())),
         passing: Cell::default(),
     };
@@ -117,7 +118,7 @@ impl Joined {
         let ip = connection.source.ip();
         match found {
             Found::Upstream(Upstream { way, endpoint: _counted }) => {
-                relay(Source { proxy, pod, ip }, connection, application, way).await;
+                relay(Source { proxy, pod, ip, behalf: None }, connection, application, way).await;
             }
             // On the heap: most connections need nothing of it.
             Found::Requests(service) => {
@@ -128,6 +129,7 @@ impl Joined {
                     client: ip,
                     dialled,
                     connection,
+                    behalf: None,
                     early: Cell::default(),
                     passing: Cell::default(),
                 };
@@ -178,6 +180,8 @@ pub struct Attempt<'a> {
     pub client: IpAddr,
     pub dialled: SocketAddr,
     pub connection: &'a Connection,
+    /// Where a waypoint dials: the client that it dials for.
+    pub behalf: Option<&'a Behalf>,
     /// What the client has said already. It is away while a tunnel is being opened.
     pub early: Cell<Option<Early>>,
     /// What failed in passing last.
@@ -234,7 +238,11 @@ impl<'a> Attempt<'a> {
             }
             Destination::Service(service) => {
                 self.asked_for(&service);
-                self.any_endpoint(&service).await.map(Found::Upstream)
+                let upstream = match apart::decide(self.proxy, &service) {
+                    Some(waypoint) => self.waypoint(waypoint).await,
+                    None => self.any_endpoint(&service).await,
+                };
+                upstream.map(Found::Upstream)
             }
             Destination::Workload(workload) => {
                 let way = self.workload(&workload, self.dialled).await?;
@@ -265,20 +273,26 @@ impl<'a> Attempt<'a> {
     /// Tries the endpoints of a Service until one accepts. Nothing of the application's has been delivered then, so a
     /// second try repeats nothing.
     pub async fn any_endpoint(&self, service: &ServiceDestination) -> Result<Upstream, Failure> {
-        let client = {
-            let node = self.proxy.settings.node.clone();
-            let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
-            // The family that was dialled decides: an endpoint of the other may be out of reach.
-            Client { ip: self.client, node: Some(node), zone }
-        };
+        self.any_of(service, |endpoint| self.endpoint(endpoint)).await
+    }
+
+    /// The same, where `reach` says how to get to one.
+    pub async fn any_of(
+        &self,
+        service: &ServiceDestination,
+        reach: impl AsyncFn(SocketAddr) -> Result<Way, Failure>,
+    ) -> Result<Upstream, Failure> {
+        let client = self.proxy.client(self.client);
+        let wish = self.proxy.wish_of_connection(&service.service.name, self.client);
         let mut tried = Vec::new();
         let mut last = None;
         while tried.len() < ENDPOINT_TRIES {
-            let picked =
-                with_random(|random| self.proxy.balancer().pick(service, &client, &tried, Instant::now(), random));
+            let picked = with_random(|random| {
+                self.proxy.balancer().pick_as(service, &client, &wish, &tried, Instant::now(), random)
+            });
             let Some(endpoint) = picked else { break };
             let counted = Counted::begin(self.proxy, endpoint);
-            match self.endpoint(endpoint).await {
+            match reach(endpoint).await {
                 Ok(way) => {
                     self.proxy.balancer().succeeded(endpoint, Instant::now());
                     return Ok(Upstream { way, endpoint: Some(counted) });
@@ -318,7 +332,10 @@ impl<'a> Attempt<'a> {
                 Some(neighbour) => {
                     neighbour.reach(self.connection, &own).await.map(|reached| Way::SameNode(Box::new(reached)))
                 }
-                None => self.tunnel(workload, &own, &wanted, to).await,
+                None => {
+                    let hop = SocketAddr::new(to.ip(), TUNNEL_PORT);
+                    self.tunnel(workload, &own, &wanted, hop, to).await
+                }
             },
             Path::Refused(reason, text) => {
                 // A peer that cannot prove who it is may be passed over; a source that cannot finds no other.
@@ -355,16 +372,19 @@ impl<'a> Attempt<'a> {
         Neighbour::find(self.proxy, self.pod, client, workload, to)
     }
 
-    async fn tunnel(
+    /// Through the tunnel port `hop` of a pod, to an address that is the pod's own, or a Service's where the pod is its
+    /// waypoint.
+    pub async fn tunnel(
         &self,
         workload: &Workload,
         identity: &Identity,
         wanted: &Identity,
+        hop: SocketAddr,
         to: SocketAddr,
     ) -> Result<Way, Failure> {
-        self.connection.telemetry.amend(|info| info.direction = Direction::Outbound);
+        let direction = if self.behalf.is_some() { Direction::Relayed } else { Direction::Outbound };
+        self.connection.telemetry.amend(|info| info.direction = direction);
         let own = &self.pod.captured.workload;
-        let hop = SocketAddr::new(to.ip(), TUNNEL_PORT);
         let key = PoolKey {
             source_pod: own.uid().clone(),
             source_ip: self.client,
@@ -403,7 +423,7 @@ impl<'a> Attempt<'a> {
             && let Some(mut early) = self.early.take()
         {
             self.connection.telemetry.amend(|info| info.transport = Transport::Fast);
-            let header = fast::Header { destination: to, traceparent: None };
+            let header = fast::Header { destination: to, traceparent: None, behalf: self.behalf.cloned() };
             let opened = self.thread.fast.open(key, &header, &mut early, self.dial(key)).await;
             self.early.set(Some(early));
             match opened? {
@@ -417,6 +437,7 @@ impl<'a> Attempt<'a> {
             forwarded: Some(self.connection.source),
             baggage: baggage(&self.proxy.settings.cluster, &self.pod.captured.workload),
             traceparent: None,
+            behalf: self.behalf.cloned(),
         };
         let (own, wanted) = (&key.source_identity, &key.destination_identity);
         let dial = async {
@@ -464,7 +485,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn source(&self) -> Source<'a> {
-        Source { proxy: self.proxy, pod: self.pod, ip: self.client }
+        Source { proxy: self.proxy, pod: self.pod, ip: self.client, behalf: self.behalf }
     }
 }
 

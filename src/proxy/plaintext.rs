@@ -57,9 +57,9 @@ async fn connect(proxy: Arc<Proxy>, pod: Arc<ServedPod>, downstream: Downstream)
         requested: None,
         key_exchange: None,
     };
-    let opening = Opening { pod: pod.uid(), source: client, dialled: to, peer: None, info };
+    let opening = Opening { pod: pod.uid(), source: client, dialled: to, peer: None, via: None, info };
     let connection = proxy.connections.register(&proxy.telemetry, opening);
-    let arrival = Arrival { proxy: &proxy, pod: &pod, client, identity: None, to };
+    let arrival = Arrival { proxy: &proxy, pod: &pod, client, identity: None, via: None, to };
     let upstream = tokio::select! {
         upstream = admit(&arrival, &connection) => upstream,
         reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
@@ -108,7 +108,9 @@ impl Joined {
         if let Some(cause) = broken {
             return connection.failed(&carry::broken(&cause));
         }
-        let inward = Inward { proxy, pod, client: connection.source, identity: None, to: connection.dialled };
+        let seen = connection.source.ip();
+        let inward =
+            Inward { proxy, pod, client: connection.source, identity: None, via: None, seen, to: connection.dialled };
         let stream = Stream::Tcp(Socket::new(stream));
         inward.serve(stream, BytesMut::from(&said[..]), dialled, &connection).await;
     }

@@ -71,9 +71,9 @@ impl Proxy {
                     Port::Tunnel => {
                         let (proxy, pod) = (proxy.clone(), pod.clone());
                         let workers = proxy.clone();
-                        workers
-                            .workers
-                            .spawn_connection(&thread, move |_, guard| tunnel::serve(proxy, pod, stream, peer, guard));
+                        workers.workers.spawn_connection(&thread, move |thread, guard| {
+                            tunnel::serve(proxy, thread, pod, stream, peer, guard)
+                        });
                     }
                 })
                 .await;

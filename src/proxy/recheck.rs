@@ -83,7 +83,8 @@ fn decide_one_again(proxy: &Proxy, connection: &Connection) {
         return;
     }
     let Some(pod) = proxy.pods.get(&connection.pod) else { return };
-    let decided = decide(proxy, &pod, connection.source, connection.peer.as_ref(), connection.dialled);
+    let who = (connection.source, connection.peer.as_ref(), connection.via.as_ref());
+    let decided = decide(proxy, &pod, who, connection.dialled);
     let verdict = decided.and_then(|Decided { workload, decision, reads }| {
         allowed(&decision)?;
         if reads == Reads::ToDecide && !connection.is_read() {

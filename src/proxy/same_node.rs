@@ -108,6 +108,7 @@ impl<'a> Neighbour<'a> {
             source: self.client,
             dialled: self.to,
             peer: Some(identity.clone()),
+            via: None,
             info,
         };
         let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
@@ -121,8 +122,14 @@ impl<'a> Neighbour<'a> {
         outbound: &Connection,
         identity: &Identity,
     ) -> Result<(TcpStream, Held), Failure> {
-        let arrival =
-            Arrival { proxy: self.proxy, pod: &self.pod, client: self.client, identity: Some(identity), to: self.to };
+        let arrival = Arrival {
+            proxy: self.proxy,
+            pod: &self.pod,
+            client: self.client,
+            identity: Some(identity),
+            via: None,
+            to: self.to,
+        };
         arrival.check_source()?;
         let Decided { workload, decision, reads } = arrival.decide(connection)?;
         // From here on `recheck` finds the connection; a change before that is seen now.

@@ -1,6 +1,7 @@
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -10,24 +11,25 @@ use tracing::debug;
 use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::{Failure, Finding};
-use super::inbound::{Arrival, allowed};
+use super::inbound::{Arrival, allowed, is_own_waypoint};
 use super::inward::{Dialled, Inward};
 use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
-use super::workers::LoadGuard;
+use super::workers::{LoadGuard, Thread};
 use super::{Proxy, carry, dial};
 use crate::capture::socket::{self, ConnectOptions};
-use crate::mesh::{Identity, Reason, Workload};
+use crate::mesh::{Identity, Reason, believable_source};
 use crate::policy::Reads;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
-use crate::transport::Stream;
 use crate::transport::fast::{self, Link};
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
 use crate::transport::tls::{PeerInfo, Session, Spoken};
+use crate::transport::{Behalf, Stream};
 
 /// The life of one tunnel connection from a peer, which may carry many flows: at once (HBONE), or one by one (fast).
 pub fn serve(
     proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
     stream: std::net::TcpStream,
     client: SocketAddr,
@@ -35,7 +37,7 @@ pub fn serve(
 ) -> impl Future<Output = ()> {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // Each part on the heap and of its own size: a tunnel that is silent for long needs nothing of what made it.
-    let opening = Box::pin(open(proxy, pod, stream, client));
+    let opening = Box::pin(open(proxy, thread, pod, stream, client));
     async move {
         if let Some(opened) = opening.await {
             opened.await;
@@ -46,6 +48,7 @@ pub fn serve(
 
 async fn open(
     proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
     stream: std::net::TcpStream,
     client: SocketAddr,
@@ -63,7 +66,7 @@ async fn open(
     match opened {
         Ok((spoken, place)) => {
             let peer = Arc::new(spoken.peer().clone());
-            let tunnel = Tunnel { proxy, pod, peer, client, local, _place: place };
+            let tunnel = Tunnel { proxy, thread, pod, peer, client, local, _place: place };
             Some(match spoken {
                 Spoken::Hbone(session) => Box::pin(tunnel.hbone(session)),
                 Spoken::Fast(session) => Box::pin(tunnel.fast(session)),
@@ -88,6 +91,7 @@ async fn open(
 /// A tunnel from a peer that has proved who it is.
 struct Tunnel {
     proxy: Arc<Proxy>,
+    thread: Rc<Thread>,
     pod: Arc<ServedPod>,
     peer: Arc<PeerInfo>,
     client: SocketAddr,
@@ -98,7 +102,11 @@ struct Tunnel {
 impl Tunnel {
     async fn hbone(self, session: Session) {
         let arriving = self.arriving(Transport::Hbone);
-        let flows = move |request: Request| drop(tokio::task::spawn_local(arriving.clone().serve(request)));
+        let relays = self.proxy.settings.gateway.is_some();
+        let flows = move |request: Request| match relays {
+            true => drop(tokio::task::spawn_local(arriving.clone().relay(request))),
+            false => drop(tokio::task::spawn_local(arriving.clone().serve(request))),
+        };
         let settings = ServerSettings { idle: self.proxy.settings.tunnel_idle, ..ServerSettings::default() };
         let outcome = hbone::serve(session, settings, flows, self.drained()).await;
         self.ended(outcome.err());
@@ -109,14 +117,27 @@ impl Tunnel {
         let mut drained = pin!(self.drained());
         let settings = fast::ServerSettings { idle: self.proxy.settings.tunnel_idle };
         let mut tunnel = fast::Server::new(session, settings);
+        let relays = self.proxy.settings.gateway.is_some();
         loop {
             match tunnel.next(drained.as_mut()).await {
-                Ok(Some(request)) => {
-                    let after = arriving.serve_fast(request).await;
-                    if !tunnel.settled(after).await {
-                        return;
+                Ok(Some(request)) if relays => {
+                    let asked = arriving.admit_relayed(request).await;
+                    match arriving.relay_fast(tunnel, asked).await {
+                        Some(returned) => tunnel = returned,
+                        None => return,
                     }
                 }
+                Ok(Some(request)) => match arriving.serve_fast(request).await {
+                    Flow::Carried(after) => {
+                        if !tunnel.settled(after).await {
+                            return;
+                        }
+                    }
+                    Flow::Admitted(admitted) => match admitted.serve_fast(tunnel).await {
+                        Some(returned) => tunnel = returned,
+                        None => return,
+                    },
+                },
                 Ok(None) => {
                     tunnel.close().await;
                     return;
@@ -134,8 +155,9 @@ impl Tunnel {
     }
 
     fn arriving(&self, transport: Transport) -> Arriving {
-        let (proxy, pod, peer) = (self.proxy.clone(), self.pod.clone(), self.peer.clone());
-        Arriving { proxy, pod, peer, client: self.client, local: self.local, transport }
+        let (proxy, thread) = (self.proxy.clone(), self.thread.clone());
+        let (pod, peer) = (self.pod.clone(), self.peer.clone());
+        Arriving { proxy, thread, pod, peer, client: self.client, local: self.local, transport }
     }
 
     /// Completes when no new flow is to begin.
@@ -164,7 +186,7 @@ async fn handshake(
     client: SocketAddr,
     local: SocketAddr,
 ) -> Result<Spoken, Failure> {
-    let arrival = Arrival { proxy, pod, client, identity: None, to: local };
+    let arrival = Arrival { proxy, pod, client, identity: None, via: None, to: local };
     arrival.check_source()?;
     let own = pod.captured.workload.identity.as_ref();
     let own = own.ok_or_else(|| Failure::new(Reason::Identity, "the pod has no service account, so no identity"))?;
@@ -173,21 +195,24 @@ async fn handshake(
 
 /// One flow on its way in.
 #[derive(Clone)]
-struct Arriving {
-    proxy: Arc<Proxy>,
-    pod: Arc<ServedPod>,
-    peer: Arc<PeerInfo>,
-    client: SocketAddr,
+pub struct Arriving {
+    pub proxy: Arc<Proxy>,
+    pub thread: Rc<Thread>,
+    pub pod: Arc<ServedPod>,
+    pub peer: Arc<PeerInfo>,
+    pub client: SocketAddr,
     local: SocketAddr,
-    transport: Transport,
+    pub transport: Transport,
 }
 
 impl Arriving {
     async fn serve(self, mut request: Request) {
         let to = SocketAddr::new(request.authority.ip().to_canonical(), request.authority.port());
-        let connection = self.register(to);
+        self.proxy.model.synced().await;
+        let who = self.who(to, request.behalf.take());
+        let connection = self.register(to, &who);
         let admitted = tokio::select! {
-            admitted = Box::pin(self.admit(to, &connection)) => admitted,
+            admitted = Box::pin(self.admit(to, &who, &connection)) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
         };
@@ -204,76 +229,91 @@ impl Arriving {
                 let (application, _held) = dialled;
                 carry::out_of_tunnel(&connection, flow, application).await;
             }
-            Ok(flow) => self.inward(to).serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await,
+            Ok(flow) => {
+                let inward = self.inward(to, &who);
+                inward.serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await;
+            }
             Err(error) => connection.failed(&Failure::new(Reason::Reset, error.to_string())),
         }
     }
 
-    /// As [`Arriving::serve`]; what is left of the tunnel is returned.
-    async fn serve_fast(&self, mut request: fast::Request<'_>) -> fast::After {
-        let to = match request.header() {
-            Ok(header) => SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port()),
+    /// As [`Arriving::serve`].
+    async fn serve_fast(&self, mut request: fast::Request<'_>) -> Flow {
+        let (to, behalf) = match request.header() {
+            Ok(header) => {
+                let to = SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port());
+                (to, header.behalf.clone())
+            }
             Err(error) => {
                 debug!(peer = %self.client, %error, "A flow was refused.");
-                return request.refuse(Refusal::Malformed);
+                return Flow::Carried(request.refuse(Refusal::Malformed));
             }
         };
-        let connection = self.register(to);
+        self.proxy.model.synced().await;
+        let who = self.who(to, behalf);
+        let connection = self.register(to, &who);
         let admitted = tokio::select! {
-            admitted = Box::pin(self.admit(to, &connection)) => admitted,
+            admitted = Box::pin(self.admit(to, &who, &connection)) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => {
                 connection.failed(&Failure::new(Reason::Reset, "the client gave it up while connecting"));
-                return fast::After::Spent;
+                return Flow::Carried(fast::After::Spent);
             }
         };
         match admitted {
             Ok(((application, _held), Reads::Nothing)) => {
-                carry::out_of_fast_tunnel(&connection, request, application).await
+                Flow::Carried(carry::out_of_fast_tunnel(&connection, request, application).await)
             }
-            Ok((dialled, _)) => match request.into_stream() {
-                Ok(stream) => {
-                    let serving = self.inward(to).serve(Stream::Fast(stream), BytesMut::new(), dialled, &connection);
-                    Box::pin(serving).await;
-                    fast::After::Lent
-                }
-                Err(cause) => {
-                    connection.failed(&carry::broken(&cause));
-                    fast::After::Spent
-                }
-            },
+            Ok((dialled, _)) => {
+                Flow::Admitted(Box::new(Admitted { inward: self.inward(to, &who), dialled, connection }))
+            }
             Err(failure) => {
                 connection.failed(&failure);
-                request.refuse(refusal(&failure))
+                Flow::Carried(request.refuse(refusal(&failure)))
             }
         }
     }
 
     /// The way in for requests.
-    fn inward(&self, to: SocketAddr) -> Inward {
-        let (proxy, pod) = (self.proxy.clone(), self.pod.clone());
-        Inward { proxy, pod, client: self.client, identity: Some(self.peer.identity.clone()), to }
+    fn inward(&self, to: SocketAddr, who: &Source) -> Inward {
+        Inward {
+            proxy: self.proxy.clone(),
+            pod: self.pod.clone(),
+            client: who.address,
+            identity: Some(who.identity.clone()),
+            via: who.via.clone(),
+            seen: self.seen_by_application(who, to),
+            to,
+        }
     }
 
-    fn register(&self, to: SocketAddr) -> Registered {
+    /// Whom a flow is from: the peer, or whom it speaks for where it is the waypoint of what it goes to.
+    fn who(&self, to: SocketAddr, behalf: Option<Behalf>) -> Source {
+        let peer = &self.peer.identity;
+        let believed = behalf.filter(|_| is_own_waypoint(&self.proxy.model.read().mesh, peer, to));
+        match believed {
+            Some(Behalf { identity, address }) => Source { address, identity, via: Some(peer.clone()) },
+            None => Source { address: self.client, identity: peer.clone(), via: None },
+        }
+    }
+
+    fn register(&self, to: SocketAddr, who: &Source) -> Registered {
         let opening = Opening {
             pod: self.pod.uid(),
-            source: self.client,
+            source: who.address,
             dialled: to,
-            peer: Some(self.peer.identity.clone()),
-            info: self.info(to),
+            peer: Some(who.identity.clone()),
+            via: who.via.clone(),
+            info: self.info(to, who),
         };
         self.proxy.connections.register(&self.proxy.telemetry, opening)
     }
 
-    fn info(&self, to: SocketAddr) -> ConnectionInfo {
-        let identity = Some(self.peer.identity.clone());
-        let source = self.source(&self.peer.identity);
-        let source = source.map_or_else(|| Party::stranger(self.client), |pod| Party::of(self.client, &pod));
+    fn info(&self, to: SocketAddr, who: &Source) -> ConnectionInfo {
         ConnectionInfo {
             direction: Direction::Inbound,
             transport: self.transport,
-            source: Party { identity, ..source },
+            source: who.party(&self.proxy),
             destination: Party::of(to, &self.pod.captured.workload),
             service: self.proxy.model.read().mesh.services_at(to).next().cloned(),
             requested: None,
@@ -281,32 +321,86 @@ impl Arriving {
         }
     }
 
-    /// The pod behind the peer's address, where the identity that it proved agrees.
-    fn source(&self, identity: &Identity) -> Option<Arc<Workload>> {
-        let state = self.proxy.model.read();
-        let workload = state.mesh.workload_by_ip(self.client.ip())?;
-        (workload.identity.as_ref() == Some(identity)).then(|| workload.clone())
-    }
-
-    async fn admit(&self, to: SocketAddr, connection: &Connection) -> Result<(Dialled, Reads), Failure> {
+    async fn admit(&self, to: SocketAddr, who: &Source, connection: &Connection) -> Result<(Dialled, Reads), Failure> {
         if to.ip() != self.local.ip() {
             let text = format!("the authority's address {} is not the one connected to, {}", to.ip(), self.local.ip());
             return Err(Failure::new(Reason::Protocol, text));
         }
-        self.proxy.model.synced().await;
-        let identity = Some(&self.peer.identity);
-        let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: self.client, identity, to };
+        let (identity, via) = (Some(&who.identity), who.via.as_ref());
+        let arrival = Arrival { proxy: &self.proxy, pod: &self.pod, client: who.address, identity, via, to };
         let decided = arrival.decide(connection)?;
         allowed(&decided.decision)?;
-        let dialled = dial::application(&self.proxy, &self.pod, self.client.ip(), to).await;
+        let dialled = dial::application(&self.proxy, &self.pod, self.seen_by_application(who, to), to).await;
         let dialled = dialled.map_err(|cause| Failure::connect(&format!("application at {to}"), &cause))?;
         Ok((dialled, decided.reads))
     }
 }
 
+impl Arriving {
+    /// The address that the application sees. A client's that it could not have come from stays hidden behind its
+    /// waypoint's: one of the other family, or the pod's own.
+    fn seen_by_application(&self, who: &Source, to: SocketAddr) -> IpAddr {
+        let address = who.address.ip();
+        let fits = address.is_ipv4() == to.is_ipv4() && believable_source(address, &self.pod.captured.workload.pod.ips);
+        if fits { address } else { self.client.ip() }
+    }
+}
+
+/// What became of a flow of the fast tunnel.
+enum Flow {
+    /// All of it; and what is left of the tunnel.
+    Carried(fast::After),
+    /// It is let in, and its requests are to be read.
+    Admitted(Box<Admitted>),
+}
+
+struct Admitted {
+    inward: Inward,
+    dialled: Dialled,
+    connection: Registered,
+}
+
+impl Admitted {
+    /// Says yes to the flow that was asked for last, and serves its requests. The tunnel is returned where it can take
+    /// another.
+    async fn serve_fast(self, tunnel: fast::Server) -> Option<fast::Server> {
+        let Self { inward, dialled, connection } = self;
+        match tunnel.into_stream() {
+            Ok((stream, lent)) => {
+                inward.serve(Stream::Fast(stream), BytesMut::new(), dialled, &connection).await;
+                drop(connection);
+                lent.returned().await
+            }
+            Err(cause) => {
+                connection.failed(&carry::broken(&cause));
+                None
+            }
+        }
+    }
+}
+
+/// Whom a flow is from.
+pub struct Source {
+    pub address: SocketAddr,
+    pub identity: Identity,
+    /// The waypoint that says so.
+    pub via: Option<Identity>,
+}
+
+impl Source {
+    /// For metrics and logs: with the pod behind the address, where the identity agrees.
+    pub fn party(&self, proxy: &Proxy) -> Party {
+        let state = proxy.model.read();
+        let pod = state.mesh.workload_by_ip(self.address.ip());
+        let pod = pod.filter(|workload| workload.identity.as_ref() == Some(&self.identity));
+        let party = pod.map_or_else(|| Party::stranger(self.address), |pod| Party::of(self.address, pod));
+        Party { identity: Some(self.identity.clone()), ..party }
+    }
+}
+
 // facts of the field's protocol: 400 malformed, 401 denied by policy, 503 next hop unreachable. 500 and 504 are ours: to a
 // peer of the field they are a 503.
-fn refusal(failure: &Failure) -> Refusal {
+pub fn refusal(failure: &Failure) -> Refusal {
     match (&failure.reason, failure.finding) {
         (Reason::Protocol, _) => Refusal::Malformed,
         (Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied, _) => Refusal::Denied,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Action, BackendRef, Parent, ParentPort, Route, RouteKind, Why};
-use crate::mesh::{NamespacedName, Waypoint};
+use crate::mesh::{NamespacedName, Waypoint, WaypointProblem};
 
 /// What is known of a Service that routes speak of.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,6 +15,8 @@ pub struct ServiceFacts {
     pub ports: Vec<(u16, Arc<str>)>,
     /// Its own, else its namespace's.
     pub waypoint: Waypoint,
+    /// Why it has not got the waypoint in a process of its own that it names.
+    pub without: Option<WaypointProblem>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,15 +111,17 @@ pub fn check_parent(
     if ports.is_empty() {
         return no_parent(format!("Service {name} has no such TCP port."));
     }
-    let cure = "annotate it, or its namespace, with selvedge.dev/waypoint=node";
-    match facts.waypoint {
-        Waypoint::Node => {}
-        Waypoint::None => return Err(("NoWaypoint", format!("Nobody routes requests to Service {name}: {cure}."))),
-        Waypoint::Gateway(gateway) => {
-            let message = format!(
-                "Service {name} asks for the waypoint {gateway:?}; this version has none in a process of its own: {cure}."
-            );
-            return Err(("NoWaypoint", message));
+    let cure = "annotate it, or its namespace, with selvedge.dev/waypoint=node, or with the name of a waypoint";
+    match (facts.waypoint, facts.without) {
+        (Waypoint::Node | Waypoint::Gateway(_), None) => {}
+        (Waypoint::None, _) => {
+            return Err(("NoWaypoint", format!("Nobody routes requests to Service {name}: {cure}.")));
+        }
+        (_, Some(problem)) => {
+            return Err((
+                "NoWaypoint",
+                format!("Service {name} has not got the waypoint that it asks for: {problem}."),
+            ));
         }
     }
     let lost: Vec<_> = ports.iter().filter(|port| claims.takes(route, name, port)).map(|(port, _)| port).collect();
@@ -218,7 +222,8 @@ mod tests {
     use super::*;
 
     fn facts(shape: ServiceShape, waypoint: Waypoint) -> ServiceFacts {
-        ServiceFacts { shape, ports: vec![(80, "http".into()), (81, "grpc".into())], waypoint }
+        let ports = vec![(80, "http".into()), (81, "grpc".into())];
+        ServiceFacts { shape, ports, waypoint, without: None }
     }
 
     fn service(name: &NamespacedName) -> Option<ServiceFacts> {
@@ -226,6 +231,10 @@ mod tests {
             "cart" | "a" => facts(ServiceShape::ClusterIp, Waypoint::Node),
             "plain" => facts(ServiceShape::ClusterIp, Waypoint::None),
             "apart" => facts(ServiceShape::ClusterIp, Waypoint::Gateway("gw".into())),
+            "alone" => ServiceFacts {
+                without: Some(WaypointProblem::Missing(NamespacedName::new("shop", "gw"))),
+                ..facts(ServiceShape::ClusterIp, Waypoint::Gateway("gw".into()))
+            },
             "headless" => facts(ServiceShape::Headless, Waypoint::Node),
             "elsewhere" => facts(ServiceShape::ExternalName, Waypoint::Node),
             _ => return None,
@@ -258,7 +267,8 @@ mod tests {
             (json!({"name": "cart", "port": 80, "sectionName": "grpc"}), "Accepted=False/NoMatchingParent"),
             (json!({"name": "nobody"}), "Accepted=False/NoMatchingParent"),
             (json!({"name": "plain"}), "Accepted=False/NoWaypoint"),
-            (json!({"name": "apart"}), "Accepted=False/NoWaypoint"),
+            (json!({"name": "apart"}), YES),
+            (json!({"name": "alone"}), "Accepted=False/NoWaypoint"),
             (json!({"name": "headless"}), "Accepted=False/UnsupportedValue"),
             (json!({"name": "elsewhere"}), "Accepted=False/UnsupportedValue"),
         ] {

@@ -13,10 +13,12 @@ use super::document::{self, Document};
 use crate::authorizer::{self, Authorizer};
 use crate::mesh;
 use crate::model::Delta;
+use crate::route::traffic::{self, TrafficPolicy};
 use crate::route::{self, Route};
 
 mod cluster;
 mod field;
+mod gateway;
 mod key;
 mod network_policy;
 mod pod;
@@ -24,6 +26,7 @@ mod policies;
 mod routes;
 mod service;
 
+pub use gateway::read_gateway;
 pub(super) use key::{Key, Kind};
 pub use network_policy::CniKind;
 pub(super) use policies::PolicyItem;
@@ -41,6 +44,7 @@ pub(super) enum Item {
     Authorizer(Arc<Authorizer>),
     /// The texts of a ConfigMap.
     ConfigMap(BTreeMap<String, String>),
+    Traffic(Arc<TrafficPolicy>),
 }
 
 impl Item {
@@ -50,6 +54,7 @@ impl Item {
         Some(match self {
             Self::Policy(policy) => Delta::Policy(policy.apply()),
             Self::Route(route) => Delta::Route(route::Delta::Apply(route.clone())),
+            Self::Traffic(policy) => Delta::Traffic(traffic::Delta::Apply(policy.clone())),
             Self::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
             Self::Service(service, _) => apply(mesh::Object::Service(service.clone())),
             Self::Other(object) => apply(object.clone()),
@@ -239,8 +244,8 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     let Some(known) = Kind::of(group, &kind) else {
         if group == "selvedge.dev" {
-            let kinds =
-                "AuthorizationPolicy, ExternalAuthorizer, MeshNode, PeerAuthentication and RequestAuthentication";
+            let kinds = "AuthorizationPolicy, ExternalAuthorizer, MeshNode, PeerAuthentication, RequestAuthentication and \
+                         TrafficPolicy";
             let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
             let fault = Fault::new("kind", format!("selvedge.dev has no kind {kind:?}; it has {kinds}"));
             content.problems.push(problem(format!("{kind} {name}"), fault));
@@ -313,6 +318,8 @@ fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Resu
             Ok((Item::ConfigMap(map.data.unwrap_or_default()), Vec::new()))
         }
         Kind::HttpRoute | Kind::GrpcRoute => routes::route(key, &value),
+        Kind::TrafficPolicy | Kind::BackendTrafficPolicy => routes::traffic(key, &value),
+        Kind::Gateway => gateway::gateway(key, parse(value)?),
     }
 }
 

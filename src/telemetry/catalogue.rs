@@ -57,9 +57,10 @@ pub(super) const OPEN_FDS: &str = "selvedge_process_open_fds";
 pub(super) const CPU_TIME: &str = "selvedge_process_cpu_seconds";
 pub(super) const REQUESTS: &str = "selvedge_http_requests_total";
 pub(super) const REQUEST_DURATION: &str = "selvedge_http_request_duration_seconds";
+pub(super) const SPANS: &str = "selvedge_trace_spans_total";
 pub(super) const RESIDENT_MEMORY: &str = "selvedge_process_resident_memory_bytes";
 
-static CATALOGUE: [Metric; 18] = [
+static CATALOGUE: [Metric; 19] = [
     gauge("selvedge_build_info", Unit::Count, "Always 1; its labels say which build this is."),
     gauge(OPEN_FDS, Unit::Count, "Descriptors that the worker holds open."),
     gauge(CPU_TIME, Unit::Seconds, "Processor time that the worker has used."),
@@ -85,6 +86,11 @@ static CATALOGUE: [Metric; 18] = [
     ),
     counter(OBSERVED, Unit::Count, "Matches of AUDIT and dry-run policies, by what they would have done."),
     counter(DROPPED, Unit::Count, "Access log lines dropped because standard output did not keep up."),
+    counter(
+        SPANS,
+        Unit::Count,
+        "Spans of sampled requests: sent to the collector, lost as it did not take them, or dropped as too many waited.",
+    ),
     counter(
         OVERFLOW,
         Unit::Count,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::access_log::{AccessLog, Record};
 use super::request::RequestSeriesTable;
 use super::series::{Labels, Series, SeriesTable};
+use super::traces::Traces;
 use super::{MetricsSettings, catalogue};
 use crate::mesh::{Identity, NamespacedName, Reason, Workload};
 
@@ -19,15 +20,21 @@ pub(super) struct Shared {
     series: SeriesTable<Series>,
     pub(super) requests: RequestSeriesTable,
     pub(super) access_log: AccessLog,
+    pub(super) traces: Traces,
 }
 
 impl Telemetry {
     /// `label_sets`: how many sets of labels there may be at a time, of connections and of requests each; others are
     /// counted as `other`.
-    pub fn new(settings: &MetricsSettings, label_sets: usize, access_log: AccessLog) -> Self {
+    pub fn new(settings: &MetricsSettings, label_sets: usize, access_log: AccessLog, traces: Traces) -> Self {
         let series = SeriesTable::new(label_sets, settings.idle_timeout);
         let requests = RequestSeriesTable::new(label_sets, settings.idle_timeout);
-        Self(Arc::new(Shared { series, requests, access_log }))
+        Self(Arc::new(Shared { series, requests, access_log, traces }))
+    }
+
+    /// Where spans begin.
+    pub fn traces(&self) -> &Traces {
+        &self.0.traces
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -99,6 +106,8 @@ pub enum Direction {
     Inbound,
     /// From a pod of this node to where the mesh has no say.
     Passthrough,
+    /// Through a waypoint in a process of its own, as that tells it.
+    Relayed,
 }
 
 impl Direction {
@@ -107,6 +116,7 @@ impl Direction {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
             Self::Passthrough => "passthrough",
+            Self::Relayed => "relayed",
         }
     }
 
@@ -114,6 +124,7 @@ impl Direction {
         match self {
             Self::Outbound | Self::Passthrough => "source",
             Self::Inbound => "destination",
+            Self::Relayed => "waypoint",
         }
     }
 }

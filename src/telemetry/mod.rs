@@ -1,7 +1,7 @@
-//! Metrics, the access log, and the agent's own log.
+//! Metrics, the access log, traces, and the agent's own log.
 //!
 //! A connection is told to [`ConnectionTelemetry`] once, as [`ConnectionInfo`], and a request to [`RequestTelemetry`] as
-//! [`RequestInfo`]; metrics and the access log both follow from that. Metrics carry bounded labels only: a cap on label sets stands behind them, and series that nothing
+//! [`RequestInfo`]; metrics, the access log and spans follow from that. Metrics carry bounded labels only: a cap on label sets stands behind them, and series that nothing
 //! moves expire ([`Metrics`]). The access log never makes a connection wait ([`AccessLog`]).
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod metrics;
 mod request;
 mod seldom;
 mod series;
+mod traces;
 
 pub use self::access_log::{AccessLog, AccessLogFormat, AccessLogWriter};
 pub use self::catalogue::describe_metrics;
@@ -22,3 +23,4 @@ pub use self::log::{LogControl, LogError, LogFormat};
 pub use self::metrics::{Metrics, MetricsError, MetricsSettings};
 pub use self::request::{RequestInfo, RequestProtocol, RequestTelemetry};
 pub use self::seldom::Seldom;
+pub use self::traces::{Collector, CollectorError, Exporter, Observer, Span, SpanKind, TraceId, TraceShare, Traces};

@@ -7,6 +7,7 @@ use super::access_log::{Line, Record};
 use super::catalogue;
 use super::connection::{ConnectionInfo, Telemetry, Verdict};
 use super::series::{Kept, Labels, Sets, counter, histogram};
+use super::traces::{Span, TraceId};
 use crate::mesh::{NamespacedName, Reason};
 
 /// One request, from its head to the last byte of its answer. Dropped without an end, the client has given it up.
@@ -16,6 +17,7 @@ pub struct RequestTelemetry {
     started: Instant,
     time: SystemTime,
     info: Option<Box<RequestInfo>>,
+    span: Option<Span>,
 }
 
 /// All that metrics and the access log say about a request.
@@ -29,6 +31,8 @@ pub struct RequestInfo {
     /// Without the query, which may hold what nobody should read.
     pub path: String,
     pub route: Option<NamespacedName>,
+    /// The trace that it is a part of, where it is sampled.
+    pub trace: Option<TraceId>,
     /// As the client got it; 0 where it got none.
     pub status: u16,
     /// What policy said of it, where it was asked here, and the policy that made it so.
@@ -65,13 +69,19 @@ impl Telemetry {
     /// A request's head has come; what `info` lacks is amended as it is learnt.
     pub fn request(&self, info: RequestInfo) -> RequestTelemetry {
         let (started, time) = (Instant::now(), SystemTime::now());
-        RequestTelemetry { telemetry: self.clone(), started, time, info: Some(Box::new(info)) }
+        RequestTelemetry { telemetry: self.clone(), started, time, info: Some(Box::new(info)), span: None }
     }
 }
 
 impl RequestTelemetry {
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// It is sampled.
+    pub fn traced(&mut self, span: Span) {
+        self.span = Some(span);
+        self.amend(|info| info.trace = Some(span.context.trace));
     }
 
     pub fn amend(&mut self, change: impl FnOnce(&mut RequestInfo)) {
@@ -86,6 +96,9 @@ impl RequestTelemetry {
         let duration = self.started.elapsed();
         let shared = self.telemetry.shared();
         shared.requests.get(&RequestLabels::of(&info)).ended(duration);
+        if let Some(span) = self.span {
+            shared.traces.end(span, info.clone(), self.time, duration);
+        }
         if shared.access_log.is_on() {
             shared.access_log.write(Record::of_request(self.time, duration, *info));
         }
@@ -113,6 +126,7 @@ impl RequestInfo {
         line.number("status", self.status.into());
         line.word("grpc_status", self.grpc_status);
         line.word("route", self.route.as_ref());
+        line.word("trace_id", self.trace);
     }
 }
 
@@ -188,7 +202,9 @@ mod tests {
     use super::*;
     use crate::telemetry::access_log::tests::Shared;
     use crate::telemetry::metrics::recorder;
-    use crate::telemetry::{AccessLog, AccessLogFormat, Direction, MetricsSettings, Party, Telemetry, Transport};
+    use crate::telemetry::{
+        AccessLog, AccessLogFormat, Direction, MetricsSettings, Party, Telemetry, Traces, Transport,
+    };
 
     fn info() -> RequestInfo {
         RequestInfo {
@@ -210,6 +226,7 @@ mod tests {
             verdict: None,
             policy: None,
             grpc_status: None,
+            trace: None,
             reason: None,
             detail: String::new(),
             sent: 0,
@@ -224,7 +241,7 @@ mod tests {
         let output = Shared::default();
         let (log, writer) = AccessLog::start(AccessLogFormat::Json, output.clone()).unwrap();
         metrics::with_local_recorder(&recorder, || {
-            let telemetry = Telemetry::new(&settings, 10, log);
+            let telemetry = Telemetry::new(&settings, 10, log, Traces::default());
             let mut request = telemetry.request(info());
             request.amend(|info| info.status = 200);
             request.ended();

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod behalf;
 pub mod fast;
 pub mod hbone;
 mod metrics;
@@ -11,5 +12,6 @@ mod stream;
 pub mod tls;
 
 pub use admission::{Admission, AdmissionSettings, Permit};
+pub use behalf::Behalf;
 pub use metrics::describe_metrics;
 pub use stream::{Socket, Stream};

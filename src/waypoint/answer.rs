@@ -1,10 +1,12 @@
 //! What is answered here, in place of an application.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 
-use super::Failure;
+use super::{Failure, LIMITED};
 use crate::authentication::{Challenge, Fault};
 use crate::authorizer::Denied;
 use crate::mesh::{NamespacedName, Reason};
@@ -17,6 +19,8 @@ pub struct Refusal {
     grpc: GrpcStatus,
     pub reason: Reason,
     pub detail: String,
+    /// When it is worth asking again.
+    retry_after: Option<Duration>,
     /// What else its client is told.
     told: Option<Box<Told>>,
 }
@@ -30,7 +34,7 @@ struct Told {
 impl Refusal {
     /// The client's request cannot be passed on as it is.
     pub fn malformed(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, grpc: GrpcStatus::Internal, reason: Reason::Protocol, detail: detail.into(), told: None }
+        Self { status, grpc: GrpcStatus::Internal, ..Self::unavailable(Reason::Protocol, detail) }
     }
 
     pub fn no_endpoint(detail: impl Into<String>) -> Self {
@@ -43,9 +47,7 @@ impl Refusal {
             Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied => Self {
                 status: StatusCode::FORBIDDEN,
                 grpc: GrpcStatus::PermissionDenied,
-                reason: failure.reason,
-                detail: failure.detail,
-                told: None,
+                ..Self::unavailable(failure.reason, failure.detail)
             },
             reason => Self::unavailable(reason, failure.detail),
         }
@@ -60,9 +62,7 @@ impl Refusal {
         Self {
             status: StatusCode::GATEWAY_TIMEOUT,
             grpc: GrpcStatus::DeadlineExceeded,
-            reason: Reason::Timeout,
-            detail: detail.into(),
-            told: None,
+            ..Self::unavailable(Reason::Timeout, detail)
         }
     }
 
@@ -78,6 +78,7 @@ impl Refusal {
             grpc: GrpcStatus::Unauthenticated,
             reason: Reason::Token(fault.code()),
             detail: fault.to_string(),
+            retry_after: None,
             told: Some(Box::new(Told { headers, body: Bytes::new() })),
         }
     }
@@ -94,6 +95,7 @@ impl Refusal {
             },
             reason: Reason::Authorizer(authorizer.clone()),
             detail: format!("ExternalAuthorizer {authorizer} answered {status}"),
+            retry_after: None,
             told: Some(Box::new(Told { headers, body })),
         }
     }
@@ -105,6 +107,7 @@ impl Refusal {
             grpc: GrpcStatus::PermissionDenied,
             reason: Reason::Authorizer(authorizer.clone()),
             detail: format!("ExternalAuthorizer {authorizer} could not be asked, so the request is refused: {cause}"),
+            retry_after: None,
             told: None,
         }
     }
@@ -119,10 +122,29 @@ impl Refusal {
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             grpc: GrpcStatus::Internal,
-            reason: Reason::Internal,
-            detail: detail.into(),
-            told: None,
+            ..Self::unavailable(Reason::Internal, detail)
         }
+    }
+
+    /// It was worth another try, and too many others were.
+    pub fn budget(last: &str) -> Self {
+        Self::unavailable(Reason::RetryBudget, format!("too many requests were sent again already; {last}"))
+    }
+
+    /// A limit holds it back for so long.
+    pub fn rate_limit(wait: Duration) -> Self {
+        metrics::counter!(LIMITED).increment(1);
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            grpc: GrpcStatus::ResourceExhausted,
+            retry_after: Some(wait),
+            ..Self::unavailable(Reason::RateLimit, "a rate limit holds it back")
+        }
+    }
+
+    /// As a fault that is injected says.
+    pub fn fault(status: StatusCode, grpc: GrpcStatus) -> Self {
+        Self { status, grpc, ..Self::unavailable(Reason::Fault, "a fault was injected") }
     }
 
     /// Whether policy is it, and which one where that is known.
@@ -135,17 +157,13 @@ impl Refusal {
         }
     }
 
-    /// Whether another try may go better.
-    pub fn may_pass(&self) -> bool {
-        matches!(self.reason, Reason::Reset | Reason::Timeout | Reason::Connect | Reason::Limit | Reason::Drain)
-    }
-
     fn unavailable(reason: Reason, detail: impl Into<String>) -> Self {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             grpc: GrpcStatus::Unavailable,
             reason,
             detail: detail.into(),
+            retry_after: None,
             told: None,
         }
     }
@@ -159,6 +177,11 @@ impl Refusal {
         }
         // Bounded, and without a word about policy beyond that there is one.
         head.headers.insert(REASON, HeaderValue::from_static(self.reason.code()));
+        if let Some(wait) = self.retry_after {
+            // RFC 9110, section 10.2.3: in whole seconds, and never too early.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            head.headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
         if is_grpc {
             head.status = StatusCode::OK;
             head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -12,9 +12,11 @@ use hyper::body::Incoming;
 use super::answer::Refusal;
 use super::body::RequestBody;
 use super::client::Version;
-use super::forward::{Answered, Manner, send};
+use super::forward::{Answered, Manner};
 use super::place::{Place, Receiver};
+use super::plan::Plan;
 use super::tee::Kept;
+use super::tries::{Errand, Limits, send};
 use crate::authorizer::{Allowed, Authorizer, Check, CheckBody, Peer, Reply, Verdict};
 use crate::telemetry::{ConnectionInfo, Party};
 
@@ -99,8 +101,9 @@ async fn asked(place: &Rc<dyn Place>, authorizer: &Authorizer, head: &Parts, bod
     let speaks = if is_grpc { Version::Http2 } else { Version::Http1 };
     let manner = Manner::of(speaks, is_grpc, None, to.port.protocol());
     let body = RequestBody::kept(Kept::of(question.body));
-    let Answered { response, lease, .. } = match send(&asker, &Receiver::Service(to), manner, question.head, body).await
-    {
+    let (to, plan, limits) = (Receiver::Service(to), Plan::default(), Limits::default());
+    let errand = Errand { place: &asker, to: &to, plan: &plan, limits: &limits, manner };
+    let Answered { response, lease, .. } = match send(errand, question.head, body, None).await {
         Ok(answered) => answered,
         Err(refusal) => return Verdict::Failed(refusal.detail),
     };

@@ -42,17 +42,22 @@ enum From {
 }
 
 impl RequestBody {
-    pub fn of_client(body: Incoming, sent: Rc<Cell<u64>>, tee: Option<Rc<Tee>>, gate: Option<Gate>) -> Self {
-        if body.is_end_stream()
-            && let Some(tee) = &tee
-        {
-            tee.end(true);
-        }
-        Self { from: From::Client(body), sent, tee, gate, ahead: VecDeque::new() }
+    pub fn of_client(body: Incoming, sent: Rc<Cell<u64>>) -> Self {
+        Self { from: From::Client(body), sent, tee: None, gate: None, ahead: VecDeque::new() }
     }
 
-    /// It is sent once the gate opens, unless some of it was read.
-    pub fn wait_at(&mut self, gate: Option<Gate>) {
+    /// Keeps it as it passes, what was read ahead too; and it is sent once the gate opens, unless some of it was read.
+    pub fn attach(&mut self, tee: Option<Rc<Tee>>, gate: Option<Gate>) {
+        if let Some(tee) = &tee {
+            for frame in &self.ahead {
+                frame.data_ref().into_iter().for_each(|data| tee.data(data));
+                frame.trailers_ref().into_iter().for_each(|trailers| tee.trailers(trailers));
+            }
+            if self.is_read() {
+                tee.end(true);
+            }
+        }
+        self.tee = tee;
         self.gate = gate.filter(|_| self.ahead.is_empty());
     }
 

@@ -12,7 +12,7 @@ use crate::authorizer::Authorizer;
 use crate::mesh::{AppProtocol, NamespacedName, ServiceDestination};
 use crate::model::Model;
 use crate::policy::RequestHead;
-use crate::proxy::{Counted, RequestPlace};
+use crate::proxy::{Choosing, Counted, RequestPlace};
 use crate::route::Routes;
 use crate::telemetry::{ConnectionInfo, Telemetry};
 
@@ -48,6 +48,12 @@ pub trait Place {
     /// The endpoint for one request, other than those tried already.
     fn pick(&self, to: &Receiver, tried: &[SocketAddr]) -> Option<SocketAddr>;
 
+    /// How endpoints of Services are chosen for the client, where policies about traffic have a say; none where that
+    /// has been seen to before.
+    fn choosing(&self) -> Option<Choosing> {
+        None
+    }
+
     /// Brings a request into the form that its application gets, where policy is decided here.
     ///
     /// # Errors
@@ -59,6 +65,14 @@ pub trait Place {
     /// # Errors
     /// What the client is told instead.
     fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal>;
+
+    /// Whether it still does, once an external authorizer has changed the request.
+    ///
+    /// # Errors
+    /// What the client is told instead.
+    fn judge_again(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// Counts a request for an endpoint for as long as what is returned lives.
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted>;

@@ -1,10 +1,11 @@
 //! The life of one request.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -13,30 +14,32 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode, response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{Sleep, timeout_at};
+use tokio::time::Sleep;
 
 use super::answer::Refusal;
 use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
 use super::client::Version;
-use super::forward::{Answered, Manner, send};
+use super::forward::{Answered, Manner};
 use super::head::{self, Upgrade};
 use super::place::{Permit, View};
+use super::plan::{Plan, stick_to_backend};
 use super::session::Session;
 use super::tee::Tee;
+use super::tries::{Errand, Limits, send};
 use super::upgrade::{Tunnel, carry_streams};
 use super::upstream::Lease;
 use super::wire::Violation;
-use super::{RETRIED, authorize, mirror};
+use super::{authorize, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
 use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry, Verdict};
 
 /// Answers one request of a client, whatever becomes of it.
-pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
+pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
     let place = session.place.count_request();
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let asks_upgrade = head.headers.contains_key(UPGRADE);
     let asked = Asked {
         is_grpc: is_grpc(&head),
@@ -44,9 +47,17 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         sent: Rc::default(),
         is_alone: place.count <= MOST_OF_POD,
     };
-    let mut record = session.place.telemetry().request(describe(&session, &head, &asked));
-    let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
-    let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
+    let telemetry = session.place.telemetry();
+    let info = describe(&session, &head, &asked);
+    let span = telemetry.traces().begin(info.connection.direction.into(), &mut head.headers);
+    let mut record = telemetry.request(info);
+    if let Some(span) = span {
+        record.traced(span);
+    }
+    // On the heap: what is large is made where it stays, and not moved from one future into the next.
+    let exchange = Box::pin(exchange(&session, &asked, &mut record, head, body));
+    let outcome = AssertUnwindSafe(exchange).catch_unwind().await;
+    let outcome = outcome.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
     let (mut head, from) = match outcome {
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
@@ -98,7 +109,7 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
             AnswerBody::silent()
         }
     };
-    Response::from_parts(head, body)
+    Ok(Response::from_parts(head, body))
 }
 
 /// What is known of a request from its head.
@@ -157,7 +168,8 @@ async fn exchange(
     match decision {
         None => ask.forward(None, record, head, body).await,
         Some(Decision::Answer(answer)) => Err(NotSent::Answered(Box::new(answer))),
-        Some(Decision::Forward(forward)) => {
+        Some(Decision::Forward(mut forward)) => {
+            stick_to_backend(session, &mut forward, &head.headers);
             let RouteRef { name, .. } = forward.route();
             record.amend(|info| info.route = Some(name));
             ask.forward(Some(&forward), record, head, body).await
@@ -190,8 +202,7 @@ impl Ask<'_> {
         if let Some(service) = to.service() {
             record.amend(|info| info.connection.service = Some(service.clone()));
         }
-        let tee = self.tee_needed(forward);
-        let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), None);
+        let mut body = RequestBody::of_client(body, self.asked.sent.clone());
         let mut allowed = Vec::new();
         for authorizer in forward.into_iter().flat_map(Forward::authorizers) {
             let one = authorize::ask(&self.session.place, authorizer, &head, &mut body).await?;
@@ -201,30 +212,16 @@ impl Ask<'_> {
         if let Some(forward) = forward {
             forward.edit_request(&mut head);
         }
-        let limits = Limits::of(forward, &head, self.started);
-        self.begin_mirrors(forward, &head, tee.as_ref());
+        let plan = Plan::of(self.session, forward, &to, &head);
+        let limits = Limits::of(plan.in_force(), &head, self.started);
+        plan.limit(self.session, &head)?;
+        plan.befall(&head, self.asked.is_grpc, limits.request()).await?;
+        let tee = self.tee(forward, &plan, &head);
         let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, to.protocol());
         let gate = gate(&mut head, manner.version);
-        let retry = forward.and_then(Forward::retry).filter(|_| self.upgrade.is_none());
-        let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
-        body.wait_at(gate);
-        let Answered { response, lease, permit } = loop {
-            let again = (left > 0).then(|| head.clone());
-            let sending = send(&self.session.place, &to, manner, head, body);
-            let outcome = limits.bounded(sending).await;
-            let worth = match &outcome {
-                Ok(answered) => retry.is_some_and(|retry| retry.codes.contains(&answered.response.status())),
-                Err(refusal) => refusal.may_pass() && !limits.is_over(),
-            };
-            let kept = tee.as_ref().filter(|_| worth && left > 0).and_then(|tee| tee.whole());
-            let (Some(kept), Some(again)) = (kept, again) else { break outcome? };
-            head = again;
-            metrics::counter!(RETRIED, "why" => "status").increment(1);
-            left -= 1;
-            let pause = retry.and_then(|retry| retry.backoff).unwrap_or(DEFAULT_BACKOFF);
-            tokio::time::sleep(pause).await;
-            body = RequestBody::kept(kept);
-        };
+        body.attach(tee.clone(), gate);
+        let errand = Errand { place: &self.session.place, to: &to, plan: &plan, limits: &limits, manner };
+        let Answered { response, lease, permit } = Box::pin(send(errand, head, body, tee.as_deref())).await?;
         record.amend(|info| {
             if let Some(Permit { policy, .. }) = permit {
                 (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
@@ -233,7 +230,7 @@ impl Ask<'_> {
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
         });
-        let (mut head, given) = self.take_back(forward, response, lease, &limits)?;
+        let (mut head, given) = self.take_back(forward, &plan, response, lease, &limits)?;
         allowed.iter().for_each(|one| one.edit_answer(&mut head.headers));
         Ok((head, given))
     }
@@ -241,6 +238,7 @@ impl Ask<'_> {
     fn take_back(
         &self,
         forward: Option<&Forward<'_>>,
+        plan: &Plan,
         mut response: Response<Incoming>,
         mut lease: Lease,
         limits: &Limits,
@@ -253,6 +251,7 @@ impl Ask<'_> {
         if let Some(forward) = forward {
             forward.edit_response(&mut head);
         }
+        plan.mark(&mut head);
         let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let given = match streams {
             Some(streams) => Given::Streams(streams, lease),
@@ -265,15 +264,14 @@ impl Ask<'_> {
         Ok((head, given))
     }
 
-    /// Keeps the body where mirrors or other tries need it.
-    fn tee_needed(&self, forward: Option<&Forward<'_>>) -> Option<Rc<Tee>> {
-        let forward = forward.filter(|_| self.upgrade.is_none())?;
-        (forward.retry().is_some() || forward.mirrors().next().is_some()).then(Tee::new)
-    }
-
-    fn begin_mirrors(&self, forward: Option<&Forward<'_>>, head: &Parts, tee: Option<&Rc<Tee>>) {
-        let (Some(forward), Some(tee)) = (forward, tee) else { return };
-        for backend in forward.mirrors() {
+    /// Keeps the body for mirrors and other tries, and begins the mirrors.
+    fn tee(&self, forward: Option<&Forward<'_>>, plan: &Plan, head: &Parts) -> Option<Rc<Tee>> {
+        if self.upgrade.is_some() {
+            return None;
+        }
+        let mut tee = plan.in_force().retry.as_ref().map(|_| Tee::new());
+        for backend in forward.into_iter().flat_map(Forward::mirrors) {
+            let tee = tee.get_or_insert_with(Tee::new);
             let to = self.session.backend(backend);
             let port = to.as_ref().and_then(|to| to.protocol());
             let manner = Manner::of(self.asked.version, self.asked.is_grpc, None, port);
@@ -281,63 +279,8 @@ impl Ask<'_> {
             head.headers.remove(EXPECT);
             mirror::copy(self.session.place.clone(), to, manner, head, tee.clone());
         }
+        tee
     }
-}
-
-/// When a request's time is up.
-struct Limits {
-    /// All of it, from its head to the last byte of the answer.
-    request: Option<Instant>,
-    /// One try of it.
-    of_try: Option<Duration>,
-    try_until: Cell<Option<Instant>>,
-}
-
-impl Limits {
-    fn of(forward: Option<&Forward<'_>>, head: &Parts, started: Instant) -> Self {
-        let timeouts = forward.map(Forward::timeouts).unwrap_or_default();
-        let request = [timeouts.request, grpc_timeout(head)].into_iter().flatten().min();
-        Self {
-            request: request.map(|time| started + time),
-            of_try: timeouts.backend_request,
-            try_until: Cell::default(),
-        }
-    }
-
-    /// One try, within its time.
-    async fn bounded(&self, sending: impl Future<Output = Result<Answered, Refusal>>) -> Result<Answered, Refusal> {
-        let until = self.of_try.map(|time| Instant::now() + time).into_iter().chain(self.request).min();
-        self.try_until.set(until);
-        let Some(until) = until else { return sending.await };
-        let outcome = timeout_at(until.into(), sending).await;
-        outcome.unwrap_or_else(|_| Err(Refusal::timeout("no answer within the time-out of the route")))
-    }
-
-    fn is_over(&self) -> bool {
-        self.request.is_some_and(|until| until <= Instant::now())
-    }
-
-    /// When the answer of the last try must be there to its last byte.
-    fn until(&self) -> Option<Instant> {
-        self.try_until.get()
-    }
-}
-
-/// The client's own limit: digits and a unit, as [gRPC over HTTP/2](
-/// https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it.
-fn grpc_timeout(head: &Parts) -> Option<Duration> {
-    let text = head.headers.get("grpc-timeout").filter(|_| is_grpc(head))?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount * 3600),
-        "M" => Duration::from_secs(amount * 60),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
 }
 
 /// Holds back the body of a client that waits for `100 Continue`, until the application says it.
@@ -391,6 +334,7 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
         verdict: None,
         policy: None,
         grpc_status: None,
+        trace: None,
         reason: None,
         detail: String::new(),
         sent: 0,
@@ -400,8 +344,5 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
 
 /// Requests of one pod under way at once.
 const MOST_OF_POD: usize = 16_384;
-/// Where a route asks for other tries and does not say how many.
-const DEFAULT_ATTEMPTS: u32 = 1;
-const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 /// Of a method, host or path in the access log.
 const MOST_WRITTEN: usize = 1024;

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use selvedge::mesh::{
-    self, ContainerPort, Endpoint, EndpointSlice, InternalTrafficPolicy, MeshSettings, Namespace, NamespacedName, Node,
-    Object, Owner, Phase, Pod, PodUid, Probe, Service, ServiceKind, ServicePort, Settings, TargetPort,
+    self, ContainerPort, Endpoint, EndpointSlice, InternalTrafficPolicy, Labels, MeshSettings, Namespace,
+    NamespacedName, Node, Object, Owner, Phase, Pod, PodUid, Probe, Service, ServiceKind, ServicePort, Settings,
+    TargetPort,
 };
 use selvedge::model::Delta;
 use selvedge::policy::{self, PolicyKind, PolicyObject};
@@ -104,6 +105,7 @@ pub fn slice(n: usize, pods: usize) -> Object {
         zone_hints: Vec::new(),
         node_hints: Vec::new(),
         pod: Some(NamespacedName::new(namespace_name(pod), format!("app-{n}-{:010x}-{pod:05x}", n * 7919))),
+        pod_uid: Some(PodUid::new(format!("uid-{pod}"))),
     };
     let namespace = namespace_name(n * PODS_OF_SERVICE);
     Object::EndpointSlice(EndpointSlice {
@@ -143,7 +145,7 @@ pub fn service_address(n: usize) -> SocketAddr {
 
 fn namespace(n: usize) -> Object {
     let settings = Settings { mesh: Some(mesh::MeshMode::Enabled), ..Settings::default() };
-    Object::Namespace(Namespace { name: format!("ns-{n}").into(), settings })
+    Object::Namespace(Namespace { name: format!("ns-{n}").into(), settings, labels: Labels::default() })
 }
 
 fn node(n: usize) -> Object {

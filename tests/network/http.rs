@@ -1,12 +1,15 @@
 //! HTTP on the node: requests told apart between real clients and real servers.
 
 mod authorizers;
+mod h2spec;
 mod l7_policy;
 mod protocols;
 mod refusals;
 mod routes;
 mod server;
 mod tokens;
+mod traces;
+mod traffic;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -18,7 +21,7 @@ use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Servi
 use serde_json::{Value, json};
 
 use crate::lab;
-use server::Application;
+pub use server::Application;
 
 pub fn trials() -> Vec<Trial> {
     let own = vec![
@@ -33,11 +36,14 @@ pub fn trials() -> Vec<Trial> {
     [
         own,
         authorizers::trials(),
+        h2spec::trials(),
         l7_policy::trials(),
         protocols::trials(),
         refusals::trials(),
         routes::trials(),
         tokens::trials(),
+        traces::trials(),
+        traffic::trials(),
     ]
     .into_iter()
     .flatten()
@@ -275,20 +281,20 @@ impl Shop {
 }
 
 /// A connection of a client that sends one request after the other.
-struct Keeping(std::net::TcpStream);
+pub struct Keeping(std::net::TcpStream);
 
 impl Keeping {
-    fn connect(pod: &Pod, to: (IpAddr, u16)) -> Result<Self> {
+    pub fn connect(pod: &Pod, to: (IpAddr, u16)) -> Result<Self> {
         let stream = pod.connect(to)?;
         stream.set_read_timeout(Some(BOUND))?;
         Ok(Self(stream))
     }
 
-    fn ask(&mut self, path: &str) -> Result<selvedge_lab::Response> {
+    pub fn ask(&mut self, path: &str) -> Result<selvedge_lab::Response> {
         selvedge_lab::exchange(&mut self.0, "cart", &Request::get(path))
     }
 
-    fn get(&mut self, path: &str) -> Result<Value> {
+    pub fn get(&mut self, path: &str) -> Result<Value> {
         let answer = self.ask(path)?;
         ensure!(answer.status == 200, "{answer:?}");
         answer.json()

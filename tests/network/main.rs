@@ -46,6 +46,7 @@ mod transport;
 mod truthful;
 mod tunnel;
 mod turns;
+mod waypoints;
 
 fn main() -> ExitCode {
     if let Some(code) = load::application() {
@@ -93,6 +94,7 @@ fn trials() -> Vec<Trial> {
         truthful::trials(),
         tunnel::trials(),
         turns::trials(),
+        waypoints::trials(),
     ];
     modules.into_iter().flatten().collect()
 }

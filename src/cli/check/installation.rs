@@ -160,5 +160,11 @@ fn controller(facts: &Facts, findings: &mut Findings) {
 }
 
 /// The kinds that an agent needs to know.
-const KINDS: [&str; 5] =
-    ["authorizationpolicies", "externalauthorizers", "meshnodes", "peerauthentications", "requestauthentications"];
+const KINDS: [&str; 6] = [
+    "authorizationpolicies",
+    "externalauthorizers",
+    "meshnodes",
+    "peerauthentications",
+    "requestauthentications",
+    "trafficpolicies",
+];

@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 
 use super::record;
 use crate::api::StatusCondition;
-use crate::mesh::{NamespacedName, Settings, Waypoint};
+use crate::mesh::{Gateway, Labels, NamespacedName, Settings, Waypoint};
 use crate::route::status::{Condition, GrpcClaims, ServiceFacts, ServiceShape, conditions};
-use crate::route::{Route, RouteKind, decode};
+use crate::route::{Route, RouteKind, RouteRef, decode};
+use crate::source::decode::read_gateway;
 
 /// Writes our entries of `status.parents` where they say something else than what is so; those of other controllers
 /// stay as they are.
@@ -27,6 +28,7 @@ pub struct RouteStatuses {
     client: Client,
     services: Store<RoutedService>,
     namespaces: Store<RoutedNamespace>,
+    gateways: Store<DynamicObject>,
     /// By UID: what the decoder made of one generation.
     read: HashMap<String, (i64, Arc<Route>)>,
     rounds: u32,
@@ -74,21 +76,29 @@ pub struct RoutedNamespace {
 }
 
 impl RouteStatuses {
-    pub fn new(client: Client, services: Store<RoutedService>, namespaces: Store<RoutedNamespace>) -> Self {
-        Self { client, services, namespaces, read: HashMap::new(), rounds: 0, told: None }
+    pub fn new(
+        client: Client,
+        services: Store<RoutedService>,
+        namespaces: Store<RoutedNamespace>,
+        gateways: Store<DynamicObject>,
+    ) -> Self {
+        Self { client, services, namespaces, gateways, read: HashMap::new(), rounds: 0, told: None }
     }
 
     pub async fn tell(&mut self, all: &[RoutesOf]) {
         self.rounds = self.rounds.saturating_add(1);
         // What has not been listed yet is not missing. A cluster may lack one of the kinds of routes for good.
         let listed = is_ready(&self.services) && is_ready(&self.namespaces);
-        if !listed || self.rounds < PATIENCE && !all.iter().all(|routes| is_ready(&routes.store)) {
+        if !listed
+            || self.rounds < PATIENCE && !(is_ready(&self.gateways) && all.iter().all(|routes| is_ready(&routes.store)))
+        {
             return;
         }
-        let seen = all
-            .iter()
-            .map(|of_kind| versions(&of_kind.store))
-            .chain([versions(&self.services), versions(&self.namespaces)]);
+        let seen = all.iter().map(|of_kind| versions(&of_kind.store)).chain([
+            versions(&self.services),
+            versions(&self.namespaces),
+            versions(&self.gateways),
+        ]);
         let seen = Some(seen.fold(u64::from(self.rounds < PATIENCE), |sum, of_kind| sum.rotate_left(7) ^ of_kind));
         if self.told == seen {
             return;
@@ -149,7 +159,34 @@ impl RouteStatuses {
         Some(route)
     }
 
-    fn facts(&self, name: &NamespacedName) -> Option<ServiceFacts> {
+    /// Changes with everything that routes are told of; none before that has all been listed.
+    pub fn told(&self) -> Option<u64> {
+        self.told
+    }
+
+    /// A route as the last round knew it.
+    pub fn find(&self, all: &[RoutesOf], route: &RouteRef) -> Option<Arc<Route>> {
+        let of_kind = all.iter().find(|of_kind| of_kind.kind == route.kind)?;
+        let reference = ObjectRef::new_with(&route.name.name, of_kind.resource.clone());
+        let object = of_kind.store.get(&reference.within(&route.name.namespace))?;
+        self.read.get(object.metadata.uid.as_ref()?).map(|(_, route)| route.clone())
+    }
+
+    fn gateway(&self, name: &NamespacedName) -> Option<Gateway> {
+        let named = |object: &DynamicObject| {
+            object.metadata.namespace.as_deref() == Some(&*name.namespace)
+                && object.metadata.name.as_deref() == Some(&*name.name)
+        };
+        let object = self.gateways.find(named)?;
+        read_gateway(serde_json::to_value(&*object).ok()?).ok().map(|(gateway, _)| gateway)
+    }
+
+    fn labels(&self, namespace: &str) -> Labels {
+        let namespace = self.namespaces.get(&ObjectRef::new(namespace));
+        namespace.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default().into()
+    }
+
+    pub fn facts(&self, name: &NamespacedName) -> Option<ServiceFacts> {
         let service = self.services.get(&ObjectRef::new(&name.name).within(&name.namespace))?;
         let spec = &service.spec;
         let shape = match (spec.kind.as_deref(), spec.cluster_ip.as_deref()) {
@@ -162,7 +199,8 @@ impl RouteStatuses {
         let ports = ports.map(|port| (port.port, port.name.as_deref().unwrap_or_default().into())).collect();
         let of_namespace = || waypoint(&self.namespaces.get(&ObjectRef::new(&name.namespace))?.metadata);
         let waypoint = waypoint(&service.metadata).or_else(of_namespace).unwrap_or(Waypoint::None);
-        Some(ServiceFacts { shape, ports, waypoint })
+        let without = waypoint.problem(&name.namespace, &self.labels(&name.namespace), |gateway| self.gateway(gateway));
+        Some(ServiceFacts { shape, ports, waypoint, without })
     }
 }
 
@@ -172,7 +210,7 @@ fn waypoint(metadata: &ObjectMeta) -> Option<Waypoint> {
 }
 
 /// Whether all objects of a kind have been listed once.
-fn is_ready<K>(store: &Store<K>) -> bool
+pub(super) fn is_ready<K>(store: &Store<K>) -> bool
 where
     K: Resource + kube::runtime::reflector::Lookup<DynamicType = <K as Resource>::DynamicType> + Clone + 'static,
     <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
@@ -181,7 +219,7 @@ where
 }
 
 /// Of all objects of a kind, in whatever order: another number where one of them came, changed or went.
-fn versions<K>(store: &Store<K>) -> u64
+pub fn versions<K>(store: &Store<K>) -> u64
 where
     K: Resource + kube::runtime::reflector::Lookup<DynamicType = <K as Resource>::DynamicType> + Clone + 'static,
     <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
@@ -194,7 +232,7 @@ where
     store.state().iter().fold(0, |sum, object| sum.wrapping_add(of_one(object)))
 }
 
-fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
+pub fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
     value.pointer(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -233,7 +271,7 @@ struct Entry {
     conditions: Vec<StatusCondition>,
 }
 
-fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
+pub fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
     let status = if condition.is_true { "True" } else { "False" };
     let former = former.iter().find(|former| former.kind == condition.kind && former.status == status);
     StatusCondition {
@@ -246,7 +284,7 @@ fn written(condition: Condition, former: &[StatusCondition], generation: i64, no
     }
 }
 
-const CONTROLLER: &str = "selvedge.dev/mesh";
+pub const CONTROLLER: &str = "selvedge.dev/mesh";
 const MANAGER: &str = "selvedge-controller";
 /// Rounds until a kind of routes that has not been listed counts as one that the cluster does not have.
 const PATIENCE: u32 = 10;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::super::{EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, Pod, PodUid, Service};
+use super::super::{EndpointSlice, Gateway, Namespace, NamespacedName, NetworkPolicy, Node, Pod, PodUid, Service};
 
 /// One object of the model.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +20,7 @@ pub enum Object {
         cidrs: Vec<IpNet>,
     },
     NetworkPolicy(NetworkPolicy),
+    Gateway(Gateway),
     /// The pods that a node's agent says it has captured.
     MeshNode {
         node: Arc<str>,
@@ -37,6 +38,7 @@ impl Object {
             Self::EndpointSlice(s) => ObjectRef { kind: ObjectKind::EndpointSlice, name: s.name.clone() },
             Self::ServiceCidr { name, .. } => ObjectRef::cluster(ObjectKind::ServiceCidr, name.clone()),
             Self::MeshNode { node, .. } => ObjectRef::cluster(ObjectKind::MeshNode, node.clone()),
+            Self::Gateway(g) => ObjectRef { kind: ObjectKind::Gateway, name: g.name.clone() },
             Self::NetworkPolicy(p) => ObjectRef { kind: ObjectKind::NetworkPolicy, name: p.name.clone() },
         }
     }
@@ -51,6 +53,7 @@ pub enum ObjectKind {
     EndpointSlice,
     ServiceCidr,
     NetworkPolicy,
+    Gateway,
     MeshNode,
 }
 

@@ -174,7 +174,11 @@ impl Mesh {
         #[cfg(test)]
         super::super::work::step();
         let namespace = self.namespaces.get(&pod.name.namespace).map(|n| &n.settings);
-        let membership = Membership::of(&pod.name, pod.host_network, namespace, &pod.settings);
+        let membership = match self.gateway_of(&pod) {
+            // It counts as captured all the same: whom it tunnels to knows it by its certificate.
+            Some(_) => Membership::Outside("it is a waypoint, which speaks for itself"),
+            None => Membership::of(&pod.name, pod.host_network, namespace, &pod.settings),
+        };
         Workload {
             identity: Identity::new(&self.settings.trust_domain, &pod.name.namespace, &pod.service_account),
             captured: membership.is_joined() && self.is_captured(&pod),

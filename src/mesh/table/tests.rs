@@ -36,7 +36,11 @@ pub(crate) fn pod(name: &str, uid: &str, ips: &[&str]) -> Pod {
 
 pub(crate) fn namespace(mode: Option<&str>) -> Object {
     let keys = mode.map(|mode| ("selvedge.dev/mesh".to_owned(), mode.to_owned())).into_iter().collect();
-    Object::Namespace(Namespace { name: "shop".into(), settings: Settings::read(&keys, &BTreeMap::new()).0 })
+    Object::Namespace(Namespace {
+        name: "shop".into(),
+        settings: Settings::read(&keys, &BTreeMap::new()).0,
+        labels: Labels::default(),
+    })
 }
 
 pub(crate) fn node(addresses: &[&str], zone: &str) -> Object {
@@ -78,6 +82,7 @@ pub(crate) fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> Endpo
         zone_hints: Vec::new(),
         node_hints: Vec::new(),
         pod: None,
+        pod_uid: None,
     };
     EndpointSlice {
         name: NamespacedName::new("shop", name),

@@ -5,7 +5,7 @@ use super::*;
 use crate::mesh::{self, Object, fixture};
 use crate::model::{Delta, Model};
 use crate::policy::{self, PolicyKind};
-use crate::telemetry::{AccessLog, ConnectionInfo, MetricsSettings, Party, Telemetry, Transport};
+use crate::telemetry::{AccessLog, ConnectionInfo, MetricsSettings, Party, Telemetry, Traces, Transport};
 
 /// A model with the pods `a` and `b` of namespace `shop`, at 10.1.0.1 and 10.1.0.2, and a connection to each.
 struct Scene {
@@ -22,7 +22,7 @@ impl Scene {
         };
         let (model, connections) = (Model::new(settings), Arc::new(Connections::default()));
         model.apply([pod("a", "10.1.0.1"), pod("b", "10.1.0.2")]);
-        let telemetry = Telemetry::new(&MetricsSettings::default(), 100, AccessLog::off());
+        let telemetry = Telemetry::new(&MetricsSettings::default(), 100, AccessLog::off(), Traces::default());
         let live = [("a", "10.1.0.1:8080"), ("b", "10.1.0.2:8080")];
         let live = live.map(|(pod, to)| {
             let to = to.parse().unwrap();
@@ -36,7 +36,7 @@ impl Scene {
                 key_exchange: None,
             };
             let source = "10.1.0.9:1".parse().unwrap();
-            let opening = Opening { pod: &PodUid::new(pod), source, dialled: to, peer: None, info };
+            let opening = Opening { pod: &PodUid::new(pod), source, dialled: to, peer: None, via: None, info };
             connections.register(&telemetry, opening)
         });
         Self { model, connections, _live: live.into() }

@@ -11,7 +11,8 @@ use crate::mesh::{Namespace, Node, Object, PodUid};
 pub(super) fn namespace(key: &Key, namespace: core::Namespace) -> Result<Read, Fault> {
     check(is_label, &key.name.name, "metadata.name", LABEL)?;
     let (settings, passed_over) = settings(&namespace.metadata);
-    Ok((Item::Other(Object::Namespace(Namespace { name: key.name.name.clone(), settings })), passed_over))
+    let labels = namespace.metadata.labels.unwrap_or_default().into();
+    Ok((Item::Other(Object::Namespace(Namespace { name: key.name.name.clone(), settings, labels })), passed_over))
 }
 
 pub(super) fn node(key: &Key, node: core::Node) -> Result<Object, Fault> {

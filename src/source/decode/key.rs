@@ -7,6 +7,7 @@ use super::{CniKind, group_of};
 use crate::authorizer;
 use crate::mesh::{self, NamespacedName, ObjectKind, ObjectRef};
 use crate::model::Delta;
+use crate::route::traffic::{self, PolicyRef, TrafficKind};
 use crate::route::{self, RouteKind, RouteRef};
 
 /// The kinds that are read.
@@ -30,13 +31,17 @@ pub enum Kind {
     /// Of the Gateway API.
     HttpRoute,
     GrpcRoute,
+    /// Ours, and the Gateway API's, about traffic.
+    TrafficPolicy,
+    BackendTrafficPolicy,
+    Gateway,
     /// A CNI's own.
     Cni(&'static CniKind),
 }
 
 impl Kind {
     /// All that are watched, but those of CNIs.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -51,6 +56,9 @@ impl Kind {
         Self::MeshNode,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TrafficPolicy,
+        Self::BackendTrafficPolicy,
+        Self::Gateway,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -70,6 +78,9 @@ impl Kind {
             Self::MeshNode => "MeshNode",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
+            Self::Gateway => "Gateway",
             Self::Cni(kind) => kind.kind,
         }
     }
@@ -88,8 +99,10 @@ impl Kind {
             | Self::AuthorizationPolicy
             | Self::RequestAuthentication
             | Self::ExternalAuthorizer
+            | Self::TrafficPolicy
             | Self::MeshNode => Some("selvedge.dev/v1alpha1"),
-            Self::HttpRoute | Self::GrpcRoute => Some("gateway.networking.k8s.io/v1"),
+            Self::BackendTrafficPolicy => Some("gateway.networking.x-k8s.io/v1alpha1"),
+            Self::HttpRoute | Self::GrpcRoute | Self::Gateway => Some("gateway.networking.k8s.io/v1"),
             Self::Cni(_) => None,
         }
     }
@@ -141,6 +154,7 @@ impl Key {
     /// The step of the model that takes it away; `None` for policies, which say it themselves, and for what is none.
     pub(in crate::source) fn delete(&self) -> Option<Delta> {
         let route = |kind| Delta::Route(route::Delta::Delete(RouteRef { kind, name: self.name.clone() }));
+        let traffic = |kind| Delta::Traffic(traffic::Delta::Delete(PolicyRef { kind, name: self.name.clone() }));
         let kind = match self.kind {
             Kind::Namespace => ObjectKind::Namespace,
             Kind::Node => ObjectKind::Node,
@@ -150,8 +164,11 @@ impl Key {
             Kind::Pod => ObjectKind::Pod,
             Kind::NetworkPolicy | Kind::Cni(_) => ObjectKind::NetworkPolicy,
             Kind::MeshNode => ObjectKind::MeshNode,
+            Kind::Gateway => ObjectKind::Gateway,
             Kind::HttpRoute => return Some(route(RouteKind::Http)),
             Kind::GrpcRoute => return Some(route(RouteKind::Grpc)),
+            Kind::TrafficPolicy => return Some(traffic(TrafficKind::Traffic)),
+            Kind::BackendTrafficPolicy => return Some(traffic(TrafficKind::Backend)),
             Kind::ExternalAuthorizer => {
                 return Some(Delta::Authorizer(authorizer::Delta::Delete(self.name.clone())));
             }

@@ -36,7 +36,8 @@ fn object(key: &Key, selects: PodSelection) -> Object {
     Object::NetworkPolicy(NetworkPolicy { name: key.model_name(), selects })
 }
 
-fn selector(written: WrittenSelector) -> Result<LabelSelector, Fault> {
+/// As a `podSelector` of a NetworkPolicy says it.
+pub(super) fn selector(written: WrittenSelector) -> Result<LabelSelector, Fault> {
     let expressions = written.match_expressions.into_iter().flatten().enumerate();
     Ok(LabelSelector {
         labels: written.match_labels.unwrap_or_default(),

@@ -23,7 +23,7 @@ fn info(name: &str) -> ConnectionInfo {
 fn rendered(cap: usize, story: impl FnOnce(&Telemetry)) -> String {
     let settings = MetricsSettings::default();
     let recorder = recorder(&settings).unwrap();
-    let telemetry = Telemetry::new(&settings, cap, AccessLog::off());
+    let telemetry = Telemetry::new(&settings, cap, AccessLog::off(), Traces::default());
     metrics::with_local_recorder(&recorder, || story(&telemetry));
     recorder.handle().render()
 }
@@ -99,7 +99,7 @@ fn what_is_learnt_later_is_in_the_log_and_the_labels() {
     let buffer = crate::telemetry::access_log::tests::Shared::default();
     let (log, writer) = AccessLog::start(AccessLogFormat::Json, buffer.clone()).unwrap();
     let settings = MetricsSettings::default();
-    let telemetry = Telemetry::new(&settings, 10, log);
+    let telemetry = Telemetry::new(&settings, 10, log, Traces::default());
     let one = telemetry.open(ConnectionInfo { service: None, key_exchange: None, ..info("cart") });
     one.amend(|info| info.service = Some(NamespacedName::new("shop", "late")));
     one.decision(Verdict::Deny, Some(&NamespacedName::new("shop", "p")));

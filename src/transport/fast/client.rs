@@ -13,7 +13,7 @@ use super::frame::Kind;
 use super::header::Header;
 use super::link::Link;
 use super::pool::Lease;
-use super::stream::Stream;
+use super::stream::{Held, Stream};
 use crate::transport::hbone::OpenError;
 use crate::transport::relay::{Ended, RelayControl, TcpEnd};
 use crate::transport::tls::TlsError;
@@ -41,7 +41,7 @@ impl Flow {
                     lease.give_back();
                 }
             })),
-            After::Spent | After::Lent => {}
+            After::Spent => {}
         }
         ended
     }
@@ -71,7 +71,7 @@ impl Flow {
 
     /// The flow as a stream of bytes, for who speaks a protocol over it. Nothing was said early on it.
     pub fn into_stream(self) -> Stream {
-        Stream::new(*self.lease, self.progress)
+        Stream::new(Held::Lease(self.lease), self.progress)
     }
 }
 

@@ -24,8 +24,6 @@ pub enum After {
     Reusable,
     /// Once [`settle`] says so.
     Unsettled(Awaited),
-    /// Once whoever reads the flow [as a stream](super::Stream) has given it back.
-    Lent,
     /// It is broken, or may not be trusted with another.
     Spent,
 }

@@ -1,8 +1,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::ProtocolError;
+use crate::transport::behalf::{Behalf, MOST_BEHALF};
 
-/// What a flow begins with: where to. It says nothing of where from, for nobody would believe it.
+/// What a flow begins with: where to. Of where from it says nothing, for nobody would believe it; but a waypoint says
+/// whose the flow is.
 ///
 /// | octets | |
 /// | --- | --- |
@@ -16,6 +18,8 @@ pub struct Header {
     pub destination: SocketAddr,
     /// [W3C Trace Context](https://www.w3.org/TR/trace-context/), as in the HTTP header of that name.
     pub traceparent: Option<String>,
+    /// Of a waypoint's flow: the client that it is for.
+    pub behalf: Option<Behalf>,
 }
 
 impl Header {
@@ -37,6 +41,12 @@ impl Header {
             into.extend_from_slice(&[TRACEPARENT, high, low]);
             into.extend_from_slice(traceparent.as_bytes());
         }
+        if let Some(behalf) = &self.behalf {
+            let value = behalf.write();
+            let [.., high, low] = value.len().to_be_bytes();
+            into.extend_from_slice(&[BEHALF, high, low]);
+            into.extend_from_slice(&value);
+        }
     }
 
     pub fn read(bytes: &[u8]) -> Result<Self, ProtocolError> {
@@ -54,7 +64,7 @@ impl Header {
         if port == 0 {
             return Err(ProtocolError::Header);
         }
-        let mut traceparent = None;
+        let (mut traceparent, mut behalf) = (None, None);
         while !fields.is_empty() {
             let (&[kind, high, low], rest) = fields.split_first_chunk().ok_or(ProtocolError::Header)?;
             let length = usize::from(u16::from_be_bytes([high, low]));
@@ -63,14 +73,20 @@ impl Header {
                 // A value that is no text counts as absent.
                 traceparent = std::str::from_utf8(value).ok().map(str::to_owned);
             }
+            if kind == BEHALF {
+                // Passed over, the flow would be taken for the waypoint's own.
+                let read = Some(value).filter(|value| value.len() <= MOST_BEHALF).and_then(Behalf::read);
+                behalf = Some(read.ok_or(ProtocolError::Header)?);
+            }
             fields = rest;
         }
-        Ok(Self { destination: SocketAddr::new(ip, port), traceparent })
+        Ok(Self { destination: SocketAddr::new(ip, port), traceparent, behalf })
     }
 }
 
 const VERSION: u8 = 1;
 const TRACEPARENT: u8 = 1;
+const BEHALF: u8 = 2;
 /// A traceparent has 55 octets today, and may grow.
 const MOST_VALUE: usize = 256;
 
@@ -85,6 +101,10 @@ mod tests {
         Header {
             destination: destination.parse().unwrap(),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+            behalf: Some(Behalf {
+                identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+                address: "10.9.9.9:4321".parse().unwrap(),
+            }),
         }
     }
 
@@ -100,7 +120,7 @@ mod tests {
             let header = header(destination);
             assert_eq!(Header::read(&written(&header)), Ok(header));
         }
-        let bare = Header { traceparent: None, ..header("10.1.2.3:8080") };
+        let bare = Header { traceparent: None, behalf: None, ..header("10.1.2.3:8080") };
         assert_eq!(written(&bare), [1, 4, 0x1f, 0x90, 10, 1, 2, 3]);
     }
 
@@ -111,6 +131,13 @@ mod tests {
         assert_eq!(Header::read(&bytes), Ok(header("10.1.2.3:8080")));
         bytes[0] = 2;
         assert_eq!(Header::read(&bytes), Err(ProtocolError::Version(2)));
+    }
+
+    #[test]
+    fn a_claim_that_cannot_be_read_is_not_passed_over() {
+        let mut bytes = written(&Header { behalf: None, ..header("10.1.2.3:8080") });
+        bytes.extend_from_slice(&[BEHALF, 0, 2, 4, 0]);
+        assert_eq!(Header::read(&bytes), Err(ProtocolError::Header));
     }
 
     proptest! {

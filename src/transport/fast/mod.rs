@@ -21,7 +21,7 @@ pub use flow::After;
 pub use header::Header;
 pub use link::Link;
 pub use pool::{Dial, Opened, Pool, PoolSettings};
-pub use server::{Request, Server, ServerError, ServerSettings};
+pub use server::{Lent, Request, Server, ServerError, ServerSettings};
 pub use stream::Stream;
 
 use record::RecordError;

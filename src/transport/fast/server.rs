@@ -11,7 +11,7 @@ use super::flow::{After, Progress, Side, carry, settle};
 use super::frame::Kind;
 use super::header::Header;
 use super::link::Link;
-use super::stream::Stream;
+use super::stream::{Held, Stream};
 use crate::transport::hbone::Refusal;
 use crate::transport::metrics::{FAST_REFUSED, FastConnection};
 use crate::transport::relay::{Ended, RelayControl, TcpEnd};
@@ -31,9 +31,7 @@ impl Default for ServerSettings {
 
 /// The server's side of one connection: flow after flow.
 pub struct Server {
-    /// None while it is lent to who reads a flow as a stream.
-    link: Option<Link>,
-    lent: Option<oneshot::Receiver<Link>>,
+    link: Link,
     peer: PeerInfo,
     settings: ServerSettings,
     /// What a client sent before it heard of a refusal may still come: so many bytes.
@@ -55,7 +53,7 @@ impl Server {
         // The handshake is over: a connection that was made ahead may wait for its first flow like for any other.
         let Session { stream, peer, permit: _ } = session;
         let counted = FastConnection::begin("server");
-        Self { link: Some(stream), lent: None, peer, settings, discarding: None, _counted: counted }
+        Self { link: stream, peer, settings, discarding: None, _counted: counted }
     }
 
     /// Waits for the next flow. `None` once the connection has been closed in order: by the client, because it was
@@ -92,16 +90,15 @@ impl Server {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Result<Header, ProtocolError>>, ServerError>> {
         loop {
-            let Some(link) = &mut self.link else { return Poll::Ready(Ok(None)) };
-            if let Poll::Ready(Err(error)) = link.poll_flush(cx) {
+            if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
                 return Poll::Ready(Err(error.into()));
             }
-            ready!(link.poll_fill(cx))?;
-            let Some(frame) = link.front() else { return Poll::Ready(Ok(None)) };
+            ready!(self.link.poll_fill(cx))?;
+            let Some(frame) = self.link.front() else { return Poll::Ready(Ok(None)) };
             match (frame.kind, &mut self.discarding) {
                 (Kind::Open, _) => {
-                    let header = Header::read(link.payload(frame));
-                    link.pop();
+                    let header = Header::read(self.link.payload(frame));
+                    self.link.pop();
                     self.discarding = None;
                     return Poll::Ready(Ok(Some(header)));
                 }
@@ -109,15 +106,13 @@ impl Server {
                 (Kind::End, Some(_)) => {}
                 _ => return Poll::Ready(Err(ProtocolError::Order.into())),
             }
-            link.pop();
+            self.link.pop();
         }
     }
 
     /// Closes the connection in order: no flow is under way.
     pub async fn close(self) {
-        if let Some(link) = self.link {
-            link.close().await;
-        }
+        self.link.close().await;
     }
 }
 
@@ -135,7 +130,7 @@ impl Request<'_> {
 
     /// Resolves when the client has given the request up: nobody waits for the application any more.
     pub async fn abandoned(&mut self) {
-        let Some(link) = &mut self.server.link else { return };
+        let link = &mut self.server.link;
         poll_fn(|cx| match link.front() {
             // It waits for the application.
             Some(_) => link.poll_failure(cx).map(drop),
@@ -152,39 +147,23 @@ impl Request<'_> {
     pub fn refuse(self, refusal: Refusal) -> After {
         counter!(FAST_REFUSED, "status" => refusal.status().to_string()).increment(1);
         self.server.discarding = Some(MOST_EARLY);
-        let link = self.server.link.as_mut();
-        match link.map(|link| link.push(Kind::Refused, &refusal.status().to_be_bytes())) {
-            Some(Ok(())) => After::Reusable,
-            Some(Err(_)) | None => After::Spent,
+        match self.server.link.push(Kind::Refused, &refusal.status().to_be_bytes()) {
+            Ok(()) => After::Reusable,
+            Err(_) => After::Spent,
         }
     }
 
     /// Says that the application has accepted, and carries the flow to its end. Then the connection can take another,
     /// if what is returned settles.
     pub async fn accept(self, application: TcpEnd, control: &RelayControl) -> (Ended, After) {
-        let broken = |error| {
-            let outcome = crate::transport::relay::Outcome::ResetByDownstream;
-            (Ended { sent: 0, received: 0, outcome, error }, After::Spent)
-        };
-        let Some(link) = &mut self.server.link else { return broken(None) };
+        let link = &mut self.server.link;
         match link.push(Kind::Ok, &[]) {
             Ok(()) => carry(application, link, Progress::default(), None, Side::Server, control).await,
-            Err(error) => broken(Some(error)),
+            Err(error) => {
+                let outcome = crate::transport::relay::Outcome::ResetByDownstream;
+                (Ended { sent: 0, received: 0, outcome, error: Some(error) }, After::Spent)
+            }
         }
-    }
-
-    /// Says that the application has accepted, for who reads the flow rather than relaying it. The connection can take
-    /// another behind it, if [`After::Lent`] settles.
-    ///
-    /// # Errors
-    /// The connection is broken.
-    pub fn into_stream(self) -> std::io::Result<Stream> {
-        let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
-        let mut link = self.server.link.take().ok_or_else(gone)?;
-        link.push(Kind::Ok, &[])?;
-        let (back, lent) = oneshot::channel();
-        self.server.lent = Some(lent);
-        Ok(Stream::accepted(link, back))
     }
 }
 
@@ -193,17 +172,39 @@ impl Server {
     pub async fn settled(&mut self, after: After) -> bool {
         match after {
             After::Reusable => true,
-            After::Unsettled(awaited) => match &mut self.link {
-                Some(link) => settle(link, awaited).await,
-                None => false,
-            },
-            After::Lent => {
-                let Some(lent) = self.lent.take() else { return false };
-                self.link = lent.await.ok();
-                self.link.is_some()
-            }
+            After::Unsettled(awaited) => settle(&mut self.link, awaited).await,
             After::Spent => false,
         }
+    }
+}
+
+/// A connection whose flow is carried by somebody else as a stream of bytes.
+pub struct Lent {
+    link: oneshot::Receiver<Link>,
+    peer: PeerInfo,
+    settings: ServerSettings,
+    counted: FastConnection,
+}
+
+impl Server {
+    /// Says that the flow is accepted that was asked for last, and hands it out as a stream of bytes.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn into_stream(mut self) -> std::io::Result<(Stream, Lent)> {
+        self.link.push(Kind::Ok, &[])?;
+        let (owner, link) = oneshot::channel();
+        let stream = Stream::new(Held::Lent(Box::new(self.link), owner), Progress::default());
+        Ok((stream, Lent { link, peer: self.peer, settings: self.settings, counted: self._counted }))
+    }
+}
+
+impl Lent {
+    /// Waits for the end of the flow. `None` where the connection can take no other.
+    pub async fn returned(self) -> Option<Server> {
+        let Self { link, peer, settings, counted } = self;
+        let link = link.await.ok()?;
+        Some(Server { link, peer, settings, discarding: None, _counted: counted })
     }
 }
 

@@ -14,37 +14,37 @@ use super::pool::Lease;
 
 /// One accepted flow as a stream of bytes, without an application's socket at this end.
 ///
-/// Its connection goes back to where it came from once both sides have finished, also when the stream is dropped before
-/// that: what is left to be said is said behind it.
+/// Its connection goes back to the pool once both sides have finished, also when the stream is dropped before that: what
+/// is left to be said is said behind it.
 pub struct Stream {
     /// None once dropped.
-    lease: Option<Lent>,
+    held: Option<Held>,
     progress: Progress,
     /// The connection broke, or the peer reset the flow.
     broken: Option<Broken>,
 }
 
-/// A connection, and where it goes back to.
-enum Lent {
-    /// The client's pool.
-    Pool(Lease),
-    /// The server that waits for its next flow.
-    Server(Link, oneshot::Sender<Link>),
+/// A connection, and whose it is again behind the flow.
+pub(super) enum Held {
+    /// The pool's.
+    Lease(Box<Lease>),
+    /// The server's, which waits for it.
+    Lent(Box<Link>, oneshot::Sender<Link>),
 }
 
-impl Lent {
+impl Held {
     fn link(&mut self) -> &mut Link {
         match self {
-            Self::Pool(lease) => &mut lease.link,
-            Self::Server(link, _) => link,
+            Self::Lease(lease) => &mut lease.link,
+            Self::Lent(link, _) => link,
         }
     }
 
     fn give_back(self) {
         match self {
-            Self::Pool(lease) => lease.give_back(),
-            // A server that has gone meanwhile takes no more flows.
-            Self::Server(link, back) => drop(back.send(link)),
+            Self::Lease(lease) => lease.give_back(),
+            // Who waited for it may have gone: then it closes.
+            Self::Lent(link, owner) => drop(owner.send(*link)),
         }
     }
 }
@@ -57,13 +57,8 @@ enum Broken {
 }
 
 impl Stream {
-    pub(super) fn new(lease: Lease, progress: Progress) -> Self {
-        Self { lease: Some(Lent::Pool(lease)), progress, broken: None }
-    }
-
-    /// The server's side of a flow that was just accepted.
-    pub(super) fn accepted(link: Link, back: oneshot::Sender<Link>) -> Self {
-        Self { lease: Some(Lent::Server(link, back)), progress: Progress::default(), broken: None }
+    pub(super) fn new(held: Held, progress: Progress) -> Self {
+        Self { held: Some(held), progress, broken: None }
     }
 
     /// Whether this side has said its end.
@@ -74,7 +69,7 @@ impl Stream {
     fn link(&mut self) -> io::Result<&mut Link> {
         match self.broken {
             Some(_) => Err(reset_by_peer()),
-            None => self.lease.as_mut().map(Lent::link).ok_or_else(reset_by_peer),
+            None => self.held.as_mut().map(Held::link).ok_or_else(reset_by_peer),
         }
     }
 
@@ -83,9 +78,10 @@ impl Stream {
             return Poll::Ready(Ok(()));
         }
         loop {
+            let awaits_done = self.progress.end_sent && !self.progress.done_received;
             let link = self.link()?;
-            // Whoever listens for an answer has had its say; of the peer it is read whether that can be sent or not.
             if link.has_unsent() {
+                // Such as our yes to the flow: who reads need not write first.
                 let _ = link.poll_flush(cx)?;
             }
             let Some(frame) = link.front() else {
@@ -98,8 +94,7 @@ impl Stream {
             };
             match frame.kind {
                 Kind::Data => {
-                    let copied = link.copy_out(buffer.initialize_unfilled());
-                    buffer.advance(copied);
+                    link.copy_out(buffer);
                     return Poll::Ready(Ok(()));
                 }
                 Kind::End => {
@@ -111,6 +106,10 @@ impl Stream {
                         let _ = self.link()?.poll_flush(cx)?;
                     }
                     return Poll::Ready(Ok(()));
+                }
+                Kind::Done if awaits_done => {
+                    link.pop();
+                    self.progress.done_received = true;
                 }
                 Kind::Reset => {
                     link.pop();
@@ -189,15 +188,15 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let Some(mut lease) = self.lease.take() else { return };
+        let Some(mut held) = self.held.take() else { return };
         let awaited = match self.broken {
             Some(Broken::Link) => return,
-            Some(Broken::Reset) => match lease.link().push(Kind::ResetAck, &[]) {
+            Some(Broken::Reset) => match held.link().push(Kind::ResetAck, &[]) {
                 Ok(()) => Some(Awaited::Nothing),
                 Err(_) => return,
             },
             None if self.progress.end_sent => None,
-            None => match lease.link().push(Kind::Reset, &[]) {
+            None => match held.link().push(Kind::Reset, &[]) {
                 Ok(()) => Some(Awaited::Acknowledgement),
                 Err(_) => return,
             },
@@ -205,11 +204,11 @@ impl Drop for Stream {
         let progress = self.progress;
         tokio::task::spawn_local(async move {
             let fit = match awaited {
-                Some(awaited) => settle(lease.link(), awaited).await,
-                None => finish(lease.link(), progress).await,
+                Some(awaited) => settle(held.link(), awaited).await,
+                None => finish(held.link(), progress).await,
             };
             if fit {
-                lease.give_back();
+                held.give_back();
             }
         });
     }

@@ -97,18 +97,20 @@ impl World {
                     self.served.send_modify(|served| *served += 1);
                     after
                 }
-                Answer::SayBack => {
-                    let mut stream = request.into_stream().unwrap();
-                    let mut said = Vec::new();
-                    stream.read_to_end(&mut said).await.unwrap();
-                    stream.write_all(&said).await.unwrap();
-                    stream.shutdown().await.unwrap();
-                    After::Lent
-                }
-                Answer::Drop => {
-                    let mut stream = request.into_stream().unwrap();
-                    stream.read_exact(&mut [0]).await.unwrap();
-                    After::Lent
+                answer @ (Answer::SayBack | Answer::Drop) => {
+                    let (mut stream, lent) = server.into_stream().unwrap();
+                    if let Answer::SayBack = answer {
+                        let mut said = Vec::new();
+                        stream.read_to_end(&mut said).await.unwrap();
+                        stream.write_all(&said).await.unwrap();
+                        stream.shutdown().await.unwrap();
+                    } else {
+                        stream.read_exact(&mut [0]).await.unwrap();
+                    }
+                    drop(stream);
+                    let Some(returned) = lent.returned().await else { return };
+                    server = returned;
+                    continue;
                 }
                 Answer::Break => return,
                 Answer::Close => break,
@@ -159,7 +161,7 @@ fn key() -> PoolKey {
 }
 
 fn header(port: u16) -> Header {
-    Header { destination: SocketAddr::from(([10, 0, 0, 2], port)), traceparent: None }
+    Header { destination: SocketAddr::from(([10, 0, 0, 2], port)), traceparent: None, behalf: None }
 }
 
 /// An application at the near end, and what the agent has of it.

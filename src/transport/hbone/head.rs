@@ -3,6 +3,8 @@ use std::net::SocketAddr;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Uri};
 
+use crate::transport::Behalf;
+
 /// What a CONNECT says besides its stream: where to, and on whose behalf.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConnectHead {
@@ -13,6 +15,8 @@ pub struct ConnectHead {
     /// W3C baggage: who the client is, for the other side's telemetry.
     pub baggage: String,
     pub traceparent: Option<String>,
+    /// Of a waypoint's stream: whose it is.
+    pub behalf: Option<Behalf>,
 }
 
 impl ConnectHead {
@@ -20,11 +24,18 @@ impl ConnectHead {
     pub(super) fn request(&self) -> Result<Request<()>, http::Error> {
         let authority: http::uri::Authority = self.authority.to_string().parse()?;
         let mut request = Request::builder().method(Method::CONNECT).uri(Uri::from(authority)).body(())?;
-        let forwarded = self.forwarded.map(|address| format!("for=\"{address}\""));
+        let forwarded = self
+            .behalf
+            .as_ref()
+            .map(|behalf| behalf.address)
+            .or(self.forwarded)
+            .map(|address| format!("for=\"{address}\""));
+        let identity = self.behalf.as_ref().map(|behalf| behalf.identity.to_string());
         let headers = [
             (FORWARDED, forwarded.as_deref()),
             (BAGGAGE, Some(self.baggage.as_str()).filter(|baggage| !baggage.is_empty())),
             (TRACEPARENT, self.traceparent.as_deref()),
+            (CLIENT_IDENTITY, identity.as_deref()),
         ];
         for (name, value) in headers {
             if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
@@ -45,9 +56,16 @@ impl ConnectHead {
         if authority.port() == 0 {
             return None;
         }
+        let forwarded = text(request.headers(), &FORWARDED).as_deref().and_then(forwarded_for);
+        let behalf = match text(request.headers(), &CLIENT_IDENTITY) {
+            // Passed over where it cannot be read, the stream would be taken for the waypoint's own.
+            Some(identity) => Some(Behalf { identity: identity.parse().ok()?, address: forwarded? }),
+            None => None,
+        };
         Some(Self {
             authority,
-            forwarded: text(request.headers(), &FORWARDED).as_deref().and_then(forwarded_for),
+            behalf,
+            forwarded,
             baggage: text(request.headers(), &BAGGAGE).unwrap_or_default(),
             traceparent: text(request.headers(), &TRACEPARENT),
         })
@@ -72,6 +90,7 @@ fn forwarded_for(value: &str) -> Option<SocketAddr> {
 }
 
 pub(super) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+const CLIENT_IDENTITY: HeaderName = HeaderName::from_static("selvedge-client-identity");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -90,6 +109,10 @@ mod tests {
                 forwarded: Some("10.9.9.9:4321".parse().unwrap()),
                 baggage: "k8s.namespace.name=shop".to_owned(),
                 traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+                behalf: Some(Behalf {
+                    identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+                    address: "10.9.9.9:4321".parse().unwrap(),
+                }),
             };
             let request = head.request().unwrap();
             assert_eq!(request.headers()["forwarded"], "for=\"10.9.9.9:4321\"");
@@ -111,6 +134,22 @@ mod tests {
             let request = Request::builder().method(method).uri(uri).body(()).unwrap();
             assert_eq!(ConnectHead::of(&request), None, "{method} {uri}");
         }
+    }
+
+    #[test]
+    fn whose_a_stream_is_is_said_whole_or_the_request_is_none_of_ours() {
+        let of = |headers: &[(&str, &str)]| {
+            let request = Request::builder().method("CONNECT").uri("10.0.0.1:80");
+            let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            ConnectHead::of(&request.body(()).unwrap()).map(|head| head.behalf.is_some())
+        };
+        let (who, from) =
+            (("selvedge-client-identity", "spiffe://d/ns/a/sa/b"), ("forwarded", "for=\"10.9.9.9:4321\""));
+        assert_eq!(of(&[who, from]), Some(true));
+        assert_eq!(of(&[from]), Some(false));
+        assert_eq!(of(&[who]), None);
+        assert_eq!(of(&[("selvedge-client-identity", "web"), from]), None);
+        assert_eq!(of(&[who, who, from]), None);
     }
 
     proptest! {

@@ -18,6 +18,7 @@ use super::connection::{Event, MAX_FRAME, MAX_HEADERS, PingSettings, SEND_BUFFER
 use super::head::{BAGGAGE, ConnectHead};
 use super::window::WindowBudget;
 use super::{Flow, HboneError, Refusal};
+use crate::transport::Behalf;
 use crate::transport::metrics::REFUSED;
 use crate::transport::tls::Session;
 
@@ -179,6 +180,8 @@ pub struct Request {
     pub forwarded: Option<SocketAddr>,
     pub baggage: Option<String>,
     pub traceparent: Option<String>,
+    /// Whose it is, as a waypoint says: a claim too.
+    pub behalf: Option<Behalf>,
     answer: Answer,
     body: RecvStream,
     guard: StreamGuard,
@@ -191,6 +194,7 @@ impl Request {
             forwarded: head.forwarded,
             baggage: Some(head.baggage).filter(|baggage| !baggage.is_empty()),
             traceparent: head.traceparent,
+            behalf: head.behalf,
             answer,
             body,
             guard,

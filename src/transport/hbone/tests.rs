@@ -34,6 +34,7 @@ fn head() -> ConnectHead {
         forwarded: Some("10.0.0.1:4000".parse().unwrap()),
         baggage: "k8s.namespace.name=shop,service.name=a".to_owned(),
         traceparent: None,
+        behalf: None,
     }
 }
 

@@ -129,6 +129,10 @@ async fn answer(mut request: Request<Incoming>, peer: SocketAddr, name: &str) ->
     if request.method() == Method::CONNECT || request.headers().contains_key("upgrade") {
         return upgraded(&mut request);
     }
+    if request.method() == Method::HEAD {
+        // hyper's server of HTTP/2 would send a body that nobody asked for.
+        return Response::new(BodyExt::boxed(http_body_util::Empty::new().map_err(|never| match never {})));
+    }
     match what {
         _ if grpc => {
             drop(request.into_body().collect().await);

@@ -79,6 +79,13 @@ pub struct Row {
 }
 
 impl Row {
+    pub fn better(&self, one: f64, other: f64) -> f64 {
+        match self.better {
+            Better::More => one.max(other),
+            Better::Less => one.min(other),
+        }
+    }
+
     pub fn worse(&self, one: f64, other: f64) -> f64 {
         match self.better {
             Better::More => one.min(other),
@@ -191,15 +198,19 @@ fn requests(
 ) -> Result<Vec<Reading>> {
     warm_up(stage, running, connections)?;
     let to = running.to.to_string();
-    let before = running.cpu();
+    let (before, hop_before) = (running.cpu(), running.cpu_of_hop());
     let answers = wrk::run(&stage.client, Path::new(FOLDER), (&to, HTTP), connections, false, seconds)?;
-    let used = running.cpu() - before;
+    let (used, hop) = (running.cpu() - before, running.cpu_of_hop() - hop_before);
     let name = this.name();
     let mut readings = vec![reading(&name, "1000/s", Better::More, answers.a_second() / 1000.0)];
     for (percentile, value) in [("p50", answers.p50), ("p99", answers.p99), ("p99.9", answers.p999)] {
         readings.push(reading(&format!("{name}: {percentile}"), "µs", Better::Less, value));
     }
     readings.extend(cpu(running, &name, "s/1000", used * 1000.0 / answers.requests));
+    // What a proxy of one hop is compared with: the carrier on the client's node.
+    let a_cpu_second =
+        || reading(&format!("{name}: a CPU second of the hop"), "1000", Better::More, answers.requests / hop / 1000.0);
+    readings.extend((hop > 0.0).then(a_cpu_second));
     Ok(readings)
 }
 

@@ -4,6 +4,7 @@ mod goals;
 mod iperf;
 mod measure;
 mod other;
+mod proxies;
 mod report;
 mod scale;
 mod stage;
@@ -72,7 +73,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         (None, false) => build::release()?,
     };
     let load = if options.skip_build { build::load_path() } else { build::load()? };
-    let (all, unable) = variants::all(&binary, options.against.as_deref())?;
+    let wanted = |place: Place| options.wants_of(place);
+    let (all, unable) = variants::all(&binary, options.against.as_deref(), wanted)?;
     let plan = Plan::new(options, &all)?;
     // From here on everything lives in a world that ends with this process, so that nothing needs to be undone.
     enter();
@@ -100,6 +102,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 impl Options {
+    /// Whether anything at all of a place may be meant.
+    fn wants_of(&self, place: Place) -> bool {
+        let names = GROUPS.iter().flat_map(|group| group.iter()).filter(|measurement| place.has(**measurement));
+        let titles: Vec<_> = variants::titles(place).collect();
+        names
+            .into_iter()
+            .any(|measurement| titles.iter().any(|title| self.wants(&format!("{title}: {}", measurement.name()))))
+    }
+
     fn wants(&self, title: &str) -> bool {
         let title = title.to_lowercase();
         self.only.iter().all(|text| text.to_lowercase().split('|').any(|part| title.contains(part.trim())))
@@ -119,7 +130,7 @@ struct Plan {
 impl Plan {
     fn new(options: &Options, all: &[Variant]) -> Result<Self> {
         let wanted = |variant: &Variant, measurement: Measurement| {
-            options.wants(&format!("{}: {}", variant.title(), measurement.name()))
+            variant.place.has(measurement) && options.wants(&format!("{}: {}", variant.title(), measurement.name()))
         };
         let groups: &[&[Measurement]] = if options.quick { &QUICK } else { &GROUPS };
         let mut planned = Vec::new();
@@ -130,6 +141,7 @@ impl Plan {
                 let is_wanted = |measurement: &&Measurement| {
                     wanted(variant, **measurement)
                         || variant.is_limit()
+                            && variant.place.has(**measurement)
                             && all.iter().any(|other| other.place == variant.place && wanted(other, **measurement))
                 };
                 let measurements: Vec<_> = group.iter().filter(is_wanted).copied().collect();
@@ -211,7 +223,8 @@ impl Plan {
             let peak = peaks.get(&variant.place).copied().unwrap_or_default();
             report.add(variant, round, measurement.take(stage, &running, self.seconds, peak)?);
         }
-        if measurements.iter().any(|measurement| *measurement != Measurement::Idle) {
+        if variant.place != Place::Requests && measurements.iter().any(|measurement| *measurement != Measurement::Idle)
+        {
             report.add(variant, round, measure::memory_after_load(&running));
         }
         running.stop()

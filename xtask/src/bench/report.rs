@@ -124,13 +124,17 @@ impl Report {
         self.values.range(rounds).map(|((.., round), value)| (*round, *value)).collect()
     }
 
-    /// Of the bare relay, round by round.
+    /// Of the bare relay, or of the best of the other proxies, round by round.
     fn ratio(&self, variant: &Variant, row: &Row) -> Option<Summary> {
-        let limit = self.variants.iter().find(|limit| limit.place == variant.place && limit.is_limit())?;
-        if limit.name == variant.name {
+        if variant.is_limit() {
             return None;
         }
-        let limits = self.of(limit, &row.name);
+        let mut limits: BTreeMap<u32, f64> = BTreeMap::new();
+        for limit in self.variants.iter().filter(|limit| limit.place == variant.place && limit.is_limit()) {
+            for (round, value) in self.of(limit, &row.name) {
+                limits.entry(round).and_modify(|best| *best = row.better(*best, value)).or_insert(value);
+            }
+        }
         Summary::of(
             self.of(variant, &row.name).into_iter().filter_map(|(round, value)| Some(value / limits.get(&round)?)),
         )

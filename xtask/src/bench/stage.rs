@@ -7,12 +7,15 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use selvedge_lab::{
-    Agent, AgentOptions, BOUND, Families, Lab, LabOptions, Namespace, NodeSpec, Pod, PodSpec, eventually,
+    Agent, AgentOptions, BOUND, Families, Lab, LabOptions, Namespace, NodeSpec, Pod, PodSpec, ServiceSpec, eventually,
 };
+use serde_json::{Value, json};
 
 use crate::bench::other::Other;
+use crate::bench::proxies::{Proxy, Proxying};
 use crate::bench::usage::{Carriers, processes};
 use crate::bench::variants::{self, Carrier, Flag, Place, Variant};
+use crate::cluster::{Authority, Reached, Subject};
 
 /// The lab with its pods and servers; what carries the traffic comes and goes.
 pub struct Stage {
@@ -67,6 +70,11 @@ impl Stage {
             Carrier::Nothing => Running::over(self.server(variant.place).ip()),
             Carrier::Relay => self.start_relay(variant.place)?,
             Carrier::Agents(flags) => self.start_agents(variant.place, flags)?,
+            Carrier::Routes(routes) => {
+                self.ask_for_layer_7(*routes)?;
+                Running { to: VIP.into(), ..self.start_agents(variant.place, &[])? }
+            }
+            Carrier::Proxy(proxy) => self.start_proxy(*proxy)?,
             Carrier::Other(command) => self.start_other(variant.place, command)?,
         };
         self.wait_answer(&self.client, (running.to, HTTP).into())?;
@@ -85,7 +93,7 @@ impl Stage {
     pub fn server(&self, place: Place) -> &Pod {
         match place {
             Place::OneNode => &self.near,
-            Place::TwoNodes | Place::Outside => &self.far,
+            Place::TwoNodes | Place::Outside | Place::Requests => &self.far,
         }
     }
 
@@ -111,6 +119,17 @@ impl Stage {
         Process::spawn(on, &mut command)
     }
 
+    /// On the client's node, towards the port of the server that speaks TLS.
+    fn start_proxy(&self, proxy: Proxy) -> Result<Running> {
+        let near = self.lab.node(NEAR);
+        let mut running = Running::over(near.ip());
+        let before = processes();
+        running.proxies.push(proxy.start(near, self.far.ip(), &root_of(&self.far))?);
+        self.wait_answer(&self.client, (running.to, HTTP).into())?;
+        running.carriers.push(Carriers::since(&before));
+        Ok(running)
+    }
+
     fn start_agents(&self, place: Place, flags: &[Flag]) -> Result<Running> {
         self.lab.join(&self.far, place != Place::Outside)?;
         let options = AgentOptions { args: variants::arguments(flags, &self.binary)?, ..AgentOptions::default() };
@@ -125,6 +144,36 @@ impl Stage {
             running.carriers.push(Carriers::of([agent.pid()].into_iter().chain(agent.worker())));
         }
         Ok(running)
+    }
+
+    /// Puts the server behind a Service whose requests are told apart as the other proxies do it: by the rules of the last
+    /// of so many routes.
+    fn ask_for_layer_7(&self, routes: usize) -> Result<()> {
+        let service = ServiceSpec::new("bench/far").cluster_ip(VIP.into()).port("http", HTTP, HTTP).endpoint(&self.far);
+        self.lab.service(&service.field("/metadata/annotations", json!({"selvedge.dev/waypoint": "node"})))?;
+        let backends = || json!([{"name": "far", "port": HTTP}]);
+        let set = json!({"set": [{"name": "x-route", "value": "bench"}]});
+        let filter = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": set});
+        let canary = json!({"name": "x-canary", "type": "RegularExpression", "value": "."});
+        let all = json!([
+            {"matches": [{"path": {"value": "/admin"}}]},
+            {"matches": [{"headers": [canary]}], "backendRefs": backends()},
+            {"filters": [filter], "backendRefs": backends()},
+        ]);
+        let route = |name: String, rules: Value| {
+            json!({
+                "apiVersion": "gateway.networking.k8s.io/v1",
+                "kind": "HTTPRoute",
+                "metadata": {"name": name, "namespace": "bench"},
+                "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "far"}], "rules": rules},
+            })
+        };
+        let others = (1..routes).map(|number| {
+            let matches = json!([{"path": {"value": format!("/other/{number}")}}]);
+            route(format!("other-{number}"), json!([{"matches": matches, "backendRefs": backends()}]))
+        });
+        let documents: Vec<_> = others.chain([route("bench".to_owned(), all)]).map(|route| route.to_string()).collect();
+        self.lab.write("routes.yaml", &documents.join("\n---\n"))
     }
 
     fn start_other(&self, place: Place, command: &str) -> Result<Running> {
@@ -162,13 +211,21 @@ pub struct Running {
     agents: Vec<Agent>,
     others: Vec<Other>,
     relays: Vec<Process>,
+    proxies: Vec<Proxying>,
     /// One entry a node.
     carriers: Vec<Carriers>,
 }
 
 impl Running {
     fn over(to: IpAddr) -> Self {
-        Self { to, agents: Vec::new(), others: Vec::new(), relays: Vec::new(), carriers: Vec::new() }
+        Self {
+            to,
+            agents: Vec::new(),
+            others: Vec::new(),
+            relays: Vec::new(),
+            proxies: Vec::new(),
+            carriers: Vec::new(),
+        }
     }
 
     fn start(&mut self, relay: impl FnOnce() -> Result<Process>) -> Result<()> {
@@ -185,6 +242,11 @@ impl Running {
     /// Seconds of processor time that all carriers used so far.
     pub fn cpu(&self) -> f64 {
         self.carriers.iter().map(Carriers::cpu).sum()
+    }
+
+    /// Those of them that the carrier on the client's node used.
+    pub fn cpu_of_hop(&self) -> f64 {
+        self.carriers.first().map_or(0.0, Carriers::cpu)
     }
 
     /// Resident memory in MB of each node's carrier.
@@ -231,12 +293,20 @@ fn serve_bytes(pod: &Pod) -> Result<Process> {
     Process::spawn(pod, Command::new("iperf3").args(["--server", "--port", &IPERF.to_string()]))
 }
 
+/// The root that the certificate of a server's port of TLS leads to.
+fn root_of(pod: &Pod) -> PathBuf {
+    Path::new(FOLDER).join(pod.name()).join("ca.crt")
+}
+
 /// One nginx worker, which says a few bytes and writes nothing down.
 fn serve_http(pod: &Pod) -> Result<Process> {
     let folder = Path::new(FOLDER).join(pod.name());
     fs::create_dir_all(&folder)?;
     let configuration = folder.join("nginx.conf");
-    let text = NGINX.replace("FOLDER", &folder.display().to_string()).replace("PORT", &HTTP.to_string());
+    let reached = [Reached::By(SERVER_NAME.to_owned())];
+    Authority::new(&folder)?.issue("server", &Subject::user(SERVER_NAME), &reached)?;
+    let text = NGINX.replace("FOLDER", &folder.display().to_string());
+    let text = text.replace("TLS_PORT", &HTTPS.to_string()).replace("PORT", &HTTP.to_string());
     fs::write(&configuration, text)?;
     let mut command = Command::new("nginx");
     command.arg("-p").arg(&folder).arg("-c").arg(&configuration).args(["-e", "stderr"]);
@@ -244,7 +314,11 @@ fn serve_http(pod: &Pod) -> Result<Process> {
 }
 
 pub const HTTP: u16 = 8080;
+/// The same over TLS, for proxies that are no mesh.
+pub const HTTPS: u16 = 8443;
+pub const SERVER_NAME: &str = "far.bench";
 pub const IPERF: u16 = 5201;
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub const NEAR: &str = "node-a";
 const FAR: &str = "node-b";
 /// In the world's private /run, so that it goes with the world.
@@ -267,6 +341,10 @@ http {
     scgi_temp_path FOLDER/scgi;
     server {
         listen PORT backlog=4096 reuseport;
+        listen TLS_PORT ssl backlog=4096 reuseport;
+        ssl_protocols TLSv1.3;
+        ssl_certificate FOLDER/server.crt;
+        ssl_certificate_key FOLDER/server.key;
         location / { return 200 \"hello from behind the mesh\\n\"; }
     }
 }

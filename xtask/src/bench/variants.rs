@@ -6,6 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::bench::measure::Measurement;
+use crate::bench::proxies::Proxy;
+
 /// Where the two ends are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Place {
@@ -15,10 +18,17 @@ pub enum Place {
     OneNode,
     /// On two nodes, the server outside the mesh.
     Outside,
+    /// On two nodes, each request told apart by its path and headers.
+    Requests,
 }
 
 impl Place {
-    pub const ALL: [Self; 3] = [Self::TwoNodes, Self::OneNode, Self::Outside];
+    pub const ALL: [Self; 4] = [Self::TwoNodes, Self::OneNode, Self::Outside, Self::Requests];
+
+    /// Whether a measurement says something there.
+    pub fn has(self, measurement: Measurement) -> bool {
+        self != Self::Requests || matches!(measurement, Measurement::Requests { .. })
+    }
 }
 
 impl fmt::Display for Place {
@@ -27,6 +37,7 @@ impl fmt::Display for Place {
             Self::TwoNodes => "two nodes",
             Self::OneNode => "one node",
             Self::Outside => "to a pod outside the mesh",
+            Self::Requests => "layer 7",
         })
     }
 }
@@ -46,6 +57,10 @@ pub enum Carrier {
     /// The bare relay that all others of its place are compared with.
     Relay,
     Agents(&'static [Flag]),
+    /// Agents with so many routes, of which the last is the one that is met.
+    Routes(usize),
+    /// A proxy of layer 7 on the client's node, which all others of its place are compared with.
+    Proxy(Proxy),
     /// Another node proxy, by the command that starts it on a node.
     Other(String),
 }
@@ -66,17 +81,17 @@ impl Variant {
 
     /// What others are compared with.
     pub fn is_limit(&self) -> bool {
-        matches!(self.carrier, Carrier::Relay)
+        matches!(self.carrier, Carrier::Relay | Carrier::Proxy(_))
     }
 
     /// Whether it is held against what we want.
     pub fn is_ours(&self) -> bool {
-        matches!(self.carrier, Carrier::Agents(_))
+        matches!(self.carrier, Carrier::Agents(_) | Carrier::Routes(_))
     }
 
     /// Whether its ratios to the limit are shown.
     pub fn is_compared(&self) -> bool {
-        matches!(self.carrier, Carrier::Agents(_) | Carrier::Other(_))
+        self.is_ours() || matches!(self.carrier, Carrier::Other(_))
     }
 
     pub fn title(&self) -> String {
@@ -85,22 +100,39 @@ impl Variant {
 }
 
 /// Every variant that this binary can do, and the titles of those that it cannot.
-pub fn all(binary: &Path, against: Option<&str>) -> Result<(Vec<Variant>, Vec<String>)> {
+pub fn all(
+    binary: &Path,
+    against: Option<&str>,
+    wanted: impl Fn(Place) -> bool,
+) -> Result<(Vec<Variant>, Vec<String>)> {
     let help = Command::new(binary).args(["agent", "--help"]).output();
     let help = help.with_context(|| format!("cannot run {}", binary.display()))?;
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let (mut able, mut unable) = (Vec::new(), Vec::new());
     for (place, name, carrier) in TABLE {
         let variant = Variant::new(*place, name, carrier.clone());
+        if let Carrier::Proxy(proxy) = carrier
+            && let Err(error) = if wanted(*place) { proxy.install() } else { Ok(()) }
+        {
+            unable.push(format!("{}: not on this machine: {error:#}", variant.title()));
+            continue;
+        }
         match missing_flag(carrier, &help) {
             None => able.push(variant),
             Some(flag) => unable.push(format!("{}: not in this binary (no {})", variant.title(), flag.name)),
         }
     }
     if let Some(command) = against {
-        able.extend(Place::ALL.map(|place| Variant::new(place, "against", Carrier::Other(command.into()))));
+        let carried = Place::ALL.into_iter().filter(|place| *place != Place::Requests);
+        able.extend(carried.map(|place| Variant::new(place, "against", Carrier::Other(command.into()))));
     }
     Ok((able, unable))
+}
+
+/// The titles of a place's variants.
+pub fn titles(place: Place) -> impl Iterator<Item = String> {
+    let here = TABLE.iter().filter(move |(at, ..)| *at == place);
+    here.map(|(place, name, carrier)| Variant::new(*place, name, carrier.clone()).title())
 }
 
 /// The agent's arguments for a variant: the flags that the binary knows.
@@ -156,6 +188,12 @@ const TABLE: &[(Place, &str, Carrier)] = &[
     (Place::Outside, "relay, 1 hop", Carrier::Relay),
     (Place::Outside, "passthrough", Carrier::Agents(&[])),
     (Place::Outside, "eager", Carrier::Agents(&[flag("--connect", "eager")])),
+    (Place::Requests, "no mesh", Carrier::Nothing),
+    (Place::Requests, "nginx", Carrier::Proxy(Proxy::Nginx)),
+    (Place::Requests, "HAProxy", Carrier::Proxy(Proxy::Haproxy)),
+    (Place::Requests, "Envoy", Carrier::Proxy(Proxy::Envoy)),
+    (Place::Requests, "on the node", Carrier::Routes(1)),
+    (Place::Requests, "5,000 routes", Carrier::Routes(5000)),
 ];
 
 #[cfg(test)]
@@ -194,7 +232,8 @@ mod tests {
     fn every_place_has_one_limit_and_no_name_twice() {
         for place in Place::ALL {
             let here: Vec<_> = TABLE.iter().filter(|row| row.0 == place).collect();
-            assert_eq!(here.iter().filter(|row| matches!(row.2, Carrier::Relay)).count(), 1, "{place}");
+            let relays = here.iter().filter(|row| matches!(row.2, Carrier::Relay)).count();
+            assert_eq!(relays, usize::from(place != Place::Requests), "{place}");
             assert!(here.iter().all(|row| here.iter().filter(|other| other.1 == row.1).count() == 1), "{place}");
         }
     }

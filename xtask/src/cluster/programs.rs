@@ -83,6 +83,11 @@ pub fn kwok() -> Result<PathBuf> {
     Ok(KWOK.on_demand()?.join("kwok"))
 }
 
+/// Asks a server of HTTP/2 what its specification leaves no choice in.
+pub fn h2spec() -> Result<PathBuf> {
+    Ok(H2SPEC.on_demand()?.join("h2spec"))
+}
+
 /// The Gateway API: its kinds, its conformance suite, and what this applies first.
 pub struct GatewayApi {
     /// A folder of CustomResourceDefinitions, those of the standard channel.
@@ -139,6 +144,7 @@ const MODULES: [Module; 4] = [
 
 const KWOK: Module = Module { name: "kwok", flags: &[], linker: "", goal: Goal::Tools };
 const HELM: Module = Module { name: "helm", flags: &[], linker: "", goal: Goal::Tools };
+const H2SPEC: Module = Module { name: "h2spec", flags: &[], linker: "", goal: Goal::Tools };
 const CONFORMANCE: Module = Module {
     name: "conformance",
     flags: &[],
@@ -303,7 +309,7 @@ mod tests {
 
     #[test]
     fn every_module_is_there_with_its_checksums() {
-        for module in MODULES.iter().chain([&KWOK, &HELM, &CONFORMANCE]) {
+        for module in MODULES.iter().chain([&KWOK, &HELM, &H2SPEC, &CONFORMANCE]) {
             let go_mod = fs::read_to_string(module.source().join("go.mod")).unwrap();
             assert!(go_mod.contains("\ntool "), "{}: no tool lines", module.name);
             assert!(module.source().join("go.sum").is_file(), "{}: no go.sum", module.name);

@@ -18,6 +18,7 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{cargo, release, root};
+use crate::cluster;
 use crate::conformance;
 use crate::e2e;
 use crate::image;
@@ -140,7 +141,9 @@ const SECTIONS: [Section; 17] = [
         built: false,
         run: |retries| {
             let of = |target: &str| {
-                count_tests(cargo().args(["test", "--workspace", "--test", target, "--locked"]), retries)
+                let mut command = cargo();
+                command.args(["test", "--workspace", "--test", target, "--locked"]);
+                count_tests(command.env("SELVEDGE_H2SPEC", cluster::h2spec()?), retries)
             };
             Ok(of("lab")? + &of("network")?)
         },

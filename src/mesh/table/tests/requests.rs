@@ -48,7 +48,11 @@ fn requests_are_read_where_a_service_of_the_pods_own_namespace_asks_for_it() {
     theirs.name = NamespacedName::new("elsewhere", "cart");
     assert_eq!(at(vec![theirs], None), Requests::Unread, "somebody else's Service");
     let keys = BTreeMap::from([("selvedge.dev/waypoint".to_owned(), "node".to_owned())]);
-    let shop = Namespace { name: "shop".into(), settings: Settings::read(&keys, &BTreeMap::new()).0 };
+    let shop = Namespace {
+        name: "shop".into(),
+        settings: Settings::read(&keys, &BTreeMap::new()).0,
+        labels: Labels::default(),
+    };
     assert_eq!(at(vec![cart()], Some(Object::Namespace(shop.clone()))), Requests::Declared);
     assert_eq!(at(vec![asking(cart(), "none")], Some(Object::Namespace(shop))), Requests::Unread);
 }
