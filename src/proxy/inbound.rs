@@ -1,13 +1,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::StatusCode;
+
 use super::Proxy;
 use super::connections::Connection;
 use super::failure::Failure;
 use super::pods::ServedPod;
-use crate::mesh::{Identity, Mesh, Reason, Workload, believable_source, is_reserved_port};
+use crate::authentication::Rule;
+use crate::authorizer::Authorizer;
+use crate::mesh::{Identity, Mesh, NamespacedName, Reason, Workload, believable_source, is_reserved_port};
 use crate::model::State;
-use crate::policy::{Decision, Reads, RequestHead, Verdict};
+use crate::policy::{Ask, Decision, ROOT_NAMESPACE, Reads, RequestHead, Verdict};
+use crate::waypoint::Refusal;
 
 /// What both ways into a pod check before they dial its application.
 pub struct Arrival<'a> {
@@ -103,6 +108,34 @@ pub fn decide_request(
     check_waypoint(&state, via, to)?;
     let (query, _) = state.query(client.ip(), identity, workload, to);
     Ok(state.policies.decide_request(&query, request))
+}
+
+/// Whose tokens are taken of requests that arrive there.
+pub fn token_rules(
+    proxy: &Proxy,
+    pod: &ServedPod,
+    client: SocketAddr,
+    identity: Option<&Identity>,
+    to: SocketAddr,
+) -> Result<Vec<Arc<Rule>>, Failure> {
+    let state = proxy.model.read();
+    let workload = destination(&state, pod, to)?;
+    let (query, _) = state.query(client.ip(), identity, workload, to);
+    Ok(state.policies.token_rules(&query))
+}
+
+/// Who else has to let a request pass that is allowed so far.
+pub fn asked(state: &State, decision: &Decision) -> Result<Vec<Arc<Authorizer>>, Refusal> {
+    let find = |ask: &Ask| {
+        let found = state.authorizers.find(&ask.policy.namespace, &ask.provider, ROOT_NAMESPACE).cloned();
+        found.ok_or_else(|| {
+            let name = NamespacedName::new(ask.policy.namespace.clone(), ask.provider.clone());
+            let text =
+                format!("AuthorizationPolicy {} names it, and there is none, nor one in {ROOT_NAMESPACE}", ask.policy);
+            Refusal::unasked(&name, StatusCode::FORBIDDEN, &text)
+        })
+    };
+    decision.asks.iter().map(find).collect()
 }
 
 /// Whether requests that arrive there are to be read now.

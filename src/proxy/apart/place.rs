@@ -14,10 +14,11 @@ use super::super::choosing::Choosing;
 use super::super::connections::Connection;
 use super::super::counted::Counted;
 use super::super::failure::Failure;
-use super::super::inbound::allowed;
+use super::super::inbound::{allowed, asked};
 use super::super::onward::{Bond, Line, RequestPlace};
 use super::super::pods::{RequestsOf, ServedPod};
 use super::super::workers::{Thread, with_random};
+use crate::authentication::Rule;
 use crate::mesh::balance::Client;
 use crate::mesh::{Destination, Path, Reason, ServiceDestination, Workload};
 use crate::model::{Model, State};
@@ -154,13 +155,26 @@ impl Place for Relayed {
     fn settle(&self, to: &Receiver, request: &mut Parts) -> Result<(), Refusal> {
         let Receiver::Service(service) = to else { return waypoint::settle_path(request) };
         let state = self.proxy.model.read();
-        let mut endpoints = service.candidates.iter().take(MOST_ASKED).map(|candidate| candidate.addr);
-        let is_read = endpoints.any(|endpoint| match state.mesh.workload_by_ip(endpoint.ip()) {
-            Some(workload) => self.query(&state, workload, endpoint).1 != Reads::Nothing,
-            None => false,
-        });
+        let endpoints = service.candidates.iter().take(MOST_ASKED).map(|candidate| candidate.addr);
+        let mut rules: Option<Vec<Arc<Rule>>> = None;
+        for endpoint in endpoints {
+            let Some(workload) = state.mesh.workload_by_ip(endpoint.ip()) else { continue };
+            let (query, reads) = self.query(&state, workload, endpoint);
+            if reads == Reads::Nothing {
+                continue;
+            }
+            let own = state.policies.token_rules(&query);
+            if rules.as_ref().is_some_and(|rules| *rules != own) {
+                let text =
+                    "the endpoints of the Service take tokens of different issuers, so none can be taken for all";
+                return Err(Refusal::internal(text));
+            }
+            rules = Some(own);
+        }
         // Where nobody judges it, the path is the application's affair.
-        if is_read { waypoint::settle_path(request) } else { Ok(()) }
+        let Some(rules) = rules else { return Ok(()) };
+        waypoint::settle_path(request)?;
+        waypoint::authenticate(&rules, request)
     }
 
     fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
@@ -179,7 +193,9 @@ impl Place for Relayed {
             connection.judged(&decision);
         }
         allowed(&decision).map_err(Refusal::unreached)?;
-        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name) }))
+        // Nobody can be asked from here, so that what somebody else has to let pass is refused.
+        let asks = asked(&state, &decision)?;
+        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name), asks }))
     }
 
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted> {

@@ -167,7 +167,7 @@ impl Arriving {
 enum Heard {
     Requests(Version),
     /// Bytes that are nobody's business; with an endpoint, and what that has said.
-    Bytes(Option<(Line, Option<Counted>)>, BytesMut),
+    Bytes(Option<Box<(Line, Option<Counted>)>>, BytesMut),
 }
 
 impl Admitted {
@@ -177,7 +177,7 @@ impl Admitted {
         place.connection = Some(connection.shared().clone());
         let control = &connection.control;
         let heard = match upstream {
-            Some(line) => Ok(Heard::Bytes(Some(line), BytesMut::new())),
+            Some(line) => Ok(Heard::Bytes(Some(Box::new(line)), BytesMut::new())),
             None => tokio::select! {
                 heard = Box::pin(ear.hear(&place, &service)) => heard,
                 reason = control.reset_requested() => Err(Failure::new(reason, "ended before a request")),
@@ -195,7 +195,7 @@ impl Admitted {
             }
             Ok(Heard::Bytes(upstream, heard)) => {
                 let line = match upstream {
-                    Some(line) => Ok(line),
+                    Some(line) => Ok(*line),
                     None => place.any_line(&service).await,
                 };
                 match line {
@@ -250,8 +250,10 @@ impl Ear {
                     let text = format!("port {port} of Service {name} speaks HTTP, and what came is none");
                     return Err(Failure::new(Reason::Protocol, text));
                 }
-                Guess::Other => return Ok(Heard::Bytes(upstream, BytesMut::new())),
-                Guess::More | Guess::MaybeHttp1 if self.is_over => return Ok(Heard::Bytes(upstream, BytesMut::new())),
+                Guess::Other => return Ok(Heard::Bytes(upstream.map(Box::new), BytesMut::new())),
+                Guess::More | Guess::MaybeHttp1 if self.is_over => {
+                    return Ok(Heard::Bytes(upstream.map(Box::new), BytesMut::new()));
+                }
                 Guess::More | Guess::MaybeHttp1 => {}
             }
             match &mut upstream {
@@ -267,7 +269,7 @@ impl Ear {
                     tokio::select! {
                         () = self.more() => {}
                         // Also where it ended, or broke: whoever joins the two finds that out.
-                        _ = line.read_buf(&mut heard) => return Ok(Heard::Bytes(upstream, heard)),
+                        _ = line.read_buf(&mut heard) => return Ok(Heard::Bytes(upstream.map(Box::new), heard)),
                     }
                 }
             }
