@@ -59,7 +59,7 @@ pub struct RequestAuthenticationSpec {
 
 /// What is taken of one issuer.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 #[schemars(extend(
     "x-kubernetes-preserve-unknown-fields" = true,
     "x-kubernetes-validations" = [{
