@@ -9,7 +9,7 @@ use super::workers::with_random;
 use crate::mesh::balance::{Client, Strategy, Wish, stable_hash};
 use crate::mesh::{NamespacedName, ServiceDestination};
 use crate::route::traffic::{Balance, HashOn, Way};
-use crate::waypoint::{Guard, GuardKey, Rates};
+use crate::waypoint::{Guard, GuardKey, Rates, Receiver};
 
 /// The choices of one client.
 #[derive(Clone)]
@@ -94,6 +94,26 @@ impl Proxy {
         let zone = self.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
         // The family that was dialled decides: an endpoint of the other may be out of reach.
         Client { ip, node: Some(node), zone }
+    }
+
+    /// The endpoint for one request of a client, other than those tried already.
+    pub(super) fn pick(
+        &self,
+        to: &Receiver,
+        client: impl FnOnce() -> Client,
+        tried: &[SocketAddr],
+    ) -> Option<SocketAddr> {
+        let service = match to {
+            Receiver::Service(service) => service,
+            Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
+        };
+        with_random(|random| self.balancer().pick(service, &client(), tried, Instant::now(), random))
+    }
+
+    /// Notes how reaching an endpoint went.
+    pub(super) fn reached(&self, endpoint: SocketAddr, well: bool) {
+        let (balancer, now) = (self.balancer(), Instant::now());
+        if well { balancer.succeeded(endpoint, now) } else { balancer.failed(endpoint, now) }
     }
 
     /// What a connection, of which nobody reads requests, wants of its endpoint.

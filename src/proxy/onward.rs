@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -25,7 +24,7 @@ use super::outbound::{Attempt, Way};
 use super::pods::{RequestsOf, ServedPod};
 use super::same_node::Arriving;
 use super::source_ports::Held;
-use super::workers::{Thread, with_random};
+use super::workers::Thread;
 use crate::mesh::{
     AppProtocol, Destination, Identity, Path, PodUid, Reason, ServiceDestination, ServiceKind, Waypoint, Workload,
 };
@@ -61,6 +60,30 @@ pub struct Bond {
     pub destination: Option<(PodUid, Path)>,
 }
 
+impl Bond {
+    /// What a pod's connection to an endpoint has to be like now, from an address and on somebody's behalf; none where none
+    /// may be kept.
+    pub(super) fn to(
+        proxy: &Proxy,
+        pod: &ServedPod,
+        (source_ip, behalf): (IpAddr, Option<Identity>),
+        endpoint: SocketAddr,
+    ) -> Option<Self> {
+        let destination = match proxy.model.read().mesh.destination(endpoint) {
+            Destination::Workload(workload) => {
+                let path = Path::between(&pod.captured.workload, &workload, endpoint.port());
+                // What holds of it may be another thing in a moment.
+                if matches!(path, Path::Uncaptured | Path::Refused(..)) {
+                    return None;
+                }
+                Some((workload.uid().clone(), path))
+            }
+            _ => None,
+        };
+        Some(Self { source: pod.uid().clone(), source_ip, behalf, endpoint, destination })
+    }
+}
+
 impl Onward {
     pub(super) fn new(
         proxy: &Arc<Proxy>,
@@ -76,7 +99,6 @@ impl Onward {
         &self.pod.captured.workload
     }
 
-    /// On the list of connections, counted and logged as any other.
     async fn line(&self, to: &Receiver, endpoint: SocketAddr) -> Result<Line, Failure> {
         let info = ConnectionInfo {
             direction: Direction::Outbound,
@@ -89,35 +111,8 @@ impl Onward {
         };
         let opening =
             Opening { pod: self.pod.uid(), source: self.client, dialled: self.dialled, peer: None, via: None, info };
-        let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
-        let attempt = Attempt {
-            proxy: &self.proxy,
-            thread: &self.thread,
-            pod: &self.pod,
-            client: self.client.ip(),
-            dialled: self.dialled,
-            connection: &connection,
-            behalf: None,
-            early: Cell::new(Some(Early::none())),
-            passing: Cell::default(),
-        };
-        let reached = tokio::select! {
-            // On the heap: what connecting needs is gone once there is a connection.
-            way = Box::pin(attempt.reach(endpoint)) => way,
-            reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
-        };
-        match reached {
-            Ok(way) => {
-                connection.connected();
-                let pod =
-                    LinePod { proxy: self.proxy.clone(), pod: self.pod.clone(), ip: self.client.ip(), behalf: None };
-                Ok(Line::new(pod, connection, way))
-            }
-            Err(failure) => {
-                connection.failed(&failure);
-                Err(failure)
-            }
-        }
+        let pod = LinePod { proxy: self.proxy.clone(), pod: self.pod.clone(), ip: self.client.ip(), behalf: None };
+        pod.line(&self.thread, opening, endpoint).await
     }
 }
 
@@ -175,12 +170,7 @@ impl Place for Onward {
     }
 
     fn pick(&self, to: &Receiver, tried: &[SocketAddr]) -> Option<SocketAddr> {
-        let service = match to {
-            Receiver::Service(service) => service,
-            Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
-        };
-        let client = self.proxy.client(self.client.ip());
-        with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+        self.proxy.pick(to, || self.proxy.client(self.client.ip()), tried)
     }
 
     fn choosing(&self) -> Option<Choosing> {
@@ -200,25 +190,11 @@ impl Place for Onward {
     }
 
     fn reached(&self, endpoint: SocketAddr, well: bool) {
-        let balancer = self.proxy.balancer();
-        if well { balancer.succeeded(endpoint, Instant::now()) } else { balancer.failed(endpoint, Instant::now()) }
+        self.proxy.reached(endpoint, well);
     }
 
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
-        let state = self.proxy.model.read();
-        let destination = match state.mesh.destination(endpoint) {
-            Destination::Workload(workload) => {
-                let path = Path::between(self.workload(), &workload, endpoint.port());
-                // What holds of it may be another thing in a moment.
-                if matches!(path, Path::Uncaptured | Path::Refused(..)) {
-                    return None;
-                }
-                Some((workload.uid().clone(), path))
-            }
-            _ => None,
-        };
-        let (source, source_ip) = (self.pod.uid().clone(), self.client.ip());
-        Some(Bond { source, source_ip, behalf: None, endpoint, destination })
+        Bond::to(&self.proxy, &self.pod, (self.client.ip(), None), endpoint)
     }
 
     fn asker(&self, to: &ServiceDestination) -> Option<Rc<dyn Place>> {
@@ -237,7 +213,7 @@ impl Place for Onward {
 
 impl Attempt<'_> {
     /// One endpoint, within the limits of the pod.
-    pub(super) async fn reach(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
+    async fn reach(&self, endpoint: SocketAddr) -> Result<Way, Failure> {
         self.check_limits()?;
         self.endpoint(endpoint).await
     }
@@ -268,6 +244,43 @@ pub(super) struct LinePod {
 }
 
 impl LinePod {
+    /// Connects to an endpoint: on the list of connections, counted and logged as any other.
+    pub(super) async fn line(
+        self,
+        thread: &Rc<Thread>,
+        opening: Opening<'_>,
+        endpoint: SocketAddr,
+    ) -> Result<Line, Failure> {
+        let dialled = opening.dialled;
+        let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
+        let attempt = Attempt {
+            proxy: &self.proxy,
+            thread,
+            pod: &self.pod,
+            client: self.ip,
+            dialled,
+            connection: &connection,
+            behalf: self.behalf.as_ref(),
+            early: Cell::new(Some(Early::none())),
+            passing: Cell::default(),
+        };
+        let reached = tokio::select! {
+            // On the heap: what connecting needs is gone once there is a connection.
+            way = Box::pin(attempt.reach(endpoint)) => way,
+            reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
+        };
+        match reached {
+            Ok(way) => {
+                connection.connected();
+                Ok(Line::new(self, connection, way))
+            }
+            Err(failure) => {
+                connection.failed(&failure);
+                Err(failure)
+            }
+        }
+    }
+
     fn denied_now(&self, connection: &Connection) -> Option<Reason> {
         let Self { proxy, pod, ip, behalf } = self;
         Source { proxy, pod, ip: *ip, behalf: behalf.as_ref() }.denied_now(connection)
@@ -275,7 +288,7 @@ impl LinePod {
 }
 
 impl Line {
-    pub(super) fn new(pod: LinePod, connection: Registered, way: Way) -> Self {
+    fn new(pod: LinePod, connection: Registered, way: Way) -> Self {
         let (stream, inbound) = match way {
             Way::Fast(flow) => (Stream::fast(flow), None),
             Way::Hbone(flow) => (Stream::hbone(flow), None),

@@ -1,17 +1,14 @@
 //! A waypoint's connections to endpoints.
 
-use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 
 use super::super::connections::Opening;
 use super::super::counted::Counted;
 use super::super::failure::Failure;
 use super::super::onward::{Line, LinePod};
-use super::super::outbound::Attempt;
 use super::Relayed;
 use crate::mesh::{Reason, ServiceDestination};
 use crate::telemetry::{ConnectionInfo, Party};
-use crate::transport::fast::Early;
 use crate::waypoint::{Place, Receiver};
 
 impl Relayed {
@@ -39,7 +36,6 @@ impl Relayed {
         Err(last.unwrap_or_else(|| Failure::new(Reason::NoEndpoint, format!("{to}: no endpoint is ready"))))
     }
 
-    /// On the list of connections, counted and logged as any other.
     pub(super) async fn line(&self, to: &Receiver, endpoint: SocketAddr) -> Result<Line, Failure> {
         let own = self.own_address(endpoint)?;
         let info =
@@ -52,34 +48,8 @@ impl Relayed {
             via: None,
             info,
         };
-        let connection = self.proxy.connections.register(&self.proxy.telemetry, opening);
-        let attempt = Attempt {
-            proxy: &self.proxy,
-            thread: &self.thread,
-            pod: &self.pod,
-            client: own,
-            dialled: self.dialled,
-            connection: &connection,
-            behalf: Some(&self.behalf),
-            early: Cell::new(Some(Early::none())),
-            passing: Cell::default(),
-        };
-        let reached = tokio::select! {
-            // On the heap: what connecting needs is gone once there is a connection.
-            way = Box::pin(attempt.reach(endpoint)) => way,
-            reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
-        };
-        match reached {
-            Ok(way) => {
-                connection.connected();
-                let (proxy, pod, behalf) = (self.proxy.clone(), self.pod.clone(), (*self.behalf).clone());
-                Ok(Line::new(LinePod { proxy, pod, ip: own, behalf: Some(behalf) }, connection, way))
-            }
-            Err(failure) => {
-                connection.failed(&failure);
-                Err(failure)
-            }
-        }
+        let (proxy, pod, behalf) = (self.proxy.clone(), self.pod.clone(), Some((*self.behalf).clone()));
+        LinePod { proxy, pod, ip: own, behalf }.line(&self.thread, opening, endpoint).await
     }
 
     fn own_address(&self, endpoint: SocketAddr) -> Result<IpAddr, Failure> {

@@ -2,7 +2,6 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -17,10 +16,10 @@ use super::super::failure::Failure;
 use super::super::inbound::{allowed, asked};
 use super::super::onward::{Bond, Line, RequestPlace};
 use super::super::pods::{RequestsOf, ServedPod};
-use super::super::workers::{Thread, with_random};
+use super::super::workers::Thread;
 use crate::authentication::Rule;
 use crate::mesh::balance::Client;
-use crate::mesh::{Destination, Path, Reason, ServiceDestination, Workload};
+use crate::mesh::{Destination, Reason, ServiceDestination, Workload};
 use crate::model::{Model, State};
 use crate::policy::{Query, Reads, RequestHead, normal_path};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
@@ -140,12 +139,7 @@ impl Place for Relayed {
     }
 
     fn pick(&self, to: &Receiver, tried: &[SocketAddr]) -> Option<SocketAddr> {
-        let service = match to {
-            Receiver::Service(service) => service,
-            Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
-        };
-        let client = self.client();
-        with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+        self.proxy.pick(to, || self.client(), tried)
     }
 
     fn choosing(&self) -> Option<Choosing> {
@@ -203,30 +197,12 @@ impl Place for Relayed {
     }
 
     fn reached(&self, endpoint: SocketAddr, well: bool) {
-        let balancer = self.proxy.balancer();
-        if well { balancer.succeeded(endpoint, Instant::now()) } else { balancer.failed(endpoint, Instant::now()) }
+        self.proxy.reached(endpoint, well);
     }
 
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond> {
-        let state = self.proxy.model.read();
-        let destination = match state.mesh.destination(endpoint) {
-            Destination::Workload(workload) => {
-                let path = Path::between(self.workload(), &workload, endpoint.port());
-                // What holds of it may be another thing in a moment.
-                if matches!(path, Path::Uncaptured | Path::Refused(..)) {
-                    return None;
-                }
-                Some((workload.uid().clone(), path))
-            }
-            _ => None,
-        };
-        Some(Bond {
-            source: self.pod.uid().clone(),
-            source_ip: self.behalf.address.ip(),
-            behalf: Some(self.behalf.identity.clone()),
-            endpoint,
-            destination,
-        })
+        let behalf = &self.behalf;
+        Bond::to(&self.proxy, &self.pod, (behalf.address.ip(), Some(behalf.identity.clone())), endpoint)
     }
 
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {
