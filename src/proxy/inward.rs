@@ -34,7 +34,7 @@ use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Telemetry};
 use crate::transport::Stream;
 use crate::transport::relay::{Ended, Outcome};
-use crate::waypoint::wire::{Guess, sniff};
+use crate::waypoint::wire::{self, Heard};
 use crate::waypoint::{self, Client, Look, Permit, Place, Pool, Receiver, Refusal, Version, View};
 
 /// A connection to an application of this node, made for a client, and the port that it holds.
@@ -91,25 +91,22 @@ fn ended(connection: &Connection, outcome: Outcome) {
 /// What the client speaks, and what it has said of it; none where it has nothing to say.
 async fn hear(stream: &mut Stream, mut said: BytesMut) -> Result<Option<(Version, BytesMut)>, Failure> {
     let mut room = [0; CHUNK];
+    let mut is_over = false;
     loop {
-        match sniff(&said) {
-            // Whoever sends half a request is told so in HTTP's own words.
-            Guess::Http1 | Guess::MaybeHttp1 => return Ok(Some((Version::Http1, said))),
-            Guess::Http2 => return Ok(Some((Version::Http2, said))),
-            Guess::Other => {
+        match wire::hear(&said, true, is_over) {
+            Heard::Requests(_) if said.is_empty() => return Ok(None),
+            Heard::Requests(speaks) => return Ok(Some((speaks, said))),
+            Heard::Bytes | Heard::Foreign => {
                 let text = "a policy reads the requests to this port, and what came is no HTTP";
                 return Err(Failure::new(Reason::Protocol, text));
             }
-            Guess::More => {}
+            Heard::NotYet => {}
         }
         let mut read = ReadBuf::new(&mut room);
         let outcome: io::Result<()> = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut read)).await;
         outcome.map_err(|cause| Failure::new(Reason::Reset, format!("the client's side: {cause}")))?;
-        match read.filled() {
-            [] if said.is_empty() => return Ok(None),
-            [] => return Ok(Some((Version::Http1, said))),
-            heard => said.extend_from_slice(heard),
-        }
+        is_over = read.filled().is_empty();
+        said.extend_from_slice(read.filled());
     }
 }
 

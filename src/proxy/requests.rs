@@ -14,10 +14,11 @@ use super::failure::Failure;
 use super::onward::Onward;
 use super::outbound::{Attempt, Upstream, Way};
 use crate::mesh::{AppProtocol, Reason, ServiceDestination, Waypoint};
+use crate::model::Model;
 use crate::transport::fast::Early;
 use crate::transport::relay::TcpEnd;
 use crate::transport::{Socket, Stream};
-use crate::waypoint::wire::{Guess, sniff};
+use crate::waypoint::wire::{self, Heard};
 use crate::waypoint::{self, Client, Version};
 
 /// Whether requests decide where they go: the Service asks for it, and its port may speak HTTP.
@@ -26,10 +27,26 @@ pub fn decide(proxy: &Proxy, service: &ServiceDestination) -> bool {
     on_node && service.port.protocol().is_none_or(AppProtocol::is_http)
 }
 
-/// What a client turned out to speak.
-enum Heard {
+/// Whether nothing but requests is for a port: it declares so, or a route of the client's names this very port.
+pub fn only_http(model: &Model, service: &ServiceDestination, client_namespace: &Arc<str>) -> bool {
+    let is_named = || {
+        let state = model.read();
+        let routes = state.routes.routes(&service.service.name, &service.port, client_namespace);
+        routes.is_some_and(|routes| routes.names_port())
+    };
+    service.port.protocol().is_some() || is_named()
+}
+
+/// Such a port's client says something else.
+pub fn foreign(service: &ServiceDestination) -> Failure {
+    let (port, name) = (service.port.port, &service.service.name);
+    Failure::new(Reason::Protocol, format!("port {port} of Service {name} speaks HTTP, and what came is none"))
+}
+
+/// What a client turned out to want.
+enum Wanted {
     Requests(Version),
-    /// Bytes that are nobody's business, for an endpoint that is connected already, or not.
+    /// Its bytes carried, to an endpoint that is connected already, or not.
     Bytes(Option<Box<Upstream>>),
 }
 
@@ -43,7 +60,7 @@ impl Attempt<'_> {
             reason = self.connection.control.reset_requested() => Err(Failure::new(reason, "ended before a request")),
         };
         match heard {
-            Ok(Heard::Requests(speaks)) => {
+            Ok(Wanted::Requests(speaks)) => {
                 self.connection.telemetry.told_by_requests();
                 let client = Client { stream: Stream::Tcp(Socket::new(ear.stream)), said: ear.said, speaks };
                 let onward = Onward::new(self.proxy, self.thread, self.pod, self.connection.source, self.dialled);
@@ -53,32 +70,23 @@ impl Attempt<'_> {
                     _ = self.connection.control.reset_requested() => {}
                 }
             }
-            Ok(Heard::Bytes(upstream)) => self.carry_on(ear, service, upstream).await,
+            Ok(Wanted::Bytes(upstream)) => self.carry_on(ear, service, upstream).await,
             Err(failure) => self.connection.failed(&failure),
         }
     }
 
-    async fn hear(&self, ear: &mut Ear, service: &ServiceDestination) -> Result<Heard, Failure> {
-        let is_http = service.port.protocol().is_some() || self.is_demanded(service);
+    async fn hear(&self, ear: &mut Ear, service: &ServiceDestination) -> Result<Wanted, Failure> {
+        let only_http = only_http(&self.proxy.model, service, &self.pod.captured.workload.name().namespace);
         let mut upstream: Option<Box<Upstream>> = None;
         loop {
-            match sniff(&ear.said) {
-                Guess::Http1 => return Ok(Heard::Requests(Version::Http1)),
-                Guess::Http2 => return Ok(Heard::Requests(Version::Http2)),
-                // Whoever sends half a request, or none, is told so in HTTP's own words.
-                Guess::MaybeHttp1 if is_http => return Ok(Heard::Requests(Version::Http1)),
-                Guess::More if is_http && ear.is_over() => return Ok(Heard::Requests(Version::Http1)),
-                Guess::Other if is_http => {
-                    let (port, name) = (service.port.port, &service.service.name);
-                    let text = format!("port {port} of Service {name} speaks HTTP, and what came is none");
-                    return Err(Failure::new(Reason::Protocol, text));
-                }
-                Guess::Other => return Ok(Heard::Bytes(upstream)),
-                Guess::More | Guess::MaybeHttp1 if ear.is_over() => return Ok(Heard::Bytes(upstream)),
-                Guess::More | Guess::MaybeHttp1 => {}
+            match wire::hear(&ear.said, only_http, ear.is_over()) {
+                Heard::Requests(speaks) => return Ok(Wanted::Requests(speaks)),
+                Heard::Bytes => return Ok(Wanted::Bytes(upstream)),
+                Heard::Foreign => return Err(foreign(service)),
+                Heard::NotYet => {}
             }
             match &mut upstream {
-                _ if is_http => ear.hear().await,
+                _ if only_http => ear.hear().await,
                 None => {
                     if tokio::time::timeout(SILENCE, ear.hear()).await.is_err() {
                         // The server may be the one who speaks first.
@@ -87,7 +95,7 @@ impl Attempt<'_> {
                 }
                 Some(connected) => tokio::select! {
                     () = ear.hear() => {}
-                    () = connected.way.spoken() => return Ok(Heard::Bytes(upstream)),
+                    () = connected.way.spoken() => return Ok(Wanted::Bytes(upstream)),
                 },
             }
         }
@@ -122,14 +130,6 @@ impl Attempt<'_> {
     async fn connect(&self, service: &ServiceDestination) -> Result<Box<Upstream>, Failure> {
         self.early.set(Some(Early::none()));
         self.any_endpoint(service).await.map(Box::new)
-    }
-
-    /// Whether a route names this very port: then it is for requests alone.
-    fn is_demanded(&self, service: &ServiceDestination) -> bool {
-        let state = self.proxy.model.read();
-        let client = &self.pod.captured.workload.name().namespace;
-        let routes = state.routes.routes(&service.service.name, &service.port, client);
-        routes.is_some_and(|routes| routes.names_port())
     }
 }
 
@@ -185,5 +185,5 @@ impl Ear {
 }
 
 /// For how long a client of a port that declares nothing is listened to before an endpoint is connected.
-const SILENCE: Duration = Duration::from_millis(100);
+pub const SILENCE: Duration = Duration::from_millis(100);
 const CHUNK: usize = 4096;

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
@@ -12,6 +11,7 @@ use super::super::connections::{Opening, Registered};
 use super::super::counted::Counted;
 use super::super::failure::{Failure, Finding};
 use super::super::onward::Line;
+use super::super::requests::{SILENCE, foreign, only_http};
 use super::super::resolve::resolve;
 use super::super::tunnel::{Arriving, Source, refusal};
 use super::Relayed;
@@ -19,7 +19,7 @@ use crate::mesh::{AppProtocol, Destination, Reason, ServiceDestination};
 use crate::telemetry::{ConnectionInfo, Party};
 use crate::transport::hbone::Refusal;
 use crate::transport::{Behalf, Stream, fast, hbone};
-use crate::waypoint::wire::{Guess, sniff};
+use crate::waypoint::wire::{self, Heard};
 use crate::waypoint::{self, Client, Version};
 
 /// A client's flow that may begin.
@@ -163,10 +163,10 @@ impl Arriving {
     }
 }
 
-/// What a client turned out to speak.
-enum Heard {
+/// What a client turned out to want.
+enum Wanted {
     Requests(Version),
-    /// Bytes that are nobody's business; with an endpoint, and what that has said.
+    /// Its bytes carried; with an endpoint, and what that has said.
     Bytes(Option<Box<(Line, Option<Counted>)>>, BytesMut),
 }
 
@@ -177,14 +177,14 @@ impl Admitted {
         place.connection = Some(connection.shared().clone());
         let control = &connection.control;
         let heard = match upstream {
-            Some(line) => Ok(Heard::Bytes(Some(Box::new(line)), BytesMut::new())),
+            Some(line) => Ok(Wanted::Bytes(Some(Box::new(line)), BytesMut::new())),
             None => tokio::select! {
                 heard = Box::pin(ear.hear(&place, &service)) => heard,
                 reason = control.reset_requested() => Err(Failure::new(reason, "ended before a request")),
             },
         };
         match heard {
-            Ok(Heard::Requests(speaks)) => {
+            Ok(Wanted::Requests(speaks)) => {
                 connection.telemetry.told_by_requests();
                 let client = Client { stream: ear.stream, said: ear.said, speaks };
                 tokio::select! {
@@ -193,7 +193,7 @@ impl Admitted {
                     _ = control.reset_requested() => {}
                 }
             }
-            Ok(Heard::Bytes(upstream, heard)) => {
+            Ok(Wanted::Bytes(upstream, heard)) => {
                 let line = match upstream {
                     Some(line) => Ok(*line),
                     None => place.any_line(&service).await,
@@ -235,29 +235,18 @@ struct Ear {
 }
 
 impl Ear {
-    async fn hear(&mut self, place: &Relayed, service: &ServiceDestination) -> Result<Heard, Failure> {
-        let is_http = service.port.protocol().is_some() || self.is_demanded(place, service);
+    async fn hear(&mut self, place: &Relayed, service: &ServiceDestination) -> Result<Wanted, Failure> {
+        let only_http = only_http(&place.proxy.model, service, &place.behalf.identity.namespace);
         let mut upstream: Option<(Line, Option<Counted>)> = None;
         loop {
-            match sniff(&self.said) {
-                Guess::Http1 => return Ok(Heard::Requests(Version::Http1)),
-                Guess::Http2 => return Ok(Heard::Requests(Version::Http2)),
-                // Whoever sends half a request, or none, is told so in HTTP's own words.
-                Guess::MaybeHttp1 if is_http => return Ok(Heard::Requests(Version::Http1)),
-                Guess::More if is_http && self.is_over => return Ok(Heard::Requests(Version::Http1)),
-                Guess::Other if is_http => {
-                    let (port, name) = (service.port.port, &service.service.name);
-                    let text = format!("port {port} of Service {name} speaks HTTP, and what came is none");
-                    return Err(Failure::new(Reason::Protocol, text));
-                }
-                Guess::Other => return Ok(Heard::Bytes(upstream.map(Box::new), BytesMut::new())),
-                Guess::More | Guess::MaybeHttp1 if self.is_over => {
-                    return Ok(Heard::Bytes(upstream.map(Box::new), BytesMut::new()));
-                }
-                Guess::More | Guess::MaybeHttp1 => {}
+            match wire::hear(&self.said, only_http, self.is_over) {
+                Heard::Requests(speaks) => return Ok(Wanted::Requests(speaks)),
+                Heard::Bytes => return Ok(Wanted::Bytes(upstream.map(Box::new), BytesMut::new())),
+                Heard::Foreign => return Err(foreign(service)),
+                Heard::NotYet => {}
             }
             match &mut upstream {
-                _ if is_http => self.more().await,
+                _ if only_http => self.more().await,
                 None => {
                     if tokio::time::timeout(SILENCE, self.more()).await.is_err() {
                         // The server may be the one who speaks first.
@@ -269,7 +258,7 @@ impl Ear {
                     tokio::select! {
                         () = self.more() => {}
                         // Also where it ended, or broke: whoever joins the two finds that out.
-                        _ = line.read_buf(&mut heard) => return Ok(Heard::Bytes(upstream.map(Box::new), heard)),
+                        _ = line.read_buf(&mut heard) => return Ok(Wanted::Bytes(upstream.map(Box::new), heard)),
                     }
                 }
             }
@@ -281,20 +270,10 @@ impl Ear {
         let read = self.stream.read_buf(&mut self.said).await;
         self.is_over = !matches!(read, Ok(1..));
     }
-
-    /// Whether a route names this very port: then it is for requests alone.
-    fn is_demanded(&self, place: &Relayed, service: &ServiceDestination) -> bool {
-        let state = place.proxy.model.read();
-        let client = &place.behalf.identity.namespace;
-        let routes = state.routes.routes(&service.service.name, &service.port, client);
-        routes.is_some_and(|routes| routes.names_port())
-    }
 }
 
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// For how long a client of a port that declares nothing is listened to before an endpoint is connected.
-const SILENCE: Duration = Duration::from_millis(100);
 const CHUNK: usize = 16 * 1024;

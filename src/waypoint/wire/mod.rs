@@ -6,4 +6,4 @@ mod inspect;
 mod sniff;
 
 pub use inspect::{Inspector, Next, Violation};
-pub use sniff::{Guess, sniff};
+pub use sniff::{Heard, hear};

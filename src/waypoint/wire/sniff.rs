@@ -1,6 +1,36 @@
+use super::super::Version;
+
+/// What becomes of a client by its first bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heard {
+    Requests(Version),
+    /// Bytes that are nobody's business.
+    Bytes,
+    /// What is no HTTP, where nothing else is served.
+    Foreign,
+    /// More of them are needed to tell.
+    NotYet,
+}
+
+/// Tells whether a client makes requests. `only_http`: nothing else is served there, by what its port declares or what
+/// policy asks; `is_over`: no more comes.
+pub fn hear(said: &[u8], only_http: bool, is_over: bool) -> Heard {
+    match sniff(said) {
+        Guess::Http1 => Heard::Requests(Version::Http1),
+        Guess::Http2 => Heard::Requests(Version::Http2),
+        // Whoever sends half a request, or none, is told so in HTTP's own words.
+        Guess::MaybeHttp1 if only_http => Heard::Requests(Version::Http1),
+        Guess::More if only_http && is_over => Heard::Requests(Version::Http1),
+        Guess::Other if only_http => Heard::Foreign,
+        Guess::Other => Heard::Bytes,
+        Guess::More | Guess::MaybeHttp1 if is_over => Heard::Bytes,
+        Guess::More | Guess::MaybeHttp1 => Heard::NotYet,
+    }
+}
+
 /// What the first bytes of a client are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Guess {
+enum Guess {
     /// Too few to tell.
     More,
     /// A line that begins as a request of HTTP/1 does, and may yet turn out to be another protocol's.
@@ -12,7 +42,7 @@ pub enum Guess {
 }
 
 /// Tells what a client speaks by the first bytes that it said.
-pub fn sniff(bytes: &[u8]) -> Guess {
+fn sniff(bytes: &[u8]) -> Guess {
     if bytes.len() >= PREFACE.len() && bytes.starts_with(PREFACE) {
         return Guess::Http2;
     }
@@ -72,6 +102,25 @@ mod tests {
         ];
         for (bytes, wanted) in cases {
             assert_eq!(sniff(bytes), wanted, "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_goes_on_as_bytes_unless_its_port_is_for_requests_alone() {
+        let (first, second) = (Heard::Requests(Version::Http1), Heard::Requests(Version::Http2));
+        let cases: [(&[u8], [Heard; 4]); 6] = [
+            // In this order: any port, the same when no more comes, a port for requests alone, the same.
+            (b"GET / HTTP/1.1\r\n", [first; 4]),
+            (PREFACE, [second; 4]),
+            (b"GET /half", [Heard::NotYet, Heard::Bytes, first, first]),
+            (b"", [Heard::NotYet, Heard::Bytes, Heard::NotYet, first]),
+            (b"PRI *", [Heard::NotYet, Heard::Bytes, Heard::NotYet, first]),
+            (b"EHLO example.com\r\n", [Heard::Bytes, Heard::Bytes, Heard::Foreign, Heard::Foreign]),
+        ];
+        for (said, wanted) in cases {
+            let told = [(false, false), (false, true), (true, false), (true, true)];
+            let told = told.map(|(only_http, is_over)| hear(said, only_http, is_over));
+            assert_eq!(told, wanted, "{:?}", String::from_utf8_lossy(said));
         }
     }
 
