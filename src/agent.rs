@@ -10,7 +10,6 @@ mod turns;
 mod uninstall;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +31,7 @@ use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
 use crate::policy::{self, Problem};
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
-use crate::source::{Report, directory, kube};
+use crate::source::{Origin, Report, directory};
 use crate::telemetry::{
     AccessLog, AccessLogWriter, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry,
 };
@@ -82,10 +81,9 @@ async fn worker(
     let exporting = exporter.map(Exporter::spawn);
     let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log, traces);
 
-    let cluster = match args.access() {
-        Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
-        None => None,
-    };
+    let origin = Origin::open(args.manifests.clone(), args.kubeconfig.clone()).await;
+    let origin = origin.map_err(Failure::configuration)?;
+    let cluster = origin.cluster().cloned();
     let ca = Ca::open(&CaChoice::from(&args), cluster.as_ref()).await?;
     let settings = IdentitySettings { validity: args.certificate_lifetime, ..IdentitySettings::default() };
     let identities = Identities::new(args.trust_domain.clone(), ca.authority, ca.trust, settings);
@@ -179,7 +177,8 @@ async fn worker(
         connections: connections.clone(),
         standing: standing.subscribe(),
     });
-    let admin = Admin::bind(&admin_settings(&args)).await.map_err(Failure::configuration)?;
+    let servers = AdminSettings::new(args.bind, args.admin_port, args.metrics_port, args.readiness_port);
+    let admin = Admin::bind(&servers).await.map_err(Failure::configuration)?;
     let own = cluster.as_ref().map(|_| Arc::new(Captured::new(&args.node, model.clone())));
     let publisher = cluster.clone().zip(own.clone()).map(|(client, captured)| Publisher {
         client,
@@ -213,7 +212,7 @@ async fn worker(
     if let Some(publisher) = publisher {
         essential.spawn(publisher.run());
     }
-    let source = tokio::spawn(follow_source(args.clone(), cluster, model.clone(), report.clone()));
+    let source = tokio::spawn(origin.follow(Some(args.node.as_str().into()), model.clone(), report.clone()));
     if let Some(shared) = &args.shared_dir {
         let cni = ServerSettings { shared: shared.clone(), model: model.clone(), handed, status: reconciler.status() };
         let seen = state.clone();
@@ -248,7 +247,7 @@ async fn worker(
         () = stopping.wait(&connections, args.keep_capture, uninstall.as_deref()) => {}
         result = source => {
             return Err(match result {
-                Ok(failure) => failure,
+                Ok(cause) => Failure::configuration(cause),
                 Err(cause) => Failure::new(format!("what follows the objects failed: {cause}")),
             });
         }
@@ -294,26 +293,6 @@ async fn worker(
     }
     finish(access_log_writer).await;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Feeds the model until that cannot go on; says why.
-async fn follow_source(
-    args: AgentArgs,
-    cluster: Option<::kube::Client>,
-    model: Arc<Model>,
-    report: Arc<Report>,
-) -> Failure {
-    match (cluster, args.manifests) {
-        (Some(client), _) => match kube::run(client, Some(args.node.as_str().into()), model, report).await {
-            Ok(never) => match never {},
-            Err(cause) => Failure::configuration(cause),
-        },
-        (None, Some(manifests)) => match directory::run(manifests, model, report).await {
-            Ok(never) => match never {},
-            Err(cause) => Failure::configuration(cause),
-        },
-        (None, None) => Failure::usage("there is neither a cluster nor a folder of manifests"),
-    }
 }
 
 /// Hands captured pods to the proxy, and takes back those that are gone. Peers hear first of those that leave.
@@ -397,18 +376,6 @@ pub async fn finish(writer: AccessLogWriter) {
     let flushed = tokio::task::spawn_blocking(move || writer.finish(FLUSH)).await;
     if !matches!(flushed, Ok(true)) {
         error!("The access log's last lines could not be written in time.");
-    }
-}
-
-fn admin_settings(args: &AgentArgs) -> AdminSettings {
-    let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-    let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-    let open: Vec<IpAddr> = args.bind.map_or_else(|| everywhere.to_vec(), |ip| vec![ip]);
-    let on = |ips: &[IpAddr], port| ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-    AdminSettings {
-        admin: on(&loopback, args.admin_port),
-        metrics: on(&open, args.metrics_port),
-        readiness: on(&open, args.readiness_port),
     }
 }
 

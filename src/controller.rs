@@ -12,7 +12,6 @@ mod service;
 mod tls;
 mod tokens;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +26,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, AdminSettings, Control, Dump, Readiness, Sources};
+use crate::admin::{Admin, AdminSettings, Control, Dump, Readiness, Sources, on_port};
 use crate::cli::{ControllerArgs, Failure};
 use crate::source::kube::{self, Access};
 use crate::telemetry::{LogControl, Metrics, MetricsSettings};
@@ -86,7 +85,8 @@ async fn serve(args: ControllerArgs, log: LogControl) -> Result<ExitCode, Failur
         leadership: leadership.clone(),
         stopping: stopping.clone(),
     });
-    let admin = Admin::bind(&admin_settings(&args)).await.map_err(Failure::configuration)?;
+    let servers = AdminSettings::new(args.bind, args.admin_port, args.metrics_port, args.readiness_port);
+    let admin = Admin::bind(&servers).await.map_err(Failure::configuration)?;
     let admin = tokio::spawn(admin.run(Sources { metrics: metrics.clone(), log, dump: state.clone(), control: state }));
 
     let mut essential = JoinSet::new();
@@ -204,21 +204,6 @@ async fn signalled() {
 fn server_names(namespace: &str, service: &str) -> Vec<String> {
     let short = format!("{service}.{namespace}.svc");
     vec![format!("{short}.cluster.local"), format!("{service}.{namespace}"), short]
-}
-
-fn on_port(bind: Option<IpAddr>, port: u16) -> Vec<SocketAddr> {
-    let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-    let ips = bind.map_or_else(|| everywhere.to_vec(), |ip| vec![ip]);
-    ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
-}
-
-fn admin_settings(args: &ControllerArgs) -> AdminSettings {
-    let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-    AdminSettings {
-        admin: loopback.map(|ip| SocketAddr::new(ip, args.admin_port)).to_vec(),
-        metrics: on_port(args.bind, args.metrics_port),
-        readiness: on_port(args.bind, args.readiness_port),
-    }
 }
 
 /// What the admin servers ask and tell.

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ use crate::model::Model;
 use crate::proxy::{
     ConnectionStatus, Connections, Limits, PortRanges, Proxy, ProxySettings, SameNode, Workers, follow,
 };
-use crate::source::{Report, directory, kube};
+use crate::source::{Origin, Report, directory};
 use crate::telemetry::{AccessLog, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry};
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
@@ -58,10 +58,9 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     let telemetry = Telemetry::new(&metrics_settings, agent::LABEL_SETS, access_log, traces);
     let own = OwnWaypoint::of(&gateway, &args.trust_domain)
         .ok_or_else(|| Failure::usage(format!("--gateway {gateway}: no identity can have this name")))?;
-    let cluster = match args.access() {
-        Some(access) => Some(kube::client(&access).await.map_err(Failure::configuration)?),
-        None => None,
-    };
+    let origin = Origin::open(args.manifests.clone(), args.kubeconfig.clone()).await;
+    let origin = origin.map_err(Failure::configuration)?;
+    let cluster = origin.cluster().cloned();
     let ca = Ca::open(&ca_choice(&args), cluster.as_ref()).await?;
     let settings = IdentitySettings { validity: args.certificate_lifetime, ..IdentitySettings::default() };
     let identities = Identities::new(args.trust_domain.clone(), ca.authority, ca.trust, settings);
@@ -109,7 +108,8 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
         serves: AtomicBool::new(false),
         stopping: watch::Sender::new(false),
     });
-    let admin = Admin::bind(&admin_settings(&args)).await.map_err(Failure::configuration)?;
+    let servers = AdminSettings::new(args.bind, args.admin_port, args.metrics_port, args.readiness_port);
+    let admin = Admin::bind(&servers).await.map_err(Failure::configuration)?;
     let admin =
         tokio::spawn(admin.run(Sources { metrics: metrics.clone(), log, dump: state.clone(), control: state.clone() }));
     // None of these ends by itself. A waypoint that lacks one of them would go on with policy or certificates of
@@ -121,7 +121,7 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     essential.spawn(follow(proxy.clone()));
     essential.spawn(agent::housekeeping(proxy.clone(), report.clone()));
     essential.spawn(agent::keep_small(proxy.clone()));
-    let mut source = tokio::spawn(follow_source(args.manifests.clone(), cluster, model, report));
+    let mut source = tokio::spawn(origin.follow(None, model, report));
     let mut serving = tokio::spawn(serve_own_pod(state.clone(), args.bind));
     info!(%gateway, connections = most, threads, version = env!("CARGO_PKG_VERSION"), "The waypoint runs.");
 
@@ -143,7 +143,7 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
             },
             failed = &mut source => {
                 return Err(match failed {
-                    Ok(failure) => failure,
+                    Ok(cause) => Failure::configuration(cause),
                     Err(cause) => Failure::new(format!("what follows the objects failed: {cause}")),
                 });
             }
@@ -191,26 +191,6 @@ async fn serve_own_pod(state: Arc<State>, bind: Option<IpAddr>) -> Result<(), St
     Ok(())
 }
 
-/// Feeds the model until that cannot go on; says why.
-async fn follow_source(
-    manifests: Option<std::path::PathBuf>,
-    cluster: Option<::kube::Client>,
-    model: Arc<Model>,
-    report: Arc<Report>,
-) -> Failure {
-    match (cluster, manifests) {
-        (Some(client), _) => match kube::run(client, None, model, report).await {
-            Ok(never) => match never {},
-            Err(cause) => Failure::configuration(cause),
-        },
-        (None, Some(manifests)) => match directory::run(manifests, model, report).await {
-            Ok(never) => match never {},
-            Err(cause) => Failure::configuration(cause),
-        },
-        (None, None) => Failure::usage("neither a cluster nor a folder of manifests is given"),
-    }
-}
-
 async fn signalled() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -231,18 +211,6 @@ fn ca_choice(args: &WaypointArgs) -> CaChoice<'_> {
         token: &args.ca_token,
         namespace: &args.namespace,
         trust_domain: &args.trust_domain,
-    }
-}
-
-fn admin_settings(args: &WaypointArgs) -> AdminSettings {
-    let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-    let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-    let open: Vec<IpAddr> = args.bind.map_or_else(|| everywhere.to_vec(), |ip| vec![ip]);
-    let on = |ips: &[IpAddr], port| ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-    AdminSettings {
-        admin: on(&loopback, args.admin_port),
-        metrics: on(&open, args.metrics_port),
-        readiness: on(&open, args.readiness_port),
     }
 }
 

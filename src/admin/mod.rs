@@ -18,7 +18,7 @@ mod tests;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,15 +66,23 @@ pub struct AdminSettings {
     pub readiness: Vec<SocketAddr>,
 }
 
-impl Default for AdminSettings {
-    fn default() -> Self {
-        let everywhere = |port| vec![(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
+impl AdminSettings {
+    /// The admin server on loopback, the others on `bind`, else on every address.
+    pub fn new(bind: Option<IpAddr>, admin: u16, metrics: u16, readiness: u16) -> Self {
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
         Self {
-            admin: vec![(Ipv4Addr::LOCALHOST, 15000).into(), (Ipv6Addr::LOCALHOST, 15000).into()],
-            metrics: everywhere(15020),
-            readiness: everywhere(15021),
+            admin: loopback.map(|ip| SocketAddr::new(ip, admin)).to_vec(),
+            metrics: on_port(bind, metrics),
+            readiness: on_port(bind, readiness),
         }
     }
+}
+
+/// `bind`, else every address.
+pub fn on_port(bind: Option<IpAddr>, port: u16) -> Vec<SocketAddr> {
+    let everywhere = || vec![IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+    let ips = bind.map_or_else(everywhere, |ip| vec![ip]);
+    ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
 }
 
 /// What the servers answer from.

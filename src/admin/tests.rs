@@ -189,7 +189,8 @@ fn silent_clients_hold_no_more_than_their_share_and_are_sent_away() {
 
 #[tokio::test]
 async fn an_admin_address_that_others_can_reach_is_refused() {
-    let settings = AdminSettings { admin: vec!["0.0.0.0:0".parse().unwrap()], ..AdminSettings::default() };
+    let settings =
+        AdminSettings { admin: vec!["0.0.0.0:0".parse().unwrap()], ..AdminSettings::new(None, 15000, 15020, 15021) };
     assert!(matches!(Admin::bind(&settings).await, Err(AdminError::NotLoopback(_))));
 }
 

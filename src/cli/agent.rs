@@ -13,7 +13,6 @@ use crate::identity::CaAddress;
 use crate::identity::anchors::CaRoot;
 use crate::mesh::{Connect, TrustDomain};
 use crate::proxy::{PortRanges, SameNode};
-use crate::source::kube::Access;
 use crate::telemetry::{AccessLogFormat, LogFormat};
 use crate::transport::tls::Offer;
 
@@ -188,17 +187,6 @@ pub struct AgentArgs {
     #[arg(long, env = "SELVEDGE_METRICS_IDLE", value_name = "DURATION", default_value = "15m",
           value_parser = parse_duration)]
     pub metrics_idle: Duration,
-}
-
-impl AgentArgs {
-    /// How the API server is reached; none where there is a folder instead.
-    pub fn access(&self) -> Option<Access> {
-        match (&self.manifests, &self.kubeconfig) {
-            (Some(_), _) => None,
-            (None, Some(file)) => Some(Access::File(file.clone())),
-            (None, None) => Some(Access::InCluster),
-        }
-    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

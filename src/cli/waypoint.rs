@@ -12,7 +12,6 @@ use super::tracing::TracingArgs;
 use crate::identity::CaAddress;
 use crate::identity::anchors::CaRoot;
 use crate::mesh::{NamespacedName, TrustDomain};
-use crate::source::kube::Access;
 use crate::telemetry::{AccessLogFormat, LogFormat};
 
 /// Run a waypoint: requests to Services that name its Gateway are routed and judged in this process.
@@ -146,15 +145,6 @@ pub struct WaypointArgs {
 }
 
 impl WaypointArgs {
-    /// How the API server is reached; none where there is a folder instead.
-    pub fn access(&self) -> Option<Access> {
-        match (&self.manifests, &self.kubeconfig) {
-            (Some(_), _) => None,
-            (None, Some(file)) => Some(Access::File(file.clone())),
-            (None, None) => Some(Access::InCluster),
-        }
-    }
-
     pub fn pod_name(&self) -> NamespacedName {
         NamespacedName::new(self.pod_namespace.as_str(), self.pod.as_str())
     }

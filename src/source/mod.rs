@@ -15,10 +15,12 @@ pub mod directory;
 mod document;
 mod folder;
 pub mod kube;
+mod origin;
 mod report;
 mod routes;
 mod view;
 
+pub use origin::Origin;
 pub use report::{Report, describe_metrics};
 
 /// One thing that is not in force as written.
