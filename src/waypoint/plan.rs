@@ -32,7 +32,7 @@ pub struct Plan {
     /// Of a client that had no cookie to be told by: its name, and the value that it is given.
     cookie: Option<(HashOn, u64)>,
     strategy: Strategy,
-    /// The rule that the request has met, or the Service.
+    /// The rule that the request has met, or the Service, as sessions and rates are kept by; empty where neither is.
     scope: String,
     /// Where the answer came from.
     answered_by: Cell<Option<SocketAddr>>,
@@ -86,7 +86,11 @@ impl Plan {
             (in_force, of_rule.is_some())
         };
         let of_service = || format!("Service {}", service.service.name);
-        let scope = forward.zip(route.as_ref()).map_or_else(of_service, |(forward, route)| scope_of(route, forward));
+        let scope = match forward.zip(route.as_ref()) {
+            _ if in_force.session.is_none() && in_force.rate_limits.is_none() => String::new(),
+            Some((forward, route)) => scope_of(route, forward),
+            None => of_service(),
+        };
         let guard = (in_force.breaker.is_some() || in_force.outliers.is_some() || in_force.retry_constraint.is_some())
             .then(|| choosing.guard(service));
         let session = in_force.session.clone().map(|persistence| {
