@@ -6,7 +6,7 @@
 mod cluster;
 mod fetch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ pub use fetch::Forbidden;
 pub struct Keys {
     client: Client,
     held: HashMap<Origin, Held>,
+    /// By UID, of one generation.
+    read: HashMap<String, (i64, Arc<[(Origin, KeySource)]>)>,
     fetches: JoinSet<(Origin, Result<String, String>)>,
 }
 
@@ -55,7 +57,7 @@ struct Held {
 
 impl Keys {
     pub fn new(client: Client) -> Self {
-        Self { client, held: HashMap::new(), fetches: JoinSet::new() }
+        Self { client, held: HashMap::new(), read: HashMap::new(), fetches: JoinSet::new() }
     }
 
     /// About all policies. What is to be fetched is fetched meanwhile, and told in a later round.
@@ -67,10 +69,11 @@ impl Keys {
     ) {
         self.collect();
         let mut wanted = HashMap::new();
-        for policy in &policies {
-            for (origin, source) in origins(policy) {
-                wanted.insert(origin, source);
-            }
+        let policies: Vec<_> = policies.into_iter().map(|policy| (self.origins(&policy), policy)).collect();
+        let alive: HashSet<_> = policies.iter().filter_map(|(_, policy)| policy.metadata.uid.as_deref()).collect();
+        self.read.retain(|uid, _| alive.contains(uid.as_str()));
+        for (origins, _) in &policies {
+            wanted.extend(origins.iter().cloned());
         }
         self.held.retain(|origin, held| held.is_fetching || wanted.contains_key(origin));
         if let Some(forbidden) = forbidden {
@@ -78,8 +81,22 @@ impl Keys {
                 self.begin(origin, source, forbidden);
             }
         }
-        for policy in policies {
-            self.write(resource, &policy).await;
+        for (origins, policy) in policies {
+            self.write(resource, &policy, &origins).await;
+        }
+    }
+
+    /// What a policy has to be fetched from; decoded once a generation.
+    fn origins(&mut self, policy: &DynamicObject) -> Arc<[(Origin, KeySource)]> {
+        let (uid, generation) = (policy.metadata.uid.clone().unwrap_or_default(), policy.metadata.generation);
+        let generation = generation.unwrap_or_default();
+        match self.read.get(&uid) {
+            Some((read, origins)) if *read == generation => origins.clone(),
+            _ => {
+                let origins: Arc<[_]> = origins(policy).into();
+                self.read.insert(uid, (generation, origins.clone()));
+                origins
+            }
         }
     }
 
@@ -141,12 +158,11 @@ impl Keys {
         });
     }
 
-    async fn write(&self, resource: &ApiResource, policy: &DynamicObject) {
+    async fn write(&self, resource: &ApiResource, policy: &DynamicObject, origins: &[(Origin, KeySource)]) {
         let (Some(namespace), Some(name)) = (&policy.metadata.namespace, &policy.metadata.name) else { return };
         let status = policy.data.get("status").cloned().unwrap_or(Value::Null);
         let before: RequestAuthenticationStatus = serde_json::from_value(status).unwrap_or_default();
         let generation = policy.metadata.generation.unwrap_or_default();
-        let origins = origins(policy);
         let held: Vec<_> = origins.iter().map(|(origin, _)| (origin.source.as_str(), self.held.get(origin))).collect();
         let (keys, condition) = wanted(&held, &before, generation, Timestamp::now());
         let says = |one: &StatusCondition| {
@@ -194,7 +210,7 @@ fn origins(policy: &DynamicObject) -> Vec<(Origin, KeySource)> {
     };
     let mut origins: Vec<_> = read.rules.iter().enumerate().filter_map(origin).collect();
     // In the status a source stands once.
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     origins.retain(|(origin, _)| seen.insert(origin.source.clone()));
     origins
 }
