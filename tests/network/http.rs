@@ -191,38 +191,13 @@ fn an_agent_is_replaced(lab: &Lab) -> Result<()> {
     let node = lab.node("node-a");
     let _other = lab.node("node-b").start_agent(&crate::turns::options(lab.node("node-b"), "truthful"))?;
     let mut agent = node.start_agent(&crate::turns::options(node, "truthful"))?;
-    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let keep_asking = || -> Result<()> {
-        while !stop.load(Ordering::Relaxed) {
-            let mut connection = Keeping::connect(&shop.web, shop.vip())?;
-            while !stop.load(Ordering::Relaxed) {
-                let answer = connection.ask("/x")?;
-                ensure!(answer.status == 200, "{answer:?}");
-                answered.fetch_add(1, Ordering::Relaxed);
-                if answer.header("connection") == Some("close") {
-                    break;
-                }
-            }
-        }
+    while_asked(&shop.web, shop.vip(), 2, |turn| {
+        let next = node.start_agent(&crate::turns::options(node, "truthful").beside(turn * 100))?;
+        let old = std::mem::replace(&mut agent, next);
+        old.kill(nix::sys::signal::Signal::SIGTERM)?;
+        let status = old.wait(BOUND)?;
+        ensure!(status.code() == Some(0), "it ended with {status}:\n{}", old.log_tail());
         Ok(())
-    };
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..4).map(|_| scope.spawn(keep_asking)).collect();
-        let replaced = (1..=2).try_for_each(|turn| {
-            let more = answered.load(Ordering::Relaxed) + 50;
-            eventually("requests are answered", BOUND, || (answered.load(Ordering::Relaxed) > more).then_some(()))?;
-            let next = node.start_agent(&crate::turns::options(node, "truthful").beside(turn * 100))?;
-            let old = std::mem::replace(&mut agent, next);
-            old.kill(nix::sys::signal::Signal::SIGTERM)?;
-            let status = old.wait(BOUND)?;
-            ensure!(status.code() == Some(0), "it ended with {status}:\n{}", old.log_tail());
-            anyhow::Ok(())
-        });
-        stop.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-        }
-        replaced
     })
 }
 
@@ -306,6 +281,38 @@ impl Keeping {
         ensure!(read == 0, "something was said behind the answer");
         Ok(())
     }
+}
+
+/// Takes so many turns, counted from 1, while four clients ask without a pause; every request must be answered.
+pub fn while_asked(web: &Pod, to: (IpAddr, u16), turns: u16, mut turn: impl FnMut(u16) -> Result<()>) -> Result<()> {
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let keep_asking = || -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let mut connection = Keeping::connect(web, to)?;
+            while !stop.load(Ordering::Relaxed) {
+                let answer = connection.ask("/x")?;
+                ensure!(answer.status == 200, "{answer:?}");
+                answered.fetch_add(1, Ordering::Relaxed);
+                if answer.header("connection") == Some("close") {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(keep_asking)).collect();
+        let turned = (1..=turns).try_for_each(|number| {
+            let more = answered.load(Ordering::Relaxed) + 50;
+            eventually("requests are answered", BOUND, || (answered.load(Ordering::Relaxed) > more).then_some(()))?;
+            turn(number)
+        });
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        }
+        turned
+    })
 }
 
 /// A Service under L7 on the node, at the `number`th addresses.

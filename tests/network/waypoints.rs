@@ -3,14 +3,13 @@
 mod process;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Request, ServiceSpec, eventually, trial_with};
 use serde_json::json;
 
-use crate::http::{Application, Keeping};
+use crate::http::{Application, Keeping, while_asked};
 use crate::lab;
 use crate::raw_peer::{self, Credential, Offer, converse};
 use process::{Waypoint, gateway, lead_to};
@@ -242,43 +241,18 @@ fn a_service_needs_to_be_admitted(lab: &Lab) -> Result<()> {
 fn rolling_one(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab, "http")?;
     let (agents, mut current) = shop.run(lab, &AgentOptions::default(), &["--linger", "2s"])?;
-    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let keep_asking = || -> Result<()> {
-        while !stop.load(Ordering::Relaxed) {
-            let mut connection = Keeping::connect(&shop.web, shop.vip())?;
-            while !stop.load(Ordering::Relaxed) {
-                let answer = connection.ask("/x")?;
-                ensure!(answer.status == 200, "{answer:?}");
-                answered.fetch_add(1, Ordering::Relaxed);
-                if answer.header("connection") == Some("close") {
-                    break;
-                }
-            }
-        }
+    while_asked(&shop.web, shop.vip(), 2, |turn| {
+        // As a Deployment does it: the next one is there before the old one goes.
+        let mut next = Waypoint::start(lab, "node-a", usize::from(turn) + 1, &["--linger", "2s"])?;
+        next.wait_ready()?;
+        lead_to(lab, &[(&current, true), (&next, true)])?;
+        lab.settle(&agents)?;
+        current.terminate()?;
+        lead_to(lab, &[(&current, false), (&next, true)])?;
+        let status = current.wait()?;
+        ensure!(status.code() == Some(0) && !current.log().contains("outlived"), "{}", current.log());
+        current = next;
         Ok(())
-    };
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..4).map(|_| scope.spawn(keep_asking)).collect();
-        let rolled = (2..=3).try_for_each(|number| {
-            let more = answered.load(Ordering::Relaxed) + 50;
-            eventually("requests are answered", BOUND, || (answered.load(Ordering::Relaxed) > more).then_some(()))?;
-            // As a Deployment does it: the next one is there before the old one goes.
-            let mut next = Waypoint::start(lab, "node-a", number, &["--linger", "2s"])?;
-            next.wait_ready()?;
-            lead_to(lab, &[(&current, true), (&next, true)])?;
-            lab.settle(&agents)?;
-            current.terminate()?;
-            lead_to(lab, &[(&current, false), (&next, true)])?;
-            let status = current.wait()?;
-            ensure!(status.code() == Some(0) && !current.log().contains("outlived"), "{}", current.log());
-            current = next;
-            anyhow::Ok(())
-        });
-        stop.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-        }
-        rolled
     })
 }
 
