@@ -62,6 +62,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
             Ok(view) => {
                 let state = view.model.read();
                 pods::judge(&facts, &state, &mut findings);
+                pods::judge_addresses(&state, &mut findings);
                 policies::judge(&facts, &view.problems, &mut findings);
                 network_policies::judge(&facts, &state, &mut findings);
             }
