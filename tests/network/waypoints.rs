@@ -1,18 +1,16 @@
 //! Waypoints in processes of their own: two nodes, clients and servers on both, and a waypoint in a pod of its own.
 
-mod process;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use selvedge_lab::waypoint::{Waypoint, gateway, lead_to};
 use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Request, ServiceSpec, eventually, trial_with};
 use serde_json::json;
 
 use crate::http::{Application, Keeping, while_asked};
 use crate::lab;
 use crate::raw_peer::{self, Credential, Offer, converse};
-use process::{Waypoint, gateway, lead_to};
 
 pub fn trials() -> Vec<Trial> {
     vec![
