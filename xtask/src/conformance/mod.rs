@@ -34,7 +34,7 @@ pub struct Options {
 }
 
 #[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
-enum Place {
+pub enum Place {
     /// By the agents of the nodes.
     Node,
     /// By a waypoint in a process of its own.
@@ -63,9 +63,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All of them on the node, as a section of `cargo xtask test`: on a cluster of their own, which does not outlive them.
-pub fn section(retries: u32) -> Result<Tally> {
-    let options = Options { filter: None, keep: false, place: Place::Node, name: "test".to_owned() };
+/// All of them in one place, as a section of `cargo xtask test`: on a cluster of their own, which does not outlive them.
+pub fn section(place: Place, retries: u32) -> Result<Tally> {
+    let options = Options { filter: None, keep: false, place, name: "test".to_owned() };
     again(retries, || tests(&options))
 }
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::build::{cargo, release, root};
 use crate::cluster;
-use crate::conformance;
+use crate::conformance::{self, Place};
 use crate::e2e;
 use crate::image;
 use crate::style::{bad, bold, dim, mark};
@@ -112,7 +112,7 @@ impl Section {
     }
 }
 
-const SECTIONS: [Section; 17] = [
+const SECTIONS: [Section; 18] = [
     Section { name: "formatting", built: false, run: |_| check(cargo().args(["fmt", "--all", "--check"])) },
     Section {
         name: "clippy",
@@ -155,7 +155,16 @@ const SECTIONS: [Section; 17] = [
     Section { name: "demo without root", built: true, run: |retries| again(retries, unprivileged::demo) },
     Section { name: "bench", built: true, run: |retries| again(retries, bench::check) },
     Section { name: "real cluster", built: true, run: |retries| on_cluster(|| e2e::section(retries)) },
-    Section { name: "conformance", built: true, run: |retries| on_cluster(|| conformance::section(retries)) },
+    Section {
+        name: "conformance, on the node",
+        built: true,
+        run: |retries| on_cluster(|| conformance::section(Place::Node, retries)),
+    },
+    Section {
+        name: "conformance, in a waypoint",
+        built: true,
+        run: |retries| on_cluster(|| conformance::section(Place::Waypoint, retries)),
+    },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
