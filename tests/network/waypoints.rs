@@ -1,5 +1,6 @@
 //! Waypoints in processes of their own: two nodes, clients and servers on both, and a waypoint in a pod of its own.
 
+mod authorizers;
 mod process;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,7 +16,7 @@ use crate::raw_peer::{self, Credential, Offer, converse};
 use process::{Waypoint, gateway, lead_to};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
+    let own = vec![
         trial_with("waypoints::requests_go_through_one_and_keep_their_client", lab(), requests_go_through_one),
         trial_with("waypoints::it_speaks_both_tunnels", lab(), it_speaks_both_tunnels),
         trial_with("waypoints::what_is_no_request_is_carried_as_it_is", lab(), what_is_no_request),
@@ -29,7 +30,8 @@ pub fn trials() -> Vec<Trial> {
         trial_with("waypoints::without_one_that_is_ready_connections_are_refused", lab(), without_one),
         trial_with("waypoints::a_service_needs_to_be_admitted", lab(), a_service_needs_to_be_admitted),
         trial_with("waypoints::rolling_one_fails_no_request", lab(), rolling_one),
-    ]
+    ];
+    [own, authorizers::trials()].into_iter().flatten().collect()
 }
 
 fn requests_go_through_one(lab: &Lab) -> Result<()> {
