@@ -2,6 +2,7 @@
 
 mod authorizers;
 mod process;
+mod tokens;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -31,7 +32,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("waypoints::a_service_needs_to_be_admitted", lab(), a_service_needs_to_be_admitted),
         trial_with("waypoints::rolling_one_fails_no_request", lab(), rolling_one),
     ];
-    [own, authorizers::trials()].into_iter().flatten().collect()
+    [own, authorizers::trials(), tokens::trials()].into_iter().flatten().collect()
 }
 
 fn requests_go_through_one(lab: &Lab) -> Result<()> {
