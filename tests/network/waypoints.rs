@@ -1,6 +1,7 @@
 //! Waypoints in processes of their own: two nodes, clients and servers on both, and a waypoint in a pod of its own.
 
 mod authorizers;
+mod place;
 mod process;
 mod tokens;
 
@@ -14,6 +15,7 @@ use serde_json::json;
 use crate::http::{Application, Keeping, while_asked};
 use crate::lab;
 use crate::raw_peer::{self, Credential, Offer, converse};
+pub use place::Place;
 use process::{Waypoint, gateway, lead_to};
 
 pub fn trials() -> Vec<Trial> {
