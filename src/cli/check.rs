@@ -20,6 +20,7 @@ mod network_policies;
 mod nodes;
 mod pods;
 mod policies;
+mod waypoints;
 
 /// Check that the mesh can run on this cluster, or that it runs well.
 ///
@@ -63,6 +64,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
                 let state = view.model.read();
                 pods::judge(&facts, &state, &mut findings);
                 policies::judge(&facts, &view.problems, &mut findings);
+                waypoints::judge(&facts.waypoints, &state, &args.trust_domain, &mut findings);
                 network_policies::judge(&facts, &state, &mut findings);
             }
             Err(cause) => findings.error(Area::Pods, "pods and policies could not be read", cause.to_string()),
@@ -105,6 +107,7 @@ enum Area {
     Clocks,
     Pods,
     Policies,
+    Waypoints,
     NetworkPolicies,
 }
 
@@ -180,6 +183,7 @@ impl Area {
             Self::Clocks => "Clocks",
             Self::Pods => "Pods",
             Self::Policies => "Policies",
+            Self::Waypoints => "Waypoints",
             Self::NetworkPolicies => "NetworkPolicies",
         }
     }
