@@ -2,7 +2,7 @@
 
 pub mod authorizers;
 mod h2spec;
-mod l7_policy;
+pub mod l7_policy;
 mod protocols;
 mod refusals;
 mod routes;

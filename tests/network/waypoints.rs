@@ -1,6 +1,7 @@
 //! Waypoints in processes of their own: two nodes, clients and servers on both, and a waypoint in a pod of its own.
 
 mod authorizers;
+mod judging;
 mod place;
 mod process;
 mod tokens;
@@ -36,7 +37,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("waypoints::a_service_needs_to_be_admitted", lab(), a_service_needs_to_be_admitted),
         trial_with("waypoints::rolling_one_fails_no_request", lab(), rolling_one),
     ];
-    [own, authorizers::trials(), tokens::trials()].into_iter().flatten().collect()
+    [own, authorizers::trials(), judging::trials(), tokens::trials()].into_iter().flatten().collect()
 }
 
 fn requests_go_through_one(lab: &Lab) -> Result<()> {
