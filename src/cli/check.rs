@@ -63,6 +63,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
             Ok(view) => {
                 let state = view.model.read();
                 pods::judge(&facts, &state, &mut findings);
+                pods::judge_addresses(&state, &mut findings);
                 policies::judge(&facts, &view.problems, &mut findings);
                 waypoints::judge(&facts.waypoints, &state, &args.trust_domain, &mut findings);
                 network_policies::judge(&facts, &state, &mut findings);

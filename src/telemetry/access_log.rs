@@ -1,15 +1,18 @@
-//! One line a connection, written by a thread of its own.
+//! One line a connection, or a request, written by a thread of its own.
 
-use std::fmt::{self, Write as _};
+mod calendar;
+mod line;
+mod record;
+
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::catalogue;
-use super::connection::{ConnectionInfo, Party, Verdict};
-use super::request::RequestInfo;
-use crate::mesh::{NamespacedName, Reason};
+use calendar::Calendar;
+pub(super) use line::Line;
+pub(super) use record::{OfConnection, Record, Told};
 
 /// How the access log looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -99,7 +102,7 @@ impl Queue {
     }
 
     fn write_all(&self, format: AccessLogFormat, mut output: impl Write) {
-        let (mut records, mut text) = (Vec::new(), String::new());
+        let (mut records, mut text, mut calendar) = (Vec::new(), String::new(), Calendar::default());
         loop {
             let waited = self.changed.wait_while(self.state(), |state| state.records.is_empty() && !state.closed);
             let waited = waited.unwrap_or_else(PoisonError::into_inner);
@@ -113,152 +116,18 @@ impl Queue {
                 self.changed.notify_all();
                 return;
             }
-            records.iter().for_each(|record| record.write(format, &mut text));
-            if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
-                metrics::counter!(catalogue::DROPPED).increment(records.len() as u64);
+            for some in records.chunks(MANY) {
+                some.iter().for_each(|record| record.write(format, &mut calendar, &mut text));
+                if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
+                    metrics::counter!(catalogue::DROPPED).increment(some.len() as u64);
+                }
+                text.clear();
             }
             records.clear();
-            text.clear();
             // What a burst needed is given back.
             records.shrink_to(MANY);
             text.shrink_to(MOST_TEXT_KEPT);
         }
-    }
-}
-
-/// What one line says.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub time: SystemTime,
-    pub info: ConnectionInfo,
-    pub verdict: Option<Verdict>,
-    pub policy: Option<NamespacedName>,
-    pub reason: Option<Reason>,
-    pub sent: u64,
-    pub received: u64,
-    pub duration: Duration,
-    pub detail: String,
-    /// Of a request, what it was.
-    pub request: Option<Box<RequestInfo>>,
-}
-
-impl Record {
-    pub fn of_request(time: SystemTime, duration: Duration, mut request: RequestInfo) -> Self {
-        Self {
-            time,
-            info: request.connection.clone(),
-            verdict: request.verdict,
-            policy: request.policy.take(),
-            reason: request.reason.take(),
-            sent: request.sent,
-            received: request.received,
-            duration,
-            detail: std::mem::take(&mut request.detail),
-            request: Some(Box::new(request)),
-        }
-    }
-
-    /// Appends its line.
-    fn write(&self, format: AccessLogFormat, text: &mut String) {
-        let info = &self.info;
-        let mut line = Line { text, format, is_first: true, value: String::new() };
-        if format != AccessLogFormat::Text {
-            line.text.push('{');
-        }
-        line.word("time", Some(Rfc3339(self.time)));
-        line.word("direction", Some(info.direction.as_str()));
-        line.word("transport", Some(info.transport.as_str()));
-        line.word("verdict", self.verdict);
-        line.word("reason", self.reason.as_ref());
-        line.word("policy", self.policy.as_ref());
-        line.party(["source_addr", "source_pod", "source_workload", "source_identity"], &info.source);
-        let names = ["destination_addr", "destination_pod", "destination_workload", "destination_identity"];
-        line.party(names, &info.destination);
-        line.word("service", info.service.as_ref());
-        line.word("requested_addr", info.requested);
-        line.word("key_exchange", info.key_exchange);
-        if let Some(request) = &self.request {
-            request.write(&mut line);
-        }
-        line.number("bytes_sent", self.sent);
-        line.number("bytes_received", self.received);
-        line.number("duration_ms", u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
-        line.word("detail", (!self.detail.is_empty()).then_some(&self.detail));
-        text.push_str(if format == AccessLogFormat::Text { "\n" } else { "}\n" });
-    }
-}
-
-/// One line on its way: fields with a value, one after the other.
-pub(super) struct Line<'a> {
-    text: &'a mut String,
-    format: AccessLogFormat,
-    is_first: bool,
-    /// The value of now, as it is shown.
-    value: String,
-}
-
-impl Line<'_> {
-    fn party(&mut self, [addr, pod, workload, identity]: [&str; 4], party: &Party) {
-        self.word(addr, party.addr);
-        self.word(pod, party.pod.as_ref());
-        self.word(workload, party.workload.as_ref());
-        self.word(identity, party.identity.as_ref());
-    }
-
-    /// A word as it is, anything else quoted as JSON, so that no value can break out of its line.
-    pub fn word(&mut self, name: &str, value: Option<impl fmt::Display>) {
-        let Some(value) = value else { return };
-        self.name(name);
-        self.value.clear();
-        // Writing to a String does not fail.
-        let _ = write!(self.value, "{value}");
-        let is_graphic = self.value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\'));
-        match self.format {
-            AccessLogFormat::Text if is_graphic && !self.value.is_empty() && !self.value.contains('=') => {
-                self.text.push_str(&self.value);
-            }
-            _ if is_graphic => {
-                let _ = write!(self.text, "\"{}\"", self.value);
-            }
-            _ => {
-                let _ = write!(self.text, "{}", serde_json::Value::from(self.value.as_str()));
-            }
-        }
-    }
-
-    pub fn number(&mut self, name: &str, value: u64) {
-        self.name(name);
-        let _ = write!(self.text, "{value}");
-    }
-
-    fn name(&mut self, name: &str) {
-        let is_first = std::mem::replace(&mut self.is_first, false);
-        let _ = match (self.format, is_first) {
-            (AccessLogFormat::Text, true) => write!(self.text, "{name}="),
-            (AccessLogFormat::Text, false) => write!(self.text, " {name}="),
-            (_, true) => write!(self.text, "\"{name}\":"),
-            (_, false) => write!(self.text, ",\"{name}\":"),
-        };
-    }
-}
-
-/// `2026-01-31T23:59:59.123Z`, the calendar by Howard Hinnant's `civil_from_days`.
-struct Rfc3339(SystemTime);
-
-impl fmt::Display for Rfc3339 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        let shifted = days + 719_468;
-        let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let shifted_month = (5 * day_of_year + 2) / 153;
-        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-        let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
     }
 }
 
@@ -267,14 +136,17 @@ const QUEUE_LENGTH: usize = 8192;
 /// So many are written without waiting for more.
 const MANY: usize = 256;
 const GATHERING: Duration = Duration::from_millis(10);
-const MOST_TEXT_KEPT: usize = 64 * 1024;
+const MOST_TEXT_KEPT: usize = 128 * 1024;
 
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::mpsc;
 
+    use std::time::UNIX_EPOCH;
+
     use super::*;
-    use crate::telemetry::connection::{Direction, Transport};
+    use crate::mesh::Reason;
+    use crate::telemetry::connection::{ConnectionInfo, Direction, Party, Transport, Verdict};
     use crate::telemetry::metrics::{MetricsSettings, recorder};
 
     #[derive(Clone, Default)]
@@ -311,41 +183,44 @@ pub(super) mod tests {
     }
 
     fn record(detail: &str) -> Record {
+        let info = ConnectionInfo {
+            direction: Direction::Inbound,
+            transport: Transport::Plaintext,
+            source: Party::stranger("[fd00::1]:4000".parse().unwrap()),
+            destination: Party::stranger("10.0.0.255:80".parse().unwrap()),
+            service: None,
+            requested: None,
+            key_exchange: None,
+        };
         Record {
             time: UNIX_EPOCH + Duration::from_millis(1_709_210_096_789),
-            info: ConnectionInfo {
-                direction: Direction::Inbound,
-                transport: Transport::Plaintext,
-                source: Party::stranger("[fd00::1]:4000".parse().unwrap()),
-                destination: Party::default(),
-                service: None,
-                requested: None,
-                key_exchange: None,
-            },
-            verdict: Some(Verdict::Deny),
-            policy: None,
-            reason: Some(Reason::Plaintext(None)),
-            sent: 1,
-            received: 2,
             duration: Duration::from_millis(7),
-            detail: detail.to_owned(),
-            request: None,
+            told: Told::Connection(Box::new(OfConnection {
+                info,
+                verdict: Some(Verdict::Deny),
+                policy: None,
+                reason: Some(Reason::Plaintext(None)),
+                sent: 1,
+                received: 2,
+                detail: detail.to_owned(),
+            })),
         }
     }
 
     fn line(record: &Record, format: AccessLogFormat) -> String {
         let mut text = String::new();
-        record.write(format, &mut text);
+        record.write(format, &mut Calendar::default(), &mut text);
         text
     }
 
     #[test]
     fn a_line_of_json_holds_what_a_text_line_does() {
-        let record = record("an \"\u{e9}\", a \\ and\ta = sign");
+        let detail = "an \"\u{e9}\", a \\ and\ta = sign";
+        let record = record(detail);
         let json: serde_json::Value = serde_json::from_str(&line(&record, AccessLogFormat::Json)).unwrap();
         assert_eq!(json["source_addr"], "[fd00::1]:4000");
         assert_eq!((&json["bytes_sent"], &json["duration_ms"]), (&1.into(), &7.into()));
-        assert_eq!(json["detail"], record.detail);
+        assert_eq!((&json["destination_addr"], &json["detail"]), (&"10.0.0.255:80".into(), &detail.into()));
         assert_eq!(line(&record, AccessLogFormat::Text).lines().count(), 1);
     }
 
@@ -354,7 +229,7 @@ pub(super) mod tests {
         assert_eq!(
             line(&record("two\nlines \"quoted\""), AccessLogFormat::Text),
             "time=2024-02-29T12:34:56.789Z direction=inbound transport=plaintext verdict=deny reason=plaintext \
-             source_addr=[fd00::1]:4000 bytes_sent=1 bytes_received=2 duration_ms=7 \
+             source_addr=[fd00::1]:4000 destination_addr=10.0.0.255:80 bytes_sent=1 bytes_received=2 duration_ms=7 \
              detail=\"two\\nlines \\\"quoted\\\"\"\n"
         );
     }
@@ -386,17 +261,5 @@ pub(super) mod tests {
         assert!(recorder.handle().render().contains(catalogue::DROPPED));
         assert!(!writer.finish(Duration::from_millis(10)));
         drop(let_go);
-    }
-
-    #[test]
-    fn days_are_told_by_the_calendar() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (1_767_225_599, "2025-12-31T23:59:59.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-        ] {
-            assert_eq!(Rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), text);
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::access_log::{AccessLog, Record};
+use super::access_log::{AccessLog, OfConnection, Record, Told};
 use super::request::RequestSeriesTable;
 use super::series::{Labels, Series, SeriesTable};
 use super::traces::Traces;
@@ -298,15 +298,16 @@ impl ConnectionTelemetry {
         let state = self.state();
         self.shared.access_log.write(Record {
             time: self.time,
-            info: state.info.clone(),
-            verdict: state.verdict,
-            policy: state.policy.clone(),
-            reason,
-            sent,
-            received,
             duration: self.started.elapsed(),
-            detail: detail.to_owned(),
-            request: None,
+            told: Told::Connection(Box::new(OfConnection {
+                info: state.info.clone(),
+                verdict: state.verdict,
+                policy: state.policy.clone(),
+                reason,
+                sent,
+                received,
+                detail: detail.to_owned(),
+            })),
         });
     }
 

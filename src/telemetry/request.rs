@@ -3,7 +3,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use metrics::{Counter, Histogram, Key, Label};
 
-use super::access_log::{Line, Record};
+use super::access_log::{Line, Record, Told};
 use super::catalogue;
 use super::connection::{ConnectionInfo, Telemetry, Verdict};
 use super::series::{Kept, Labels, Sets, counter, histogram};
@@ -100,7 +100,7 @@ impl RequestTelemetry {
             shared.traces.end(span, info.clone(), self.time, duration);
         }
         if shared.access_log.is_on() {
-            shared.access_log.write(Record::of_request(self.time, duration, *info));
+            shared.access_log.write(Record { time: self.time, duration, told: Told::Request(info) });
         }
     }
 }
@@ -123,10 +123,10 @@ impl RequestInfo {
         line.word("method", Some(&self.method));
         line.word("host", (!self.host.is_empty()).then_some(&self.host));
         line.word("path", Some(&self.path));
-        line.number("status", self.status.into());
-        line.word("grpc_status", self.grpc_status);
-        line.word("route", self.route.as_ref());
-        line.word("trace_id", self.trace);
+        line.number("status", self.status);
+        line.shown("grpc_status", self.grpc_status);
+        line.object("route", self.route.as_ref());
+        line.shown("trace_id", self.trace);
     }
 }
 

@@ -96,12 +96,16 @@ pub fn take_back(headers: &mut HeaderMap, status: StatusCode) {
 
 /// Removes the fields of one hop, and those that `Connection` names.
 fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = words(headers, &CONNECTION).filter_map(|name| name.parse().ok()).collect();
+    if !headers.keys().any(|name| ONE_HOP.contains(name)) {
+        return;
+    }
+    let named = words(headers, &CONNECTION).filter(|word| word != "keep-alive" && word != "close");
+    let named: Vec<HeaderName> = named.filter_map(|name| name.parse().ok()).collect();
     // What frames a message, or names whom it is for, is no hop's own, whatever is said of it.
     for name in named.iter().filter(|name| **name != HOST && **name != CONTENT_LENGTH) {
         headers.remove(name);
     }
-    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, TE, KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS] {
+    for name in &ONE_HOP {
         headers.remove(name);
     }
 }
@@ -157,6 +161,9 @@ fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
         .filter(|word| !word.is_empty())
 }
 
+/// What is said to the next hop alone.
+const ONE_HOP: [HeaderName; 7] =
+    [CONNECTION, TRANSFER_ENCODING, UPGRADE, TE, KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");

@@ -317,7 +317,6 @@ pub fn refused(session: &Session, violation: Violation) {
 fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
     let connection = session.place.describe();
     let service = session.view().and_then(|view| view.to.service().cloned());
-    let written = |text: &str| text.chars().take(MOST_WRITTEN).collect();
     let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
     RequestInfo {
         connection: ConnectionInfo { service: connection.service.or(service), ..connection },
@@ -326,9 +325,9 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
             (false, Version::Http1) => RequestProtocol::Http1,
             (false, Version::Http2) => RequestProtocol::Http2,
         },
-        method: written(head.method.as_str()),
-        host: written(host.or(head.uri.host()).unwrap_or_default()),
-        path: written(head.uri.path()),
+        method: start(head.method.as_str()),
+        host: start(host.or(head.uri.host()).unwrap_or_default()),
+        path: start(head.uri.path()),
         route: None,
         status: 0,
         verdict: None,
@@ -340,6 +339,11 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
         sent: 0,
         received: 0,
     }
+}
+
+/// What there is room for in a log.
+fn start(text: &str) -> String {
+    text[..text.floor_char_boundary(MOST_WRITTEN)].to_owned()
 }
 
 /// Requests of one pod under way at once.

@@ -1,8 +1,12 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -39,21 +43,18 @@ async fn serve_http1(client: Client, place: Rc<dyn Place>) {
     let mut builder = http1::Builder::new();
     builder.auto_date_header(false).header_read_timeout(None).max_buf_size(MOST_BUFFERED);
     let mut connection = builder.serve_connection(io, service);
-    let mut leaving = pin!(retirement(&session));
-    let mut refused = pin!(check.refusal());
-    let (mut leaves, mut is_refused) = (false, false);
+    // Looked at only once it has something to say, and not whenever a request moves on.
+    let mut endings: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
+    endings.push(retirement(&session).boxed_local());
+    endings.push(check.refusal().boxed_local());
     let outcome = poll_fn(|cx| {
-        if !leaves && leaving.as_mut().poll(cx).is_ready() {
-            leaves = true;
-            Pin::new(&mut connection).graceful_shutdown();
-        }
-        if !is_refused && refused.as_mut().poll(cx).is_ready() {
-            is_refused = true;
+        while let Poll::Ready(Some(())) = endings.poll_next_unpin(cx) {
             Pin::new(&mut connection).graceful_shutdown();
         }
         connection.poll_without_shutdown(cx)
     })
     .await;
+    drop(endings);
     let parts = connection.into_parts();
     let client = parts.io.into_inner();
     if let Some(tunnel) = session.tunnel.take() {

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cluster::{get, kubectl, test_image};
 use crate::controller::{account_and_pod, two_nodes};
-use crate::mesh::{SYSTEM, agent_of, install, join, wait_captured};
+use crate::mesh::{SYSTEM, agent_logs, agent_of, install, join, wait_captured};
 use crate::scene::{BOUND, Scene, trial};
 
 pub fn trials() -> Vec<Trial> {
@@ -300,8 +300,24 @@ pub fn under_load(scene: &Scene, pod: &str, to: &str, what: impl FnOnce() -> Res
         done.store(true, Ordering::Relaxed);
         let told = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
         result?;
-        told
+        let mut told = told?;
+        if !told.failures.is_empty() {
+            told.failures.extend(what_agents_say(scene, pod)?);
+        }
+        Ok(told)
     })
+}
+
+/// The lines of the agents about connections of a pod that ended badly: the last of each agent.
+fn what_agents_say(scene: &Scene, pod: &str) -> Result<Vec<String>> {
+    let name = format!("{}/{pod}", scene.namespace);
+    let mut said = Vec::new();
+    for node in two_nodes()? {
+        let logs = agent_logs(&node)?;
+        let about: Vec<_> = logs.lines().filter(|line| line.contains(&name) && line.contains("reason")).collect();
+        said.extend(about.iter().rev().take(SAID).map(|line| format!("{node}: {line}")));
+    }
+    Ok(said)
 }
 
 /// The pods of a StatefulSet or a Deployment: servers with a label.
@@ -324,6 +340,8 @@ fn policy(spec: &str) -> String {
     format!("apiVersion: selvedge.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: decides}}\nspec: {spec}\n")
 }
 
+/// Lines of an agent.
+const SAID: usize = 20;
 const STRICT: &str = "apiVersion: selvedge.dev/v1alpha1
 kind: PeerAuthentication
 metadata: {name: strict}

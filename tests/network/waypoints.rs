@@ -3,13 +3,13 @@
 mod authorizers;
 mod judging;
 mod place;
-mod process;
 mod tokens;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use selvedge_lab::waypoint::{Waypoint, gateway, lead_to};
 use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Request, ServiceSpec, eventually, trial_with};
 use serde_json::json;
 
@@ -18,7 +18,6 @@ use crate::lab;
 use crate::probes::masquerade;
 use crate::raw_peer::{self, Credential, Offer, converse};
 pub use place::Place;
-use process::{Waypoint, gateway, lead_to};
 
 pub fn trials() -> Vec<Trial> {
     let own = vec![

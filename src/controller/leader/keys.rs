@@ -31,9 +31,12 @@ pub struct Keys {
     client: Client,
     held: HashMap<Origin, Held>,
     /// By UID, of one generation.
-    read: HashMap<String, (i64, Arc<[(Origin, KeySource)]>)>,
+    read: HashMap<String, (i64, Sources)>,
     fetches: JoinSet<(Origin, Result<String, String>)>,
 }
+
+/// What one policy's keys are from.
+type Sources = Arc<[(Origin, KeySource)]>;
 
 /// Where keys are from: what two policies say alike is fetched once.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -87,13 +90,13 @@ impl Keys {
     }
 
     /// What a policy has to be fetched from; decoded once a generation.
-    fn origins(&mut self, policy: &DynamicObject) -> Arc<[(Origin, KeySource)]> {
+    fn origins(&mut self, policy: &DynamicObject) -> Sources {
         let (uid, generation) = (policy.metadata.uid.clone().unwrap_or_default(), policy.metadata.generation);
         let generation = generation.unwrap_or_default();
         match self.read.get(&uid) {
             Some((read, origins)) if *read == generation => origins.clone(),
             _ => {
-                let origins: Arc<[_]> = origins(policy).into();
+                let origins: Sources = origins(policy).into();
                 self.read.insert(uid, (generation, origins.clone()));
                 origins
             }

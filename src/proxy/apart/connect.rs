@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::super::connections::Opening;
 use super::super::counted::Counted;
 use super::super::failure::Failure;
-use super::super::onward::{Line, LinePod};
+use super::super::line::{Line, LinePod};
 use super::Relayed;
 use crate::mesh::{Reason, ServiceDestination};
 use crate::telemetry::{ConnectionInfo, Party};

@@ -10,7 +10,7 @@ use super::super::baggage::baggage;
 use super::super::connections::{Opening, Registered};
 use super::super::counted::Counted;
 use super::super::failure::{Failure, Finding};
-use super::super::onward::Line;
+use super::super::line::Line;
 use super::super::requests::{SILENCE, foreign, only_http};
 use super::super::resolve::resolve;
 use super::super::tunnel::{Arriving, Source, refusal};

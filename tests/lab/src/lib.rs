@@ -38,6 +38,7 @@ mod pod;
 mod server;
 mod trial;
 mod wait;
+pub mod waypoint;
 mod world;
 
 pub use agent::{Agent, AgentOptions};

@@ -1,10 +1,9 @@
 //! Where requests are told apart, for tests that ask the same of either place.
 
 use anyhow::Result;
+use selvedge_lab::waypoint::{Waypoint, gateway, lead_to};
 use selvedge_lab::{Agent, AgentOptions, Lab, Metrics};
 use serde_json::Value;
-
-use super::process::{Waypoint, gateway, lead_to};
 
 /// One of the two places.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

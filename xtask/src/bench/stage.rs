@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use selvedge_lab::waypoint::{self, Waypoint};
 use selvedge_lab::{
     Agent, AgentOptions, BOUND, Families, Lab, LabOptions, Namespace, NodeSpec, Pod, PodSpec, ServiceSpec, eventually,
 };
@@ -71,9 +72,10 @@ impl Stage {
             Carrier::Relay => self.start_relay(variant.place)?,
             Carrier::Agents(flags) => self.start_agents(variant.place, flags)?,
             Carrier::Routes(routes) => {
-                self.ask_for_layer_7(*routes)?;
+                self.ask_for_layer_7(*routes, "node")?;
                 Running { to: VIP.into(), ..self.start_agents(variant.place, &[])? }
             }
+            Carrier::Waypoint => self.start_waypoint(variant.place)?,
             Carrier::Proxy(proxy) => self.start_proxy(*proxy)?,
             Carrier::Other(command) => self.start_other(variant.place, command)?,
         };
@@ -146,11 +148,25 @@ impl Stage {
         Ok(running)
     }
 
+    /// On the client's node, in a pod of its own. It alone is the hop that tells requests apart; the agents on its both
+    /// sides are what any connection costs.
+    fn start_waypoint(&self, place: Place) -> Result<Running> {
+        waypoint::gateway(&self.lab, "All")?;
+        self.ask_for_layer_7(1, "infra/gw")?;
+        let mut running = Running { to: VIP.into(), ..self.start_agents(place, &[])? };
+        let mut waypoint = Waypoint::start_unlogged(&self.lab, NEAR, 1, &[])?;
+        waypoint::lead_to(&self.lab, &[(&waypoint, true)])?;
+        waypoint.wait_ready()?;
+        running.carriers.insert(0, Carriers::of([waypoint.pid()]));
+        running.waypoint = Some(waypoint);
+        Ok(running)
+    }
+
     /// Puts the server behind a Service whose requests are told apart as the other proxies do it: by the rules of the last
     /// of so many routes.
-    fn ask_for_layer_7(&self, routes: usize) -> Result<()> {
+    fn ask_for_layer_7(&self, routes: usize, waypoint: &str) -> Result<()> {
         let service = ServiceSpec::new("bench/far").cluster_ip(VIP.into()).port("http", HTTP, HTTP).endpoint(&self.far);
-        self.lab.service(&service.field("/metadata/annotations", json!({"selvedge.dev/waypoint": "node"})))?;
+        self.lab.service(&service.field("/metadata/annotations", json!({"selvedge.dev/waypoint": waypoint})))?;
         let backends = || json!([{"name": "far", "port": HTTP}]);
         let set = json!({"set": [{"name": "x-route", "value": "bench"}]});
         let filter = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": set});
@@ -212,7 +228,8 @@ pub struct Running {
     others: Vec<Other>,
     relays: Vec<Process>,
     proxies: Vec<Proxying>,
-    /// One entry a node.
+    waypoint: Option<Waypoint>,
+    /// One entry a node, behind that of the waypoint.
     carriers: Vec<Carriers>,
 }
 
@@ -224,6 +241,7 @@ impl Running {
             others: Vec::new(),
             relays: Vec::new(),
             proxies: Vec::new(),
+            waypoint: None,
             carriers: Vec::new(),
         }
     }
@@ -244,7 +262,7 @@ impl Running {
         self.carriers.iter().map(Carriers::cpu).sum()
     }
 
-    /// Those of them that the carrier on the client's node used.
+    /// Those of them that the hop used which tells requests apart: the carrier on the client's node, or the waypoint.
     pub fn cpu_of_hop(&self) -> f64 {
         self.carriers.first().map_or(0.0, Carriers::cpu)
     }

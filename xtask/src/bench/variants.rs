@@ -59,6 +59,8 @@ pub enum Carrier {
     Agents(&'static [Flag]),
     /// Agents with so many routes, of which the last is the one that is met.
     Routes(usize),
+    /// A waypoint in a process of its own on the client's node, between the agents.
+    Waypoint,
     /// A proxy of layer 7 on the client's node, which all others of its place are compared with.
     Proxy(Proxy),
     /// Another node proxy, by the command that starts it on a node.
@@ -86,7 +88,7 @@ impl Variant {
 
     /// Whether it is held against what we want.
     pub fn is_ours(&self) -> bool {
-        matches!(self.carrier, Carrier::Agents(_) | Carrier::Routes(_))
+        matches!(self.carrier, Carrier::Agents(_) | Carrier::Routes(_) | Carrier::Waypoint)
     }
 
     /// Whether its ratios to the limit are shown.
@@ -194,6 +196,7 @@ const TABLE: &[(Place, &str, Carrier)] = &[
     (Place::Requests, "Envoy", Carrier::Proxy(Proxy::Envoy)),
     (Place::Requests, "on the node", Carrier::Routes(1)),
     (Place::Requests, "5,000 routes", Carrier::Routes(5000)),
+    (Place::Requests, "in a waypoint", Carrier::Waypoint),
 ];
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::build::target_directory;
 use crate::cluster::{Cluster, GatewayApi, check_rights, gateway_api, up};
 use crate::image;
 use crate::style::dim;
-use crate::test::Tally;
+use crate::test::{Tally, again};
 
 /// What `cargo xtask conformance` takes.
 #[derive(Args)]
@@ -63,9 +63,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All of them, as a section of `cargo xtask test`: on a cluster of their own, which does not outlive them.
-pub fn section() -> Result<Tally> {
-    tests(&Options { filter: None, keep: false, place: Place::Node, name: "test".to_owned() })
+/// All of them on the node, as a section of `cargo xtask test`: on a cluster of their own, which does not outlive them.
+pub fn section(retries: u32) -> Result<Tally> {
+    let options = Options { filter: None, keep: false, place: Place::Node, name: "test".to_owned() };
+    again(retries, || tests(&options))
+}
+
+/// Builds what they need.
+pub fn prepare() -> Result<()> {
+    let gateway_api = gateway_api()?;
+    image::for_conformance(&application_image(&gateway_api.application)?).map(drop)
 }
 
 fn tests(options: &Options) -> Result<Tally> {

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::build::{load, release, target_directory};
 use crate::cluster;
+use crate::conformance;
 use crate::image;
 use crate::style::dim;
 
@@ -22,6 +23,7 @@ pub fn prepare() -> Result<ExitCode> {
     load()?;
     image::for_tests()?;
     cluster::build_programs()?;
+    conformance::prepare()?;
     Ok(ExitCode::SUCCESS)
 }
 

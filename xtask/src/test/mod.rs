@@ -97,12 +97,9 @@ struct Section {
     run: fn(u32) -> Result<Tally>,
 }
 
-/// Takes minutes more than the others, and speaks for routes alone: it runs where it is named.
-const ON_REQUEST: &str = "conformance";
-
 impl Section {
     fn is_meant(&self, filter: &str) -> bool {
-        self.name.contains(filter) && (self.name != ON_REQUEST || !filter.is_empty())
+        self.name.contains(filter)
     }
 
     fn run(&self, retries: u32) -> Tally {
@@ -158,7 +155,7 @@ const SECTIONS: [Section; 17] = [
     Section { name: "demo without root", built: true, run: |retries| again(retries, unprivileged::demo) },
     Section { name: "bench", built: true, run: |retries| again(retries, bench::check) },
     Section { name: "real cluster", built: true, run: |retries| on_cluster(|| e2e::section(retries)) },
-    Section { name: ON_REQUEST, built: true, run: |_| on_cluster(conformance::section) },
+    Section { name: "conformance", built: true, run: |retries| on_cluster(|| conformance::section(retries)) },
 ];
 
 /// The network tests to repeat with HBONE between the agents, by how their names begin: what a tunnel could change.
@@ -241,7 +238,7 @@ fn on_cluster(run: impl FnOnce() -> Result<Tally>) -> Result<Tally> {
 }
 
 /// What fails in one of two runs and not in the other is flaky, where a run tells one result of many steps.
-fn again(retries: u32, run: fn() -> Result<Tally>) -> Result<Tally> {
+pub fn again(retries: u32, run: impl Fn() -> Result<Tally>) -> Result<Tally> {
     let mut tally = run()?;
     for _ in 0..retries {
         if tally.failed == 0 {

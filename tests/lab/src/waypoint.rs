@@ -1,4 +1,4 @@
-//! A waypoint of a test: its pods, the objects that lead to it, and its processes.
+//! A waypoint in a process of its own: its pods, and the objects that lead to it.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,8 +8,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use selvedge_lab::{BOUND, Lab, Metrics, Pod, PodSpec, ServiceSpec, eventually};
 use serde_json::{Value, json};
+
+use crate::{BOUND, Lab, Metrics, Pod, PodSpec, ServiceSpec, eventually};
 
 /// `selvedge waypoint` in a pod; dropped, it is killed.
 pub struct Waypoint {
@@ -20,8 +21,17 @@ pub struct Waypoint {
 }
 
 impl Waypoint {
-    /// The `number`th pod of Gateway `infra/gw`. It is an endpoint only once it is said to be ([`lead_to`]).
+    /// The `number`th pod of Gateway `infra/gw` ([`gateway`]). It is an endpoint only once it is said to be ([`lead_to`]).
     pub fn start(lab: &Lab, node: &str, number: usize, args: &[&str]) -> Result<Self> {
+        Self::spawn(lab, node, number, args, true)
+    }
+
+    /// One whose access log is told in full, and kept nowhere.
+    pub fn start_unlogged(lab: &Lab, node: &str, number: usize, args: &[&str]) -> Result<Self> {
+        Self::spawn(lab, node, number, args, false)
+    }
+
+    fn spawn(lab: &Lab, node: &str, number: usize, args: &[&str], is_logged: bool) -> Result<Self> {
         let name = format!("infra/gw-{number}");
         let spec = PodSpec::new(&name, node).service_account("gw-selvedge-waypoint");
         let pod = lab.pod(spec.label("gateway.networking.k8s.io/gateway-name", "gw"))?;
@@ -32,10 +42,15 @@ impl Waypoint {
         let mut command = Command::new(lab.binary()?);
         command.args(["waypoint", "--gateway", "gw", "--pod-namespace", "infra", "--pod", pod.name()]);
         command.arg("--manifests").arg(lab.manifests()).arg("--ca-dir").arg(lab.ca());
-        command.args(["--access-log", "json"]).args(args);
-        command.stdin(Stdio::null()).stdout(File::create(&access_log)?).stderr(File::create(&log)?);
+        command.args(["--access-log", if is_logged { "json" } else { "text" }]).args(args);
+        command.stdin(Stdio::null()).stderr(File::create(&log)?);
+        command.stdout(if is_logged { File::create(&access_log)?.into() } else { Stdio::null() });
         let child = pod.spawn(&mut command)?;
         Ok(Self { pod, child, log, access_log })
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
     }
 
     pub fn wait_ready(&mut self) -> Result<()> {
@@ -76,7 +91,7 @@ impl Waypoint {
     }
 
     pub fn terminate(&self) -> Result<()> {
-        Ok(kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)?)
+        Ok(kill(Pid::from_raw(self.pid()), Signal::SIGTERM)?)
     }
 
     pub fn wait(&mut self) -> Result<ExitStatus> {

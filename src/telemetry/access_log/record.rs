@@ -1,0 +1,67 @@
+use std::time::{Duration, SystemTime};
+
+use super::calendar::Calendar;
+use super::{AccessLogFormat, Line};
+use crate::mesh::{NamespacedName, Reason};
+use crate::telemetry::connection::{ConnectionInfo, Verdict};
+use crate::telemetry::request::RequestInfo;
+
+/// What one line says.
+#[derive(Debug)]
+pub struct Record {
+    pub time: SystemTime,
+    pub duration: Duration,
+    pub told: Told,
+}
+
+#[derive(Debug)]
+pub enum Told {
+    Connection(Box<OfConnection>),
+    Request(Box<RequestInfo>),
+}
+
+#[derive(Debug)]
+pub struct OfConnection {
+    pub info: ConnectionInfo,
+    pub verdict: Option<Verdict>,
+    pub policy: Option<NamespacedName>,
+    pub reason: Option<Reason>,
+    pub sent: u64,
+    pub received: u64,
+    pub detail: String,
+}
+
+impl Record {
+    /// Appends its line.
+    pub fn write(&self, format: AccessLogFormat, calendar: &mut Calendar, text: &mut String) {
+        let (info, verdict, reason, policy) = match &self.told {
+            Told::Connection(told) => (&told.info, told.verdict, told.reason.as_ref(), told.policy.as_ref()),
+            Told::Request(told) => (&told.connection, told.verdict, told.reason.as_ref(), told.policy.as_ref()),
+        };
+        let mut line = Line::begin(text, format);
+        line.value("time", |text| calendar.push(self.time, text));
+        line.word("direction", Some(info.direction.as_str()));
+        line.word("transport", Some(info.transport.as_str()));
+        line.word("verdict", verdict.map(Verdict::as_str));
+        line.shown("reason", reason);
+        line.object("policy", policy);
+        line.party(["source_addr", "source_pod", "source_workload", "source_identity"], &info.source);
+        let names = ["destination_addr", "destination_pod", "destination_workload", "destination_identity"];
+        line.party(names, &info.destination);
+        line.object("service", info.service.as_ref());
+        line.addr("requested_addr", info.requested);
+        line.word("key_exchange", info.key_exchange);
+        let (sent, received, detail) = match &self.told {
+            Told::Connection(told) => (told.sent, told.received, &told.detail),
+            Told::Request(told) => {
+                told.write(&mut line);
+                (told.sent, told.received, &told.detail)
+            }
+        };
+        line.number("bytes_sent", sent);
+        line.number("bytes_received", received);
+        line.number("duration_ms", u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
+        line.word("detail", (!detail.is_empty()).then_some(detail));
+        line.end();
+    }
+}
