@@ -20,6 +20,7 @@ mod network_policies;
 mod nodes;
 mod pods;
 mod policies;
+mod waypoints;
 
 /// Check that the mesh can run on this cluster, or that it runs well.
 ///
@@ -64,6 +65,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
                 pods::judge(&facts, &state, &mut findings);
                 pods::judge_addresses(&state, &mut findings);
                 policies::judge(&facts, &view.problems, &mut findings);
+                waypoints::judge(&facts.waypoints, &state, &args.trust_domain, &mut findings);
                 network_policies::judge(&facts, &state, &mut findings);
             }
             Err(cause) => findings.error(Area::Pods, "pods and policies could not be read", cause.to_string()),
@@ -106,6 +108,7 @@ enum Area {
     Clocks,
     Pods,
     Policies,
+    Waypoints,
     NetworkPolicies,
 }
 
@@ -181,6 +184,7 @@ impl Area {
             Self::Clocks => "Clocks",
             Self::Pods => "Pods",
             Self::Policies => "Policies",
+            Self::Waypoints => "Waypoints",
             Self::NetworkPolicies => "NetworkPolicies",
         }
     }

@@ -8,6 +8,7 @@ use http::request::Parts;
 use serde::Serialize;
 
 use self::target::{Targets, targets};
+use self::through::{Between, between, is_beside};
 use super::State;
 use crate::mesh::balance::Client;
 use crate::mesh::{
@@ -19,6 +20,7 @@ use crate::policy::{self, PeerMode, Reads, RequestHead, Verdict};
 mod request;
 mod target;
 mod text;
+mod through;
 
 pub use request::{AnswerExplanation, BackendExplanation, RequestExplanation, explain_request};
 
@@ -48,6 +50,8 @@ pub struct Explanation {
     pub from: String,
     pub to: String,
     pub port: u16,
+    /// The waypoint in a process of its own that it goes through: `infra/gw`.
+    pub through: Option<String>,
     /// What was found for each address that may answer: one for a pod, one for each endpoint of a Service. A Service
     /// is allowed only where all of them are.
     pub endpoints: Vec<EndpointExplanation>,
@@ -80,11 +84,11 @@ impl EndpointExplanation {
 
 /// Answers a question, or says what is wrong with it.
 pub fn explain(state: &State, question: &Question) -> Result<Explanation, String> {
-    explain_sent(state, question, None)
+    explain_sent(state, question, &Hop::Dialled, None)
 }
 
 /// The same of a request that goes over the connection, where one does.
-fn explain_sent(state: &State, question: &Question, sent: Option<&Parts>) -> Result<Explanation, String> {
+fn explain_sent(state: &State, question: &Question, hop: &Hop, sent: Option<&Parts>) -> Result<Explanation, String> {
     let from = From::find(state, &question.from)?;
     let from = match question.to {
         Party::Address(ip) => from.towards(ip),
@@ -96,7 +100,23 @@ fn explain_sent(state: &State, question: &Question, sent: Option<&Parts>) -> Res
         targets.refused = Some((Reason::Protocol, reserved(targets.port)));
         targets.addresses.clear();
     }
-    let look = |address: &SocketAddr| one_endpoint(state, &from, &targets, *address, sent);
+    let between = match hop {
+        Hop::Dialled => between(state, &from, targets.dialled),
+        Hop::Routed(between) => between.clone().map(Ok),
+    };
+    let between = match between {
+        Some(Err(why)) => {
+            targets.refused = Some(why);
+            targets.addresses.clear();
+            None
+        }
+        Some(Ok(between)) => Some(between),
+        None => None,
+    };
+    let look = |address: &SocketAddr| match &between {
+        Some(between) => between.one_endpoint(state, &from, *address, sent),
+        None => one_endpoint(state, &from, &targets, *address, sent),
+    };
     let mut endpoints: Vec<EndpointExplanation> = targets.addresses.iter().map(look).collect();
     if endpoints.iter().all(EndpointExplanation::is_passed_over) {
         endpoints.extend(targets.further.iter().map(look));
@@ -117,7 +137,17 @@ fn explain_sent(state: &State, question: &Question, sent: Option<&Parts>) -> Res
         (Some(endpoint), None) => (endpoint.verdict, endpoint.reason.clone(), endpoint.summary.clone()),
         (None, None) => (Verdict::Deny, Some(Reason::NoEndpoint.to_string()), "nobody answers there".to_owned()),
     };
-    Ok(Explanation { verdict, reason, summary, from: from.words, to: targets.words, port: targets.port, endpoints })
+    let (from, to, port) = (from.words, targets.words, targets.port);
+    let through = between.map(|between| between.gateway().to_string());
+    Ok(Explanation { verdict, reason, summary, from, to, port, through, endpoints })
+}
+
+/// How a connection comes to its endpoint.
+enum Hop {
+    /// The client dials it.
+    Dialled,
+    /// A route leads there: from the client's agent, or from a waypoint.
+    Routed(Option<Between>),
 }
 
 /// The side that dials.
@@ -183,7 +213,11 @@ fn one_endpoint(
     sent: Option<&Parts>,
 ) -> EndpointExplanation {
     let captured = from.is_captured_towards(targets.dialled.unwrap_or(address));
-    let from = &from.clone().towards(address.ip());
+    reach(state, &from.clone().towards(address.ip()), captured, address, sent)
+}
+
+/// The way from one side, whose agent carries what it dials or does not, to one address.
+fn reach(state: &State, from: &From, captured: bool, address: SocketAddr, sent: Option<&Parts>) -> EndpointExplanation {
     let destination = match state.mesh.destination(address) {
         Destination::Workload(workload) => Some(workload),
         Destination::Unknown if captured => {
@@ -212,7 +246,7 @@ fn one_endpoint(
             let path = if joined { "same-node" } else { "tunnel" };
             EndpointExplanation {
                 path: path.to_owned(),
-                ..decided(state, from, &destination, address, Some(&own), sent)
+                ..arriving(state, from, &destination, address, Some(&own), sent)
             }
         }
         Some(Path::Plain(PlainBecause::OwnPod)) => {
@@ -259,8 +293,28 @@ fn arriving_in_plaintext(
         Membership::Joined(_) if is_reserved_port(address.port()) => {
             refused(address, Some(destination), Reason::Protocol, reserved(address.port()))
         }
-        Membership::Joined(_) => decided(state, from, destination, address, None, sent),
+        Membership::Joined(_) => arriving(state, from, destination, address, None, sent),
     }
+}
+
+/// What the endpoint's agent makes of it, which lets nobody in beside a waypoint that reads requests.
+fn arriving(
+    state: &State,
+    from: &From,
+    destination: &Arc<Workload>,
+    address: SocketAddr,
+    identity: Option<&Identity>,
+    sent: Option<&Parts>,
+) -> EndpointExplanation {
+    let (_, reads) = state.query(from.ip, identity, destination, address);
+    if reads == Reads::ToDecide && is_beside(state, identity, address) {
+        let text = format!(
+            "a policy over {address} speaks of requests, which the waypoint of its Service decides: its agent takes \
+             connections from that waypoint alone"
+        );
+        return refused(address, Some(destination), Reason::Waypoint, text);
+    }
+    decided(state, from, destination, address, identity, sent)
 }
 
 fn decided(

@@ -46,4 +46,4 @@ pub use crate::authentication::Principal;
 pub const ROOT_NAMESPACE: &str = "selvedge-system";
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

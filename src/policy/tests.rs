@@ -11,7 +11,7 @@ mod authentication;
 mod closed;
 mod cost;
 mod documented;
-mod oracle;
+pub mod oracle;
 mod peer;
 mod requests;
 mod rules;
@@ -71,7 +71,7 @@ fn kind_of(value: &Value) -> PolicyKind {
 }
 
 /// As `source` does without a last good version.
-fn read(value: &Value) -> PolicyObject {
+pub fn read(value: &Value) -> PolicyObject {
     let kind = kind_of(value);
     decode(kind, value).unwrap_or_else(|error| {
         let metadata = &value["metadata"];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Proxy;
 use super::workers::with_random;
 use crate::mesh::balance::{Client, Strategy, Wish, stable_hash};
-use crate::mesh::{NamespacedName, ServiceDestination};
+use crate::mesh::{NamespacedName, Service, ServiceDestination};
 use crate::route::traffic::{Balance, HashOn, Way};
 use crate::waypoint::{Guard, GuardKey, Rates, Receiver};
 
@@ -32,9 +32,10 @@ impl Choosing {
         Self { proxy: proxy.clone(), client, namespace, is_last: true }
     }
 
-    /// Whether the limits of a Service are counted here: else the agents of its pods count.
-    pub fn counts_services(&self) -> bool {
-        self.is_last
+    /// Whether the limits of a Service are counted here: else the agents of its pods count, or another waypoint does.
+    pub fn counts(&self, service: &Service) -> bool {
+        let waypoint = || self.proxy.model.read().mesh.own_waypoint(service)?.ok();
+        self.is_last && waypoint().map(|own| own.gateway) == self.proxy.settings.gateway
     }
 
     pub fn client_ip(&self) -> IpAddr {
@@ -90,10 +91,15 @@ impl Choosing {
 impl Proxy {
     /// How an address of a pod of this node stands to endpoints.
     pub(super) fn client(&self, ip: IpAddr) -> Client {
-        let node = self.settings.node.clone();
-        let zone = self.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
+        let state = self.model.read();
+        let node = match &self.settings.gateway {
+            None => Some(self.settings.node.clone()),
+            // Where a waypoint runs its own Pod says.
+            Some(_) => state.mesh.workload_by_ip(ip).and_then(|own| own.pod.node.clone()),
+        };
+        let zone = node.as_ref().and_then(|node| state.mesh.node(node)).and_then(|node| node.zone.clone());
         // The family that was dialled decides: an endpoint of the other may be out of reach.
-        Client { ip, node: Some(node), zone }
+        Client { ip, node, zone }
     }
 
     /// The endpoint for one request of a client, other than those tried already.

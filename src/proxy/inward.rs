@@ -70,17 +70,17 @@ impl Inward {
             Err(failure) => return connection.failed(&failure),
         };
         let client = Client { stream, said, speaks };
-        let place = Served {
-            inward: self,
-            connection: connection.shared().clone(),
-            dialled: Cell::new(Some(dialled)),
-            pool: Pool::default(),
-        };
+        let place = self.place(connection.shared().clone(), Some(dialled));
         tokio::select! {
             () = Box::pin(waypoint::serve(client, Rc::new(place))) => ended(connection, Outcome::Orderly),
             // Dropped halfway, it resets.
             reason = connection.control.reset_requested() => ended(connection, Outcome::ResetByUs(reason)),
         }
+    }
+
+    /// Where the requests of one client are served that was let in.
+    pub(super) fn place(self, connection: Arc<Connection>, dialled: Option<Dialled>) -> impl Place {
+        Served { inward: self, connection, dialled: Cell::new(dialled), pool: Pool::default() }
     }
 }
 
@@ -194,7 +194,7 @@ impl Place for Served {
         (tried.len() < TRIES).then_some(self.inward.to)
     }
 
-    fn settle(&self, _: &Receiver, request: &mut Parts) -> Result<(), Refusal> {
+    fn settle(&self, _: SocketAddr, request: &mut Parts) -> Result<Option<Parts>, Refusal> {
         waypoint::settle_path(request)?;
         let Inward { proxy, pod, client, identity, to, .. } = &self.inward;
         let rules = token_rules(proxy, pod, *client, identity.as_ref(), *to).map_err(Refusal::unreached)?;
@@ -216,7 +216,7 @@ impl Place for Served {
         allowed(&decision).map_err(Refusal::unreached)?;
         self.limit(request.headers)?;
         let asks = asked(&proxy.model.read(), &decision)?;
-        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name), asks }))
+        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name), asks, is_last: true }))
     }
 
     /// The pod itself asks, as whom it is.

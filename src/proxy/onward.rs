@@ -165,12 +165,16 @@ impl Place for Onward {
         Some(Choosing::new(&self.proxy, self.client.ip(), &self.workload().name().namespace))
     }
 
-    fn settle(&self, _: &Receiver, _: &mut Parts) -> Result<(), Refusal> {
-        Ok(())
+    fn settle(&self, _: SocketAddr, _: &mut Parts) -> Result<Option<Parts>, Refusal> {
+        Ok(None)
     }
 
     fn judge(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
         Ok(None)
+    }
+
+    fn judge_again(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<(), Refusal> {
+        Ok(())
     }
 
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted> {

@@ -9,13 +9,15 @@ use super::answer::Refusal;
 use crate::authentication::{self, Rule};
 
 /// Verifies the token of a request by the rules over its destination, and leaves whom it speaks for in the head's extensions.
+/// Returns the head as it was, where there are rules: where other rules stand, it becomes another.
 ///
 /// # Errors
 /// What a client is told whose token does not hold.
-pub fn authenticate(rules: &[Arc<Rule>], head: &mut Parts) -> Result<(), Refusal> {
+pub fn authenticate(rules: &[Arc<Rule>], head: &mut Parts) -> Result<Option<Parts>, Refusal> {
     if rules.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
+    let before = head.clone();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let outcome = authentication::authenticate(rules, head, i64::try_from(now).unwrap_or(i64::MAX));
     let result = match &outcome {
@@ -27,7 +29,7 @@ pub fn authenticate(rules: &[Arc<Rule>], head: &mut Parts) -> Result<(), Refusal
     if let Some(principal) = outcome.map_err(|fault| Refusal::token(&fault))? {
         head.extensions.insert(Arc::new(principal));
     }
-    Ok(())
+    Ok(Some(before))
 }
 
 pub const TOKENS: &str = "selvedge_http_tokens_total";

@@ -1,5 +1,6 @@
 //! Asking an external authorizer about a request: over the mesh, as anything else the pod sends.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,9 +22,11 @@ use crate::authorizer::{Allowed, Authorizer, Check, CheckBody, Peer, Reply, Verd
 use crate::telemetry::{ConnectionInfo, Party};
 
 /// Asks; comes back with what becomes of the request, or with what its client is told instead. Whatever goes wrong is a no.
+/// `endpoint` is where the request goes, where that is known already.
 pub async fn ask(
     place: &Rc<dyn Place>,
     authorizer: &Authorizer,
+    endpoint: Option<SocketAddr>,
     head: &Parts,
     body: &mut RequestBody,
 ) -> Result<Allowed, Refusal> {
@@ -42,7 +45,7 @@ pub async fn ask(
         }
     };
     // On the heap: an answer to a question is rarely waited for, and what it takes is much.
-    let asking = Box::pin(asked(place, authorizer, head, checked.as_ref()));
+    let asking = Box::pin(asked(place, authorizer, endpoint, head, checked.as_ref()));
     let verdict = match tokio::time::timeout(authorizer.timeout, asking).await {
         Ok(verdict) => verdict,
         Err(_) => Verdict::Failed(format!("no answer within {:?}", authorizer.timeout)),
@@ -64,19 +67,26 @@ pub async fn ask(
 pub async fn ask_all(
     place: &Rc<dyn Place>,
     authorizers: &[Arc<Authorizer>],
+    endpoint: SocketAddr,
     head: &mut Parts,
     body: &mut RequestBody,
 ) -> Result<Vec<Allowed>, Refusal> {
     let mut all = Vec::new();
     for authorizer in authorizers {
-        let allowed = ask(place, authorizer, head, body).await?;
+        let allowed = ask(place, authorizer, Some(endpoint), head, body).await?;
         allowed.edit(head);
         all.push(allowed);
     }
     Ok(all)
 }
 
-async fn asked(place: &Rc<dyn Place>, authorizer: &Authorizer, head: &Parts, body: Option<&CheckBody>) -> Verdict {
+async fn asked(
+    place: &Rc<dyn Place>,
+    authorizer: &Authorizer,
+    endpoint: Option<SocketAddr>,
+    head: &Parts,
+    body: Option<&CheckBody>,
+) -> Verdict {
     let to = {
         let state = place.model().read();
         let service = state.mesh.service(&authorizer.service);
@@ -89,7 +99,11 @@ async fn asked(place: &Rc<dyn Place>, authorizer: &Authorizer, head: &Parts, bod
         return Verdict::Failed("nobody can be asked from here".to_owned());
     };
     let ConnectionInfo { source, destination, .. } = place.describe();
-    let (source, destination) = (peer(&source, place), peer(&destination, place));
+    let destination = match endpoint {
+        Some(endpoint) => at(endpoint, place),
+        None => peer(&destination, place),
+    };
+    let source = peer(&source, place);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time =
         (i64::try_from(now.as_secs()).unwrap_or(i64::MAX), i32::try_from(now.subsec_nanos()).unwrap_or_default());
@@ -122,6 +136,13 @@ fn peer(party: &Party, place: &Rc<dyn Place>) -> Peer {
         address: party.addr.unwrap_or_else(|| place.dialled()),
         principal: party.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+/// The pod at an endpoint, as the mesh knows it.
+fn at(endpoint: SocketAddr, place: &Rc<dyn Place>) -> Peer {
+    let state = place.model().read();
+    let identity = state.mesh.workload_by_ip(endpoint.ip()).and_then(|workload| workload.identity.as_ref());
+    Peer { address: endpoint, principal: identity.map(ToString::to_string).unwrap_or_default() }
 }
 
 async fn read(mut body: Incoming) -> Result<(bytes::Bytes, Option<http::HeaderMap>), String> {

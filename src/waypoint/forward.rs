@@ -1,7 +1,9 @@
 //! One try of a request: an endpoint, and a connection to it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use http::request::Parts;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
@@ -14,7 +16,7 @@ use super::head::Upgrade;
 use super::place::{Permit, Receiver};
 use super::tries::Errand;
 use super::upstream::{Lease, acquire};
-use crate::authorizer::Allowed;
+use crate::authorizer::{Allowed, Authorizer};
 use crate::mesh::AppProtocol;
 use crate::policy::RequestHead;
 use crate::route::resilience::Outcome;
@@ -62,7 +64,7 @@ pub struct Failed {
     pub outcome: Option<Outcome>,
     /// What the client is told if there is none.
     pub refusal: Refusal,
-    /// The request itself, where nothing of it was written.
+    /// The request itself as it came, where nothing of it was written.
     pub request: Option<Box<Request<RequestBody>>>,
 }
 
@@ -79,11 +81,19 @@ pub struct Way<'a> {
     tried: Vec<SocketAddr>,
     /// Where it is, or was last.
     endpoint: Option<SocketAddr>,
+    asked: Option<Asked>,
+}
+
+/// What authorizers made of a request, and where it was to go.
+struct Asked {
+    endpoint: SocketAddr,
+    authorizers: Vec<Arc<Authorizer>>,
+    allowed: Vec<Allowed>,
 }
 
 impl<'a> Way<'a> {
     pub fn new(errand: Errand<'a>) -> Self {
-        Self { errand, tried: Vec::new(), endpoint: None }
+        Self { errand, tried: Vec::new(), endpoint: None, asked: None }
     }
 
     /// Where the last try led.
@@ -100,21 +110,11 @@ impl<'a> Way<'a> {
     /// One endpoint, and the head of its answer. A connection that waited too long says nothing about its endpoint.
     pub async fn once(&mut self, mut request: Request<RequestBody>) -> Result<Answered, Failed> {
         self.endpoint = None;
-        let mut asked: Option<(SocketAddr, Vec<Allowed>)> = None;
         for stale in 0.. {
             let Some(endpoint) = self.pick() else { return Err(Failed::refused(no_endpoint(self.errand.to))) };
             self.endpoint = Some(endpoint);
-            let place = self.errand.place;
-            let permit = place.judge(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
-            let asks = permit.as_ref().map(|permit| permit.asks.as_slice()).unwrap_or_default();
-            if !asks.is_empty() && asked.as_ref().is_none_or(|(at, _)| *at != endpoint) {
-                let (mut head, mut body) = request.into_parts();
-                let allowed = authorize::ask_all(place, asks, &mut head, &mut body).await.map_err(Failed::refused)?;
-                request = Request::from_parts(head, body);
-                // Decided on the request as the application will get it.
-                place.judge_again(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
-                asked = Some((endpoint, allowed));
-            }
+            let prepared = self.prepare(endpoint, request).await.map_err(Failed::refused)?;
+            let Prepared { request: ready, before, permit } = prepared;
             let mut lease = match acquire(
                 self.errand.place,
                 self.errand.to,
@@ -130,11 +130,8 @@ impl<'a> Way<'a> {
                     if failure.retry {
                         self.errand.place.reached(endpoint, false);
                     }
-                    return Err(Failed {
-                        outcome,
-                        refusal: Refusal::unreached(failure),
-                        request: Some(Box::new(request)),
-                    });
+                    let request = Some(Box::new(as_it_was(ready, before)));
+                    return Err(Failed { outcome, refusal: Refusal::unreached(failure), request });
                 }
             };
             if !lease.reused {
@@ -143,9 +140,9 @@ impl<'a> Way<'a> {
             if let Some(Upgrade::Http1(_)) = self.errand.manner.upgrade {
                 lease.inherit();
             }
-            let unsent = match lease.send(request).await {
+            let unsent = match lease.send(ready).await {
                 Ok(mut response) => {
-                    let allowed = asked.iter().flat_map(|(_, allowed)| allowed);
+                    let allowed = self.asked.iter().flat_map(|asked| &asked.allowed);
                     allowed.for_each(|one| one.edit_answer(response.headers_mut()));
                     lease.heed(response.headers());
                     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
@@ -159,7 +156,7 @@ impl<'a> Way<'a> {
             request = match unsent.request {
                 Some(again) if lease.reused && stale < STALE_TRIES => {
                     metrics::counter!(RETRIED, "why" => "unsent").increment(1);
-                    again
+                    as_it_was(again, before)
                 }
                 None if unsent.is_body => {
                     let refusal = Refusal::malformed(http::StatusCode::BAD_REQUEST, unsent.error);
@@ -167,7 +164,8 @@ impl<'a> Way<'a> {
                 }
                 Some(again) => {
                     let outcome = Some(Outcome::NotSent);
-                    return Err(Failed { outcome, refusal: refusal(), request: Some(Box::new(again)) });
+                    let request = Some(Box::new(as_it_was(again, before)));
+                    return Err(Failed { outcome, refusal: refusal(), request });
                 }
                 None => {
                     let outcome = if unsent.is_refused { Outcome::NotSent } else { Outcome::Unanswered };
@@ -176,6 +174,40 @@ impl<'a> Way<'a> {
             };
         }
         Err(Failed::refused(no_endpoint(self.errand.to)))
+    }
+
+    /// Makes of a request what the application at an endpoint gets, if policy there lets it pass: its token is verified, it is
+    /// decided, whoever else must let it pass is asked, and it is decided again as they made it.
+    async fn prepare(&mut self, endpoint: SocketAddr, request: Request<RequestBody>) -> Result<Prepared, Refusal> {
+        let place = self.errand.place;
+        self.asked.take_if(|asked| asked.endpoint != endpoint);
+        let (mut head, mut body) = request.into_parts();
+        let mut before = place.settle(endpoint, &mut head)?;
+        let request = Request::from_parts(head, body);
+        let permit = place.judge(endpoint, &RequestHead::of(&request))?;
+        if permit.as_ref().is_some_and(|permit| !permit.is_last) {
+            return Ok(Prepared { request: as_it_was(request, before), before: None, permit });
+        }
+        let asks = permit.as_ref().map(|permit| permit.asks.as_slice()).unwrap_or_default();
+        if asks.is_empty() {
+            self.asked = None;
+            return Ok(Prepared { request, before, permit });
+        }
+        (head, body) = request.into_parts();
+        before.get_or_insert_with(|| head.clone());
+        match &self.asked {
+            // What they said holds for the request, however often it is sent there.
+            Some(asked) if asked.authorizers == asks => {
+                asked.allowed.iter().for_each(|one| one.edit(&mut head));
+            }
+            _ => {
+                let allowed = authorize::ask_all(place, asks, endpoint, &mut head, &mut body).await?;
+                self.asked = Some(Asked { endpoint, authorizers: asks.to_vec(), allowed });
+            }
+        }
+        let request = Request::from_parts(head, body);
+        place.judge_again(endpoint, &RequestHead::of(&request))?;
+        Ok(Prepared { request, before, permit })
     }
 
     fn pick(&mut self) -> Option<SocketAddr> {
@@ -191,6 +223,20 @@ impl<'a> Way<'a> {
         self.tried.clear();
         pick(&self.tried)
     }
+}
+
+/// A request that may go to an endpoint.
+struct Prepared {
+    request: Request<RequestBody>,
+    /// Its head as it was, where it was changed for this very endpoint.
+    before: Option<Parts>,
+    permit: Option<Permit>,
+}
+
+/// The request for another try: what was made of its head for one endpoint is none of the next one's.
+fn as_it_was(request: Request<RequestBody>, before: Option<Parts>) -> Request<RequestBody> {
+    let (head, body) = request.into_parts();
+    Request::from_parts(before.unwrap_or(head), body)
 }
 
 fn no_endpoint(to: &Receiver) -> Refusal {

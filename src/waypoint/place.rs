@@ -54,11 +54,12 @@ pub trait Place {
         None
     }
 
-    /// Brings a request into the form that its application gets, where policy is decided here.
+    /// Brings a request into the form that the application at the endpoint gets, where policy is decided here. Returns it as
+    /// it was, where another endpoint would get another.
     ///
     /// # Errors
     /// It has none; what the client is told instead.
-    fn settle(&self, to: &Receiver, request: &mut Parts) -> Result<(), Refusal>;
+    fn settle(&self, endpoint: SocketAddr, request: &mut Parts) -> Result<Option<Parts>, Refusal>;
 
     /// Whether policy lets the endpoint have a request; none where somebody further on decides.
     ///
@@ -70,9 +71,7 @@ pub trait Place {
     ///
     /// # Errors
     /// What the client is told instead.
-    fn judge_again(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<(), Refusal> {
-        Ok(())
-    }
+    fn judge_again(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<(), Refusal>;
 
     /// Counts a request for an endpoint for as long as what is returned lives.
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted>;
@@ -84,9 +83,7 @@ pub trait Place {
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond>;
 
     /// Where questions to an external authorizer are sent from; none: nobody can be asked.
-    fn asker(&self, _: &ServiceDestination) -> Option<Rc<dyn Place>> {
-        None
-    }
+    fn asker(&self, authorizer: &ServiceDestination) -> Option<Rc<dyn Place>>;
 
     /// Connects to an endpoint.
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>>;
@@ -99,6 +96,8 @@ pub struct Permit {
     pub policy: Option<NamespacedName>,
     /// Who else has to let it pass.
     pub asks: Vec<Arc<Authorizer>>,
+    /// Nobody reads it behind this place; who does gets it as it came.
+    pub is_last: bool,
 }
 
 /// What the model says of where requests go.

@@ -176,8 +176,9 @@ impl Plan {
     pub fn limit(&self, session: &Session, head: &Parts) -> Result<(), Refusal> {
         let Some(Chosen { choosing, service, .. }) = &self.chosen else { return Ok(()) };
         let name = &service.service.name;
-        let of_service = choosing.counts_services().then(|| session.place.model().read().traffic.rate_limits(name));
-        let of_service = of_service.flatten().map(|limits| (format!("Service {name}"), limits));
+        let of_service = session.place.model().read().traffic.rate_limits(name);
+        let of_service = of_service.filter(|_| choosing.counts(&service.service));
+        let of_service = of_service.map(|limits| (format!("Service {name}"), limits));
         let of_rule = self.in_force.rate_limits.clone().map(|limits| (self.scope.clone(), limits));
         for (scope, limits) in of_rule.into_iter().chain(of_service) {
             let client = session.place.describe().source;

@@ -205,7 +205,7 @@ impl Ask<'_> {
         let mut body = RequestBody::of_client(body, self.asked.sent.clone());
         let mut allowed = Vec::new();
         for authorizer in forward.into_iter().flat_map(Forward::authorizers) {
-            let one = authorize::ask(&self.session.place, authorizer, &head, &mut body).await?;
+            let one = authorize::ask(&self.session.place, authorizer, None, &head, &mut body).await?;
             one.edit(&mut head);
             allowed.push(one);
         }

@@ -41,8 +41,7 @@ pub async fn send(
     body: RequestBody,
     tee: Option<&Tee>,
 ) -> Result<Answered, Refusal> {
-    let Errand { place, plan, limits, manner, .. } = errand;
-    place.settle(errand.to, &mut head)?;
+    let Errand { plan, limits, manner, .. } = errand;
     head::send_as(&mut head, manner.http(), manner.upgrade);
     // An upgrade is begun once: what came of it nobody here can tell.
     let is_upgrade = manner.upgrade.is_some();

@@ -1,13 +1,13 @@
 //! HTTP on the node: requests told apart between real clients and real servers.
 
-mod authorizers;
+pub mod authorizers;
 mod h2spec;
-mod l7_policy;
+pub mod l7_policy;
 mod protocols;
 mod refusals;
 mod routes;
 mod server;
-mod tokens;
+pub mod tokens;
 mod traces;
 mod traffic;
 

@@ -153,7 +153,7 @@ fn get_from(node: &Node, from: IpAddr, to: SocketAddr) -> Result<String> {
 }
 
 /// What kube-proxy does to NodePort clients: they come from the node's own address.
-fn masquerade(node: &Node, client: &Pod, to: &Pod) -> Result<()> {
+pub fn masquerade(node: &Node, client: &Pod, to: &Pod) -> Result<()> {
     for ip in client.ips() {
         let (iptables, ip) = (if ip.is_ipv4() { "iptables" } else { "ip6tables" }, ip.to_string());
         let rule = ["-w", "-t", "nat", "-A", "POSTROUTING", "-s", &ip, "-o", to.host_interface(), "-j", "MASQUERADE"];

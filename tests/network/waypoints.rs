@@ -1,5 +1,10 @@
 //! Waypoints in processes of their own: two nodes, clients and servers on both, and a waypoint in a pod of its own.
 
+mod authorizers;
+mod judging;
+mod place;
+mod tokens;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
@@ -10,10 +15,12 @@ use serde_json::json;
 
 use crate::http::{Application, Keeping, while_asked};
 use crate::lab;
+use crate::probes::masquerade;
 use crate::raw_peer::{self, Credential, Offer, converse};
+pub use place::Place;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
+    let own = vec![
         trial_with("waypoints::requests_go_through_one_and_keep_their_client", lab(), requests_go_through_one),
         trial_with("waypoints::it_speaks_both_tunnels", lab(), it_speaks_both_tunnels),
         trial_with("waypoints::what_is_no_request_is_carried_as_it_is", lab(), what_is_no_request),
@@ -24,10 +31,12 @@ pub fn trials() -> Vec<Trial> {
             a_word_about_a_client,
         ),
         trial_with("waypoints::requests_are_judged_there_and_nobody_goes_round_it", lab(), requests_are_judged_there),
+        trial_with("waypoints::no_headless_service_and_no_node_port_leads_beside_one", lab(), no_way_beside),
         trial_with("waypoints::without_one_that_is_ready_connections_are_refused", lab(), without_one),
         trial_with("waypoints::a_service_needs_to_be_admitted", lab(), a_service_needs_to_be_admitted),
         trial_with("waypoints::rolling_one_fails_no_request", lab(), rolling_one),
-    ]
+    ];
+    [own, authorizers::trials(), judging::trials(), tokens::trials()].into_iter().flatten().collect()
 }
 
 fn requests_go_through_one(lab: &Lab) -> Result<()> {
@@ -178,6 +187,38 @@ fn requests_are_judged_there(lab: &Lab) -> Result<()> {
     }
     let line = agents[1].access_line("the refusal", |line| line["reason"] == "waypoint")?;
     ensure!(line["detail"].as_str().is_some_and(|detail| detail.contains("dial the Service")), "{line}");
+    Ok(())
+}
+
+/// A headless Service leads to the pod's own address, and what comes by a port of the nodes comes from the node's.
+fn no_way_beside(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab, "http")?;
+    let outside = lab.pod(PodSpec::new("away/outside", "node-b").outside())?;
+    let far = &shop.pods[1];
+    masquerade(lab.node("node-b"), &outside, far)?;
+    lab.service(&ServiceSpec::new("shop/far-headless").port("http", 80, 8080).endpoint(far))?;
+    let (agents, _waypoint) = shop.run(lab, &AgentOptions::default(), &[])?;
+    let at = (far.ip(), 8080);
+    for (client, what) in [(&shop.web, "a client of the mesh"), (&outside, "one by a port of the nodes")] {
+        ensure!(client.http_get(at, "/before")?.status == 200, "{what}, while no policy speaks of requests");
+    }
+    lab.put(&json!({
+        "apiVersion": "selvedge.dev/v1alpha1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"namespace": "shop", "name": "no-admin"},
+        "spec": {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/admin"]}}]}]},
+    }))?;
+    lab.settle(&agents)?;
+    let gateway = lab.node("node-b").gateways().into_iter().find(|ip| ip.is_ipv4()).map(|ip| ip.to_string());
+    for (client, from) in [(&shop.web, Some(shop.web.ip().to_string())), (&outside, gateway)] {
+        eventually("nobody comes beside it", BOUND, || client.http_get(at, "/after").is_err().then_some(()))?;
+        let address = |line: &serde_json::Value| Some(line["source_addr"].as_str()?.rsplit_once(':')?.0.to_owned());
+        let refused = |line: &serde_json::Value| line["reason"] == "waypoint" && address(line) == from;
+        let line = agents[1].access_line("the refusal", refused)?;
+        ensure!(line["direction"] == "inbound" && line["destination_pod"] == "shop/far", "{line}");
+    }
+    ensure!(!shop.far.heard().iter().any(|heard| heard == "GET /after"), "{:?}", shop.far.heard());
+    ensure!(shop.web.http_get(shop.vip(), "/through")?.status == 200);
     Ok(())
 }
 

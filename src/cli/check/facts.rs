@@ -6,13 +6,15 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 
 use super::super::Failure;
 use super::super::cluster::{AGENT, CONTROLLER, NAMESPACE, TRUST_BUNDLE};
+use super::waypoints;
 use crate::api::MeshNode;
+use crate::mesh::WAYPOINT_CLASS;
 use crate::source::kube::sentence;
 
 /// Read from the API server, each kind once.
@@ -29,6 +31,7 @@ pub struct Facts {
     pub cilium: Fact<Option<ConfigMap>>,
     pub node_leases: Fact<Vec<Lease>>,
     pub network_policies: Fact<Vec<NetworkPolicy>>,
+    pub waypoints: waypoints::Facts,
 }
 
 /// A fact, or why it cannot be known.
@@ -55,6 +58,11 @@ impl Facts {
             cilium: get(system(), "cilium-config").await,
             node_leases: list(Api::namespaced(client.clone(), "kube-node-lease"), &all).await,
             network_policies: list(Api::all(client.clone()), &all).await,
+            waypoints: waypoints::Facts {
+                class: gateway_class(client).await,
+                role: get(Api::all(client.clone()), waypoints::READERS).await,
+                binding: get(Api::all(client.clone()), waypoints::READERS).await,
+            },
         })
     }
 
@@ -91,6 +99,12 @@ pub async fn rights(client: &Client) -> Vec<Right> {
 pub struct Right {
     pub resource: &'static str,
     pub allowed: Fact<bool>,
+}
+
+async fn gateway_class(client: &Client) -> Fact<Option<DynamicObject>> {
+    let named = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
+    let resource = ApiResource::from_gvk_with_plural(&named, "gatewayclasses");
+    get(Api::all_with(client.clone(), &resource), WAYPOINT_CLASS).await
 }
 
 /// A kind that the cluster does not have has no objects.

@@ -100,8 +100,9 @@ pub(super) fn cheaper<R: rand::Rng>(
     }
     // Few are usable: then look at all of them, from a random one on.
     let start = random.random_range(0..addresses.len());
-    let usable = addresses[start..].iter().chain(&addresses[..start]).filter_map(|addr| Some((*addr, cost(*addr)?)));
-    usable.min_by_key(|(_, cost)| *cost).map(|(addr, _)| addr)
+    let usable = || addresses[start..].iter().chain(&addresses[..start]).filter_map(|addr| Some((*addr, cost(*addr)?)));
+    let admitted = usable().filter(|(addr, _)| admits(*addr, random)).min_by_key(|(_, cost)| *cost);
+    admitted.or_else(|| usable().min_by_key(|(_, cost)| *cost)).map(|(addr, _)| addr)
 }
 
 /// The first usable one from a place on, round and round.

@@ -323,6 +323,20 @@ fn one_that_comes_takes_its_share_little_by_little() {
 }
 
 #[test]
+fn one_that_comes_beside_a_single_other_is_warmed_up_too() {
+    for strategy in [Strategy::LeastRequest, Strategy::PeakEwma, Strategy::RoundRobin, Strategy::Random] {
+        let (balancer, now) = (Balancer::new(), Instant::now());
+        let warmup = Some(Warmup { length: Duration::from_secs(100), least: 5 });
+        let wish = |_| Wish { strategy, warmup, ..Wish::default() };
+        let mut two = destination(vec![candidate(1)], |_| ());
+        shares(&balancer, &two, 10, now, wish);
+        two.candidates = vec![candidate(1), candidate(2)].into();
+        let at_first = shares(&balancer, &two, 2000, now, wish)[1];
+        assert!((1..400).contains(&at_first), "{strategy:?}: {at_first}");
+    }
+}
+
+#[test]
 fn a_zone_is_preferred_where_a_policy_says_so_and_what_is_avoided_serves_where_nothing_else_does() {
     let four = destination((1..=4).map(candidate).collect(), |_| ());
     let (balancer, now) = (Balancer::new(), Instant::now());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::{
     AppProtocol, Gateway, Labels, NamespacedName, OwnWaypoint, Pod, Service, ServiceDestination, ServicePort,
-    TUNNEL_PORT, Waypoint, WaypointProblem,
+    TUNNEL_PORT, Waypoint, WaypointProblem, Workload,
 };
 use super::{Change, Mesh};
 
@@ -41,6 +41,18 @@ impl Mesh {
         let pod = self.workload_by_ip(endpoint.ip());
         let services = self.services_at(endpoint).filter_map(|name| self.service(name));
         services.filter(move |service| pod.is_some_and(|pod| pod.name().namespace == service.name.namespace))
+    }
+
+    /// Every Gateway, of whatever class.
+    pub fn gateways(&self) -> impl Iterator<Item = &Arc<Gateway>> {
+        self.gateways.values()
+    }
+
+    /// A pod of a waypoint to which its Service leads, and which is ready.
+    pub fn ready_pod_of(&self, waypoint: &OwnWaypoint, door: &ServiceDestination) -> Option<&Arc<Workload>> {
+        let ready = door.candidates.iter().filter(|candidate| candidate.ready).map(|candidate| candidate.addr.ip());
+        let pods: Vec<_> = ready.filter_map(|ip| self.workload_by_ip(ip)).collect();
+        pods.into_iter().find(|workload| self.gateway_of(&workload.pod).as_ref() == Some(&waypoint.gateway))
     }
 
     /// Where the pods of a waypoint are to be found.

@@ -9,7 +9,8 @@ use http::{Request, Uri};
 use serde::Serialize;
 
 use super::target::targets;
-use super::{Explanation, From, Party, Question, explain_sent};
+use super::through::between;
+use super::{Explanation, From, Hop, Party, Question, explain_sent};
 use crate::mesh::{Destination, NamespacedName, ServiceDestination, ServiceKind, Waypoint};
 use crate::model::State;
 use crate::policy::{PathFault, normal_path};
@@ -23,6 +24,8 @@ pub struct RequestExplanation {
     pub port: u16,
     /// `GET /a?b`
     pub request: String,
+    /// The waypoint in a process of its own that it goes through, and that routes it: `infra/gw`.
+    pub through: Option<String>,
     /// In one sentence, what decides.
     pub summary: String,
     /// `HTTPRoute shop/cart`
@@ -81,12 +84,19 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
         to: found.words,
         port: found.port,
         request: words(head),
+        through: None,
         summary: String::new(),
         route: None,
         rule: None,
         answer: None,
         backends: Vec::new(),
     };
+    let (through, refused) = match between(state, &from, found.dialled) {
+        Some(Ok(through)) => (Some(through), None),
+        Some(Err((_, why))) => (None, Some(format!("connections to the Service are refused: {why}"))),
+        None => (None, None),
+    };
+    explanation.through = through.as_ref().map(|through| through.gateway().to_string());
     let service = found.dialled.and_then(|dialled| match state.mesh.destination(dialled) {
         Destination::Service(service) => Some((dialled, service)),
         _ => None,
@@ -94,12 +104,18 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
     let routes = service
         .clone()
         .ok_or_else(|| "routes rule the ports of Services, and this is none".to_owned())
-        .and_then(|(dialled, service)| rule(state, &from, dialled, &service).map(|routes| (service, routes)));
+        .and_then(|(dialled, service)| match refused {
+            Some(why) => Err(why),
+            None => rule(state, &from, dialled, &service).map(|routes| (service, routes)),
+        });
     match routes {
-        Ok((service, routes)) => explanation.decide(state, question, head, &service, &routes),
+        Ok((service, routes)) => {
+            let hop = Hop::Routed(through);
+            explanation.decide(state, question, head, (&service, &routes), &hop);
+        }
         Err(why) => {
             explanation.summary = format!("no route has a say: {why}");
-            let connection = Some(explain_sent(state, question, Some(head))?);
+            let connection = Some(explain_sent(state, question, &Hop::Dialled, Some(head))?);
             let to = format!("{} port {}", explanation.to, explanation.port);
             let request = Some(words(head));
             let dialled = service.filter(|_| why == NO_ROUTE);
@@ -116,10 +132,8 @@ fn rule(state: &State, from: &From, dialled: SocketAddr, service: &ServiceDestin
     let Some(client) = from.workload.as_ref().filter(|_| from.is_captured_towards(dialled)) else {
         return Err("the client's agent routes, or leads to the waypoint, and this client has none".to_owned());
     };
-    match (state.mesh.waypoint_of(&service.service), state.mesh.own_waypoint(&service.service)) {
-        (Waypoint::Node, _) | (Waypoint::Gateway(_), Some(Ok(_))) => {}
-        (_, Some(Err(problem))) => return Err(format!("connections to the Service are refused: {problem}")),
-        _ => return Err("neither the Service nor its namespace says selvedge.dev/waypoint".to_owned()),
+    if *state.mesh.waypoint_of(&service.service) == Waypoint::None {
+        return Err("neither the Service nor its namespace says selvedge.dev/waypoint".to_owned());
     }
     let routes = state.routes.routes(&service.service.name, &service.port, &client.name().namespace);
     routes.ok_or_else(|| NO_ROUTE.to_owned())
@@ -131,8 +145,8 @@ impl RequestExplanation {
         state: &State,
         question: &Question,
         head: &Parts,
-        parent: &ServiceDestination,
-        routes: &Routes,
+        (parent, routes): (&ServiceDestination, &Routes),
+        hop: &Hop,
     ) {
         if let Some((route, rule)) = routes.meet(head) {
             self.route = Some(format!("{} {}", route.kind, route.name));
@@ -164,7 +178,8 @@ impl RequestExplanation {
         }
         let mut before = 0;
         for weight in weights.into_iter().filter(|weight| *weight > 0) {
-            self.backends.push(backend(state, question, head, parent, routes.decide(head, before), (weight, of)));
+            let decision = routes.decide(head, before);
+            self.backends.push(backend(state, question, head, (parent, hop), decision, (weight, of)));
             before += weight;
         }
     }
@@ -174,7 +189,7 @@ fn backend(
     state: &State,
     question: &Question,
     head: &Parts,
-    parent: &ServiceDestination,
+    (parent, hop): (&ServiceDestination, &Hop),
     decision: Decision<'_>,
     (weight, of): (u64, u64),
 ) -> BackendExplanation {
@@ -207,7 +222,7 @@ fn backend(
     };
     let to = to.unwrap_or_else(|| Party::Named(name.clone()));
     let asked = Question { from: question.from.clone(), to, port: Some(port) };
-    let connection = explain_sent(state, &asked, Some(&sent)).ok();
+    let connection = explain_sent(state, &asked, hop, Some(&sent)).ok();
     let traffic = traffic(state, Some((&forward.route(), forward.rule())), name);
     BackendExplanation { to: words_of, weight, of, request: Some(words(&sent)), answer: None, traffic, connection }
 }

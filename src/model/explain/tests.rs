@@ -4,6 +4,7 @@ use crate::model::Model;
 use crate::source::directory;
 
 mod agents;
+mod through;
 
 const PODS: &str = "
 apiVersion: v1

@@ -12,6 +12,9 @@ impl fmt::Display for Explanation {
         if let Some(reason) = &self.reason {
             writeln!(f, "  reason  {reason}")?;
         }
+        if let Some(waypoint) = &self.through {
+            writeln!(f, "  through waypoint {waypoint}")?;
+        }
         for endpoint in &self.endpoints {
             let workload = endpoint.workload.as_deref().map(|name| format!(" (pod {name})")).unwrap_or_default();
             let way = match &*endpoint.path {
@@ -41,6 +44,9 @@ impl fmt::Display for RequestExplanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} to {} port {}: {}", self.from, self.to, self.port, self.request)?;
         writeln!(f, "  because {}", self.summary)?;
+        if let Some(waypoint) = &self.through {
+            writeln!(f, "  through waypoint {waypoint}")?;
+        }
         if let Some(answer) = &self.answer {
             writeln!(f, "\n  it is answered with {answer}")?;
         }

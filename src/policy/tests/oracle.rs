@@ -286,7 +286,7 @@ fn collect(value: &Value, path: &str, places: &mut Vec<String>) {
     }
 }
 
-fn number(policies: Vec<Value>) -> Vec<Value> {
+pub fn number(policies: Vec<Value>) -> Vec<Value> {
     policies.into_iter().enumerate().map(|(index, policy)| named(policy, &format!("p{index}"))).collect()
 }
 
@@ -334,7 +334,7 @@ fn policies() -> impl Strategy<Value = Vec<Value>> {
     prop::collection::vec(policy(false), 0..6)
 }
 
-fn policies_of_requests() -> impl Strategy<Value = Vec<Value>> {
+pub fn policies_of_requests() -> impl Strategy<Value = Vec<Value>> {
     prop::collection::vec(policy(true), 0..6)
 }
 

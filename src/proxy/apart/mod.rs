@@ -13,3 +13,6 @@ mod serve;
 
 pub use place::Relayed;
 pub use reach::decide;
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,3 @@
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,14 +14,13 @@ use super::super::counted::Counted;
 use super::super::failure::Failure;
 use super::super::inbound::{allowed, asked};
 use super::super::line::Line;
-use super::super::onward::{Bond, RequestPlace};
+use super::super::onward::{Bond, Onward, RequestPlace};
 use super::super::pods::{RequestsOf, ServedPod};
 use super::super::workers::Thread;
-use crate::authentication::Rule;
 use crate::mesh::balance::Client;
 use crate::mesh::{Destination, Reason, ServiceDestination, Workload};
 use crate::model::{Model, State};
-use crate::policy::{Query, Reads, RequestHead, normal_path};
+use crate::policy::{Decision, Query, Reads, RequestHead, Verdict, normal_path};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::Behalf;
 use crate::waypoint::{self, Look, Permit, Place, Pool, Receiver, Refusal, View};
@@ -94,6 +92,39 @@ impl Relayed {
     fn query<'a>(&'a self, state: &'a State, workload: &'a Workload, endpoint: SocketAddr) -> (Query<'a>, Reads) {
         state.query(self.behalf.address.ip(), Some(&self.behalf.identity), workload, endpoint)
     }
+
+    /// What policy says of a request of the client to an endpoint; none where nobody reads requests to it, and where its
+    /// connection is allowed.
+    fn decide(
+        &self,
+        state: &State,
+        endpoint: SocketAddr,
+        request: &RequestHead<'_>,
+    ) -> Result<Option<Decision>, Refusal> {
+        let Destination::Workload(workload) = state.mesh.destination(endpoint) else { return Ok(None) };
+        let (query, reads) = self.query(state, &workload, endpoint);
+        if reads == Reads::Nothing {
+            return allowed(&state.policies.decide(&query)).map_err(Refusal::unreached).map(|()| None);
+        }
+        // Policy is held against one form of a path alone.
+        if !normal_path(request.path).is_ok_and(|normal| normal == request.path) {
+            return Err(Refusal::malformed(StatusCode::BAD_REQUEST, "the path is not in its normal form"));
+        }
+        Ok(Some(state.policies.decide_request(&query, request)))
+    }
+
+    /// For metrics and the log.
+    fn note(&self, decision: &Decision) {
+        if let Some(connection) = &self.connection {
+            connection.judged(decision);
+        }
+    }
+
+    /// Whether the endpoint's agent leaves it to this waypoint to read requests.
+    fn holds(&self, state: &State, endpoint: SocketAddr) -> bool {
+        let own = self.proxy.settings.gateway.as_ref();
+        state.mesh.own_waypoints_at(endpoint).any(|waypoint| Some(&waypoint.gateway) == own)
+    }
 }
 
 impl Place for Relayed {
@@ -147,50 +178,50 @@ impl Place for Relayed {
         Some(Choosing::at(&self.proxy, self.client(), self.behalf.identity.namespace.clone()))
     }
 
-    fn settle(&self, to: &Receiver, request: &mut Parts) -> Result<(), Refusal> {
-        let Receiver::Service(service) = to else { return waypoint::settle_path(request) };
-        let state = self.proxy.model.read();
-        let endpoints = service.candidates.iter().take(MOST_ASKED).map(|candidate| candidate.addr);
-        let mut rules: Option<Vec<Arc<Rule>>> = None;
-        for endpoint in endpoints {
-            let Some(workload) = state.mesh.workload_by_ip(endpoint.ip()) else { continue };
-            let (query, reads) = self.query(&state, workload, endpoint);
+    fn settle(&self, endpoint: SocketAddr, request: &mut Parts) -> Result<Option<Parts>, Refusal> {
+        let rules = {
+            let state = self.proxy.model.read();
+            let Destination::Workload(workload) = state.mesh.destination(endpoint) else { return Ok(None) };
+            let (query, reads) = self.query(&state, &workload, endpoint);
             if reads == Reads::Nothing {
-                continue;
+                // Where nobody judges it, the path is the application's affair.
+                return Ok(None);
             }
-            let own = state.policies.token_rules(&query);
-            if rules.as_ref().is_some_and(|rules| *rules != own) {
-                let text =
-                    "the endpoints of the Service take tokens of different issuers, so none can be taken for all";
-                return Err(Refusal::internal(text));
+            // Of whom no request is allowed, no token is looked at.
+            let decision = state.policies.decide(&query);
+            if decision.verdict == Verdict::Deny {
+                self.note(&decision);
             }
-            rules = Some(own);
-        }
-        // Where nobody judges it, the path is the application's affair.
-        let Some(rules) = rules else { return Ok(()) };
+            allowed(&decision).map_err(Refusal::unreached)?;
+            state.policies.token_rules(&query)
+        };
         waypoint::settle_path(request)?;
         waypoint::authenticate(&rules, request)
     }
 
     fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
         let state = self.proxy.model.read();
-        let Destination::Workload(workload) = state.mesh.destination(endpoint) else { return Ok(None) };
-        let (query, reads) = self.query(&state, &workload, endpoint);
-        if reads == Reads::Nothing {
-            return allowed(&state.policies.decide(&query)).map_err(Refusal::unreached).map(|()| None);
-        }
-        // Policy is held against one form of a path alone.
-        if !matches!(normal_path(request.path), Ok(Cow::Borrowed(_))) {
-            return Err(Refusal::malformed(StatusCode::BAD_REQUEST, "the path is not in its normal form"));
-        }
-        let decision = state.policies.decide_request(&query, request);
-        if let Some(connection) = &self.connection {
-            connection.judged(&decision);
-        }
+        let Some(decision) = self.decide(&state, endpoint, request)? else { return Ok(None) };
+        self.note(&decision);
         allowed(&decision).map_err(Refusal::unreached)?;
-        // Nobody can be asked from here, so that what somebody else has to let pass is refused.
-        let asks = asked(&state, &decision)?;
-        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name), asks }))
+        // An agent that reads requests itself takes their tokens, and asks whoever is to be asked, once for all.
+        let is_last = self.holds(&state, endpoint);
+        let asks = if is_last { asked(&state, &decision)? } else { Vec::new() };
+        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name), asks, is_last }))
+    }
+
+    fn judge_again(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<(), Refusal> {
+        let state = self.proxy.model.read();
+        match self.decide(&state, endpoint, request)? {
+            Some(decision) => allowed(&decision).map_err(Refusal::unreached),
+            None => Ok(()),
+        }
+    }
+
+    /// The waypoint itself asks, as whom it is.
+    fn asker(&self, authorizer: &ServiceDestination) -> Option<Rc<dyn Place>> {
+        let own = SocketAddr::new(*self.workload().pod.ips.first()?, 0);
+        Onward::new(&self.proxy, &self.thread, &self.pod, own, self.dialled).asker(authorizer)
     }
 
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted> {
@@ -210,7 +241,3 @@ impl Place for Relayed {
         self.line(to, endpoint).boxed_local()
     }
 }
-
-/// Endpoints that are asked whether anybody judges requests to them; where one beyond them does, a path that is not in its
-/// normal form is refused.
-const MOST_ASKED: usize = 32;

@@ -76,13 +76,18 @@ impl Waypoint {
     }
 
     pub fn access_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        let text = || fs::read_to_string(&self.access_log).unwrap_or_default();
         let found = eventually(&format!("an access log line of the waypoint: {what}"), BOUND, || {
-            let text = text();
-            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-            whole.lines().filter_map(|line| serde_json::from_str(line).ok()).find(|line| wanted(line))
+            self.access_log().into_iter().find(|line| wanted(line))
         });
-        found.with_context(text)
+        found.with_context(|| fs::read_to_string(&self.access_log).unwrap_or_default())
+    }
+
+    /// What it has written so far.
+    pub fn access_log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(&self.access_log).unwrap_or_default();
+        // A last line without its end is being written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     pub fn terminate(&self) -> Result<()> {

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use libtest_mimic::Trial;
 use selvedge::authorizer::wire::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpResponse, HttpStatus,
-    OkHttpResponse, Status,
+    OkHttpResponse, Peer, PortSpecifier, Status,
 };
 use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Response, eventually, trial_with};
 use serde_json::json;
@@ -36,7 +36,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// Says what the header `x-allow` asks for: yes, no, slow, broken.
-struct Gate {
+pub struct Gate {
     heard: Arc<Mutex<Vec<String>>>,
     stop: watch::Sender<bool>,
     _pod: Pod,
@@ -44,7 +44,7 @@ struct Gate {
 
 impl Gate {
     /// At 8080 by HTTP, at 9000 by gRPC, as Service `auth/gate` at 80 and 90.
-    fn open(lab: &Lab) -> Result<Self> {
+    pub fn open(lab: &Lab) -> Result<Self> {
         let pod = lab.pod(PodSpec::new("auth/gate", "node-b"))?;
         lab.service(&service("auth/gate", 2).port("http", 80, 8080).port("grpc", 90, 9000).endpoint(&pod))?;
         let (heard, stop) = (Arc::<Mutex<Vec<String>>>::default(), watch::Sender::new(false));
@@ -69,7 +69,7 @@ impl Gate {
         Ok(Self { heard, stop, _pod: pod })
     }
 
-    fn heard(&self) -> Vec<String> {
+    pub fn heard(&self) -> Vec<String> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -135,9 +135,10 @@ impl tonic::server::UnaryService<CheckRequest> for Check {
         let note = self.0.clone();
         Box::pin(async move {
             let attributes = request.into_inner().attributes.unwrap_or_default();
-            let source = attributes.source.unwrap_or_default();
+            let [source, destination] = [attributes.source, attributes.destination].map(Option::unwrap_or_default);
             let http = attributes.request.unwrap_or_default().http.unwrap_or_default();
-            note(format!("{} {} {:?} of {}", http.method, http.path, http.body, source.principal));
+            let (from, to) = (source.principal, address(destination));
+            note(format!("{} {} {:?} of {from} to {to}", http.method, http.path, http.body));
             let option = |key: &str, value: &str| HeaderValueOption {
                 header: Some(HeaderValue { key: key.into(), value: value.into(), raw_value: Bytes::new() }),
                 append: None,
@@ -166,6 +167,12 @@ impl tonic::server::UnaryService<CheckRequest> for Check {
             Ok(tonic::Response::new(response))
         })
     }
+}
+
+fn address(peer: Peer) -> String {
+    let socket = peer.address.and_then(|address| address.socket_address).unwrap_or_default();
+    let Some(PortSpecifier::Value(port)) = socket.port else { return socket.address };
+    format!("{}:{port}", socket.address)
 }
 
 fn ask(shop: &Shop, path: &str, wish: &str) -> Result<Response> {
@@ -209,7 +216,8 @@ fn by_http(lab: &Lab) -> Result<()> {
     })
 }
 
-fn put(lab: &Lab, asked: serde_json::Value, provider: &str) -> Result<()> {
+/// A policy over all of `shop` that asks, and the authorizer `selvedge-system/gate`.
+pub fn put(lab: &Lab, asked: serde_json::Value, provider: &str) -> Result<()> {
     let version = "selvedge.dev/v1alpha1";
     lab.put(&json!({
         "apiVersion": version, "kind": "ExternalAuthorizer",
@@ -234,8 +242,9 @@ fn by_grpc(lab: &Lab) -> Result<()> {
         heard["headers"]["x-user"] == "alice" && heard["headers"]["x-allow"].is_null() && heard["length"] == 5,
         "{heard}"
     );
-    let wanted = "POST /x?q=1 \"hello\" of spiffe://cluster.local/ns/shop/sa/default";
-    ensure!(gate.heard().iter().any(|line| line == wanted), "{:?}", gate.heard());
+    let pod = shop._pods.iter().find(|pod| heard["pod"] == pod.name()).context("an answer of nobody")?;
+    let wanted = format!("POST /x?q=1 \"hello\" of spiffe://cluster.local/ns/shop/sa/default to {}:8080", pod.ip());
+    ensure!(gate.heard().contains(&wanted), "{wanted}: {:?}", gate.heard());
     let denied = ask(&shop, "/x", "no")?;
     ensure!(denied.status == 401 && denied.header("www-authenticate") == Some("Basic"), "{denied:?}");
     ensure!(denied.body == b"who are you?", "{denied:?}");
@@ -283,7 +292,8 @@ fn by_route(lab: &Lab) -> Result<()> {
     let passed = ask(&shop, "/x", "yes")?;
     ensure!(passed.status == 200 && passed.json()?["headers"]["x-user"] == "alice", "{passed:?}");
     ensure!(passed.header("x-checked") == Some("1"), "{passed:?}");
-    ensure!(gate.heard() == ["POST /x \"\" of spiffe://cluster.local/ns/shop/sa/default"], "{:?}", gate.heard());
+    let wanted = "POST /x \"\" of spiffe://cluster.local/ns/shop/sa/default to 10.96.0.1:80";
+    ensure!(gate.heard() == [wanted], "{:?}", gate.heard());
     let denied = ask(&shop, "/x", "no")?;
     ensure!(denied.status == StatusCode::UNAUTHORIZED.as_u16() && denied.body == b"who are you?", "{denied:?}");
     Ok(())

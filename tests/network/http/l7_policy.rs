@@ -30,7 +30,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// Clients of `shop` may read, those of the team also write; nobody comes to the admin pages.
-fn rules() -> [Value; 2] {
+pub fn rules() -> [Value; 2] {
     let shop = json!([{"source": {"namespaces": ["shop"]}}]);
     let readers = json!({"from": shop, "to": [{"operation": {"methods": ["GET"], "hosts": ["cart"]}}]});
     let writers = json!({
@@ -53,7 +53,7 @@ fn authorization(full_name: &str, spec: Value) -> Value {
 }
 
 /// What is asked, and what `rules` make of it.
-fn table() -> Vec<(Request, u16)> {
+pub fn table() -> Vec<(Request, u16)> {
     let post = |path: &str| Request::post(path, "x");
     vec![
         (Request::get("/items/1?a=b"), 200),
@@ -185,24 +185,7 @@ fn path_tricks(lab: &Lab) -> Result<()> {
     enforce(lab, &rules()[1..])?;
     let agents = lab.start_agents(&AgentOptions::default())?;
     let far = &shop._pods[1];
-    for (path, status, seen) in [
-        ("/public/../admin", 403, ""),
-        ("/%61dmin", 403, ""),
-        ("/%2e/admin", 403, ""),
-        ("/public/%2E%2e/admin", 403, ""),
-        ("//admin", 403, ""),
-        ("/admin//users", 403, ""),
-        ("/./admin/", 403, ""),
-        ("/admin%2fusers", 400, ""),
-        ("/admin%5Cusers", 400, ""),
-        ("/admin%00", 400, ""),
-        ("/admin%", 400, ""),
-        ("/public/..;/admin", 400, ""),
-        ("/admin?x=/../public", 403, ""),
-        ("/public?x=/../admin", 200, "/public?x=/../admin"),
-        ("/admin/../public", 200, "/public"),
-        ("/a//b/./c%7e%20?d=//e", 200, "/a/b/c~%20?d=//e"),
-    ] {
+    for (path, status, seen) in TRICKS {
         for (to, what) in [(shop.vip(), "by the Service"), ((far.ip(), 8080), "by the pod")] {
             let answer = Keeping::connect(&shop.web, to)?.send(&Request::get(path))?;
             ensure!(answer.status == status, "{what}: {path}: {answer:?}");
@@ -225,6 +208,26 @@ fn path_tricks(lab: &Lab) -> Result<()> {
     ensure!(shop.far.heard().iter().all(|asked| !asked.contains("admin")), "{:?}", shop.far.heard());
     Ok(())
 }
+
+/// Paths, what becomes of them under `rules`, and what the application sees of those that pass.
+pub const TRICKS: [(&str, u16, &str); 16] = [
+    ("/public/../admin", 403, ""),
+    ("/%61dmin", 403, ""),
+    ("/%2e/admin", 403, ""),
+    ("/public/%2E%2e/admin", 403, ""),
+    ("//admin", 403, ""),
+    ("/admin//users", 403, ""),
+    ("/./admin/", 403, ""),
+    ("/admin%2fusers", 400, ""),
+    ("/admin%5Cusers", 400, ""),
+    ("/admin%00", 400, ""),
+    ("/admin%", 400, ""),
+    ("/public/..;/admin", 400, ""),
+    ("/admin?x=/../public", 403, ""),
+    ("/public?x=/../admin", 200, "/public?x=/../admin"),
+    ("/admin/../public", 200, "/public"),
+    ("/a//b/./c%7e%20?d=//e", 200, "/a/b/c~%20?d=//e"),
+];
 
 /// And comes to the application over one connection.
 fn a_denied_request(lab: &Lab) -> Result<()> {
@@ -455,7 +458,7 @@ fn the_truth(lab: &Lab) -> Result<()> {
 }
 
 impl Keeping {
-    fn send(&mut self, request: &Request) -> Result<Response> {
+    pub fn send(&mut self, request: &Request) -> Result<Response> {
         selvedge_lab::exchange(&mut self.0, "cart", request)
     }
 }

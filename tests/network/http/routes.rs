@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, eventually, trial_with};
+use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, ServiceSpec, eventually, trial_with};
 use serde_json::{Value, json};
 
 use super::{Application, Keeping, curl, service, vip};
 use crate::lab;
+use crate::waypoints::Place;
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -175,23 +176,37 @@ pub struct Versions {
 
 impl Versions {
     pub fn open(lab: &Lab) -> Result<Self> {
-        Self::start(lab, false)
+        Self::at(Place::Node, lab)
+    }
+
+    pub fn at(place: Place, lab: &Lab) -> Result<Self> {
+        Self::start(lab, place, false)
     }
 
     /// With either of them behind `shop/cart`.
-    pub fn both(lab: &Lab) -> Result<Self> {
-        Self::start(lab, true)
+    pub fn both(place: Place, lab: &Lab) -> Result<Self> {
+        Self::start(lab, place, true)
     }
 
-    fn start(lab: &Lab, both: bool) -> Result<Self> {
+    fn start(lab: &Lab, place: Place, both: bool) -> Result<Self> {
         let web = lab.pod(PodSpec::new("shop/web", "node-a"))?;
         let v1 = lab.pod(PodSpec::new("shop/v1", "node-b"))?;
         let v2 = lab.pod(PodSpec::new("shop/v2", "node-a"))?;
-        let cart = service("shop/cart", 1).port("http", 80, 8080).endpoint(&v1);
-        lab.service(&if both { cart.endpoint(&v2) } else { cart })?;
-        lab.service(&service("shop/v1", 2).port("http", 80, 8080).endpoint(&v1))?;
-        lab.service(&service("shop/v2", 3).port("http", 80, 8080).endpoint(&v2))?;
-        Ok(Self { web, v1: Application::start(&v1, 8080)?, v2: Application::start(&v2, 8080)?, pods: [v1, v2] })
+        lab.service(&asking(place, "shop/cart", 1).endpoint(&v1))?;
+        lab.service(&asking(place, "shop/v1", 2).endpoint(&v1))?;
+        lab.service(&asking(place, "shop/v2", 3).endpoint(&v2))?;
+        let (one, other) = (Application::start(&v1, 8080)?, Application::start(&v2, 8080)?);
+        let shop = Self { web, v1: one, v2: other, pods: [v1, v2] };
+        if both {
+            shop.lead_to_both(lab, place)?;
+        }
+        Ok(shop)
+    }
+
+    /// Makes either of them an endpoint of `shop/cart`.
+    pub fn lead_to_both(&self, lab: &Lab, place: Place) -> Result<()> {
+        let [one, other] = &self.pods;
+        lab.service(&asking(place, "shop/cart", 1).endpoint(one).endpoint(other))
     }
 
     pub fn route(&self, lab: &Lab, rules: Value) -> Result<()> {
@@ -202,4 +217,10 @@ impl Versions {
             "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "cart", "port": 80}], "rules": rules},
         }))
     }
+}
+
+/// A Service whose requests are told apart there.
+fn asking(place: Place, full_name: &str, number: u8) -> ServiceSpec {
+    let spec = service(full_name, number).port("http", 80, 8080);
+    spec.field("/metadata/annotations", json!({"selvedge.dev/waypoint": place.key()}))
 }

@@ -1,5 +1,6 @@
 //! Tokens of requests, on real traffic.
 
+use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -7,7 +8,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Lab, Request, Response, eventually, trial_with};
+use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, Request, Response, eventually, trial_with};
 use serde_json::{Value, json};
 
 use super::{Shop, curl};
@@ -44,7 +45,7 @@ fn token(algorithm: &str, change: impl FnOnce(&mut Value)) -> Result<String> {
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
-fn good() -> Result<String> {
+pub fn good() -> Result<String> {
     token("EdDSA", |_| {})
 }
 
@@ -55,47 +56,86 @@ pub fn document(page: &str) -> Result<String> {
     Ok(example.to_owned())
 }
 
-fn ask(shop: &Shop, path: &str, token: Option<&str>) -> Result<Response> {
-    let mut request = Request::get(path).header("x-user", "root").header("x_user", "root").header("x-level", "9");
-    if let Some(token) = token {
-        request = request.header("authorization", &format!("Bearer {token}"));
-    }
-    shop.web.http(shop.vip(), &request)
+/// A place where tokens are judged: a client, what it dials, and what is told of it.
+pub struct Judge<'a> {
+    pub web: &'a Pod,
+    pub to: (IpAddr, u16),
+    pub access_log: &'a dyn Fn() -> Vec<Value>,
+    /// How many tokens have held.
+    pub held: &'a dyn Fn() -> f64,
 }
 
-fn as_documented(lab: &Lab) -> Result<()> {
-    let shop = Shop::open(lab, "http")?;
-    lab.write("example.yaml", &document("request-authentication.md")?)?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
-    // To either endpoint, same-node and by the tunnel.
-    for pod in ["near", "far"] {
-        eventually(&format!("an answer of {pod}"), BOUND, || {
-            let answer = ask(&shop, "/x?q=1", Some(&good().ok()?)).ok()?;
-            let answer = answer.json().ok().filter(|_| answer.status == 200)?;
-            let headers = &answer["headers"];
-            let verified = headers["x-user"] == "alice" && headers["x-level"] == "7";
-            let stripped = headers["authorization"].is_null() && headers["x_user"].is_null();
-            (answer["pod"] == pod && verified && stripped).then_some(())
-        })?;
+impl Judge<'_> {
+    pub fn ask(&self, path: &str, token: Option<&str>) -> Result<Response> {
+        let mut request = Request::get(path).header("x-user", "root").header("x_user", "root").header("x-level", "9");
+        if let Some(token) = token {
+            request = request.header("authorization", &format!("Bearer {token}"));
+        }
+        self.web.http(self.to, &request)
     }
-    let free = ask(&shop, "/healthz", None)?;
-    let heard = free.json()?;
-    ensure!(
-        free.status == 200 && heard["headers"]["x-user"].is_null() && heard["headers"]["x_user"].is_null(),
-        "{heard}"
-    );
-    ensure!(heard["headers"]["x-level"].is_null(), "{heard}");
-    let none = ask(&shop, "/x", None)?;
-    ensure!(none.status == 403 && none.header("selvedge-reason") == Some("policy"), "{none:?}");
-    let by_query = ask(&shop, &format!("/x?access_token={}&q=1", good()?), None)?;
-    ensure!(by_query.status == 200 && by_query.json()?["path"] == "/x?q=1", "{by_query:?}");
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}:{}{path}", self.to.0, self.to.1)
+    }
+
+    /// What the page about it says, before endpoints `near` and `far`.
+    pub fn is_as_documented(&self) -> Result<()> {
+        for pod in ["near", "far"] {
+            eventually(&format!("an answer of {pod}"), BOUND, || {
+                let answer = self.ask("/x?q=1", Some(&good().ok()?)).ok()?;
+                let answer = answer.json().ok().filter(|_| answer.status == 200)?;
+                let headers = &answer["headers"];
+                let verified = headers["x-user"] == "alice" && headers["x-level"] == "7";
+                let stripped = headers["authorization"].is_null() && headers["x_user"].is_null();
+                (answer["pod"] == pod && verified && stripped).then_some(())
+            })?;
+        }
+        let free = self.ask("/healthz", None)?;
+        let heard = free.json()?;
+        ensure!(
+            free.status == 200 && heard["headers"]["x-user"].is_null() && heard["headers"]["x_user"].is_null(),
+            "{heard}"
+        );
+        ensure!(heard["headers"]["x-level"].is_null(), "{heard}");
+        let none = self.ask("/x", None)?;
+        ensure!(none.status == 403 && none.header("selvedge-reason") == Some("policy"), "{none:?}");
+        let by_query = self.ask(&format!("/x?access_token={}&q=1", good()?), None)?;
+        ensure!(by_query.status == 200 && by_query.json()?["path"] == "/x?q=1", "{by_query:?}");
+        for (what, token, fault) in bad()? {
+            let answer = self.ask("/healthz", Some(&token)).with_context(|| what.to_owned())?;
+            ensure!(answer.status == 401 && answer.header("selvedge-reason") == Some("token"), "{what}: {answer:?}");
+            let challenge = answer.header("www-authenticate").unwrap_or_default();
+            ensure!(
+                challenge.starts_with("Bearer realm=") && challenge.contains("invalid_token"),
+                "{what}: {challenge}"
+            );
+            let wanted = format!("token:{fault}");
+            eventually(&format!("a line of {what}"), BOUND, || {
+                let said = |line: &Value| line["reason"] == wanted.as_str() && line["status"] == 401;
+                (self.access_log)().iter().any(said).then_some(())
+            })?;
+        }
+        let bob = token("EdDSA", |claims| claims["sub"] = "bob".into())?;
+        let (bearer, url) = (format!("Authorization: Bearer {}", good()?), self.url(&format!("/x?access_token={bob}")));
+        let two = curl(self.web, &["-o", "/dev/null", "-w", "%{http_code}", "-H", &bearer, &url])?;
+        ensure!(two == "400", "two tokens: {two}");
+        let headers = ["-H", "content-type: application/grpc", "-H", "authorization: Bearer x"];
+        let arguments = ["--http2-prior-knowledge", "-i", "-X", "POST"];
+        let grpc = curl(self.web, &[&arguments[..], &headers, &[&self.url("/a.B/C")]].concat())?;
+        ensure!(grpc.contains("HTTP/2 200") && grpc.contains("grpc-status: 16"), "{grpc}");
+        eventually("tokens are counted", BOUND, || ((self.held)() >= 3.0).then_some(()))
+    }
+}
+
+/// Tokens that do not hold, and why.
+fn bad() -> Result<Vec<(&'static str, String, &'static str)>> {
     let forged = {
         let good = good()?;
         let (_, signature) = good.rsplit_once('.').context("no signature")?;
         let other = token("EdDSA", |claims| claims["sub"] = "mallory".into())?;
         format!("{}.{signature}", other.rsplit_once('.').context("no signature")?.0)
     };
-    for (what, token, fault) in [
+    Ok(vec![
         ("expired", token("EdDSA", |claims| claims["exp"] = 1_000_000_000.into())?, "expired"),
         ("not yet", token("EdDSA", |claims| claims["nbf"] = 100_000_000_000_u64.into())?, "not-yet"),
         ("without an end", token("EdDSA", |claims| drop(claims.as_object_mut().unwrap().remove("exp")))?, "expired"),
@@ -106,68 +146,39 @@ fn as_documented(lab: &Lab) -> Result<()> {
         ("another key type", token("RS256", |_| {})?, "unknown-key"),
         ("forged", forged, "signature"),
         ("no token", "abc".to_owned(), "malformed"),
-    ] {
-        let answer = ask(&shop, "/healthz", Some(&token)).with_context(|| what.to_owned())?;
-        ensure!(answer.status == 401 && answer.header("selvedge-reason") == Some("token"), "{what}: {answer:?}");
-        let challenge = answer.header("www-authenticate").unwrap_or_default();
-        ensure!(challenge.starts_with("Bearer realm=") && challenge.contains("invalid_token"), "{what}: {challenge}");
-        let wanted = format!("token:{fault}");
-        eventually(&format!("a line of {what}"), BOUND, || {
-            let said = |line: &Value| line["reason"] == wanted.as_str() && line["status"] == 401;
-            let told = agents.iter().any(|agent| agent.access_log().is_ok_and(|lines| lines.iter().any(said)));
-            told.then_some(())
-        })?;
-    }
-    let two = curl(
-        &shop.web,
-        &[
-            "-o",
-            "/dev/null",
-            "-w",
-            "%{http_code}",
-            "-H",
-            &format!("Authorization: Bearer {}", good()?),
-            &shop.url(&format!("/x?access_token={}", token("EdDSA", |claims| claims["sub"] = "bob".into())?)),
-        ],
-    )?;
-    ensure!(two == "400", "two tokens: {two}");
-    let grpc = curl(
-        &shop.web,
-        &[
-            "--http2-prior-knowledge",
-            "-i",
-            "-X",
-            "POST",
-            "-H",
-            "content-type: application/grpc",
-            "-H",
-            "authorization: Bearer x",
-            &shop.url("/a.B/C"),
-        ],
-    )?;
-    ensure!(grpc.contains("HTTP/2 200") && grpc.contains("grpc-status: 16"), "{grpc}");
-    eventually("tokens are counted", BOUND, || {
-        let sum: f64 = agents
-            .iter()
-            .filter_map(|agent| agent.metrics().ok())
-            .map(|metrics| metrics.sum("selvedge_http_tokens_total", &[("result", "ok")]))
-            .sum();
-        (sum >= 3.0).then_some(())
-    })
+    ])
+}
+
+/// On the node, to either endpoint: same-node and by the tunnel.
+fn as_documented(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab, "http")?;
+    lab.write("example.yaml", &document("request-authentication.md")?)?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let access_log = || agents.iter().filter_map(|agent| agent.access_log().ok()).flatten().collect();
+    let held = || {
+        let metrics = agents.iter().filter_map(|agent| agent.metrics().ok());
+        metrics.map(|metrics| metrics.sum("selvedge_http_tokens_total", &[("result", "ok")])).sum()
+    };
+    Judge { web: &shop.web, to: shop.vip(), access_log: &access_log, held: &held }.is_as_documented()
 }
 
 fn forwarded(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab, "http")?;
-    let yaml = document("request-authentication.md")?
-        .replace("      audiences: [cart]\n", "      forwardOriginalToken: true\n");
-    lab.write("example.yaml", &yaml)?;
+    lab.write("example.yaml", &forwarding()?)?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
+    stays(&shop.web, shop.vip())
+}
+
+/// The page's example, where the application gets the token too, whomever it is for.
+pub fn forwarding() -> Result<String> {
+    let yaml = document("request-authentication.md")?;
+    Ok(yaml.replace("      audiences: [cart]\n", "      forwardOriginalToken: true\n"))
+}
+
+pub fn stays(web: &Pod, to: (IpAddr, u16)) -> Result<()> {
     let token = token("EdDSA", |claims| claims["aud"] = "anybody".into())?;
-    let answer = ask(&shop, "/x", Some(&token))?;
-    let heard = answer.json()?;
-    ensure!(
-        heard["headers"]["authorization"] == format!("Bearer {token}") && heard["headers"]["x-user"] == "alice",
-        "{heard}"
-    );
+    let bearer = format!("Bearer {token}");
+    let heard = web.http(to, &Request::get("/x").header("authorization", &bearer))?.json()?;
+    ensure!(heard["headers"]["authorization"] == bearer && heard["headers"]["x-user"] == "alice", "{heard}");
     Ok(())
 }

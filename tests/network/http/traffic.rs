@@ -13,27 +13,40 @@ use super::routes::Versions;
 use super::server::Application;
 use super::vip;
 use crate::lab;
+use crate::waypoints::Place;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        trial_with("http::traffic::a_request_is_sent_again_within_its_budget", lab(), sent_again_within_its_budget),
-        trial_with("http::traffic::a_policy_bounds_the_time_of_a_request_and_of_a_try", lab(), bounds_the_time),
-        trial_with("http::traffic::a_full_backend_is_given_no_more", lab(), a_full_backend),
-        trial_with("http::traffic::an_endpoint_that_fails_is_left_out", lab(), an_endpoint_that_fails),
-        trial_with("http::traffic::faults_befall_whom_they_are_meant_for", lab(), faults),
-        trial_with("http::traffic::a_header_leads_to_one_endpoint_from_everywhere", lab(), a_header_leads),
-        trial_with("http::traffic::a_session_outlives_the_weight_of_its_backend", lab(), a_session),
-        trial_with("http::traffic::a_route_limits_the_rate", lab(), a_route_limits),
-        trial_with("http::traffic::a_service_is_limited_where_its_pods_are", lab(), a_service_is_limited),
-        trial_with("http::traffic::connections_take_turns", lab(), connections_take_turns),
-    ]
+    type Body = fn(&Lab, Place) -> Result<()>;
+    let everywhere: [(&str, Body); 13] = [
+        ("a_request_is_sent_again_within_its_budget", sent_again_within_its_budget),
+        ("an_experimental_policy_bounds_what_is_sent_again", an_experimental_policy),
+        ("a_policy_bounds_the_time_of_a_request_and_of_a_try", bounds_the_time),
+        ("a_full_backend_is_given_no_more", a_full_backend),
+        ("an_endpoint_that_fails_is_left_out", an_endpoint_that_fails),
+        ("faults_befall_whom_they_are_meant_for", faults),
+        ("a_header_leads_to_one_endpoint_from_everywhere", a_header_leads),
+        ("a_cookie_leads_to_one_endpoint_from_everywhere", a_cookie_leads),
+        ("a_session_outlives_the_weight_of_its_backend", a_session),
+        ("a_slow_endpoint_is_given_less", a_slow_endpoint),
+        ("an_endpoint_that_comes_is_warmed_up", an_endpoint_that_comes),
+        ("a_route_limits_the_rate", a_route_limits),
+        ("a_service_is_limited_where_its_requests_are_judged", a_service_is_limited),
+    ];
+    let mut trials = vec![trial_with("http::traffic::connections_take_turns", lab(), connections_take_turns)];
+    for place in Place::BOTH {
+        trials.extend(everywhere.iter().map(|(name, body)| {
+            let body = *body;
+            trial_with(&place.title("traffic", name), lab(), move |lab| body(lab, place))
+        }));
+    }
+    trials
 }
 
-fn sent_again_within_its_budget(lab: &Lab) -> Result<()> {
-    let shop = Versions::open(lab)?;
+fn sent_again_within_its_budget(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
     let retry = json!({"codes": [503], "attempts": 3, "backoff": "5ms"});
     policy(lab, "v1", json!({"retry": retry}))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let run = place.run(lab)?;
     let ask = |body: &str| shop.web.http((vip(2), 80), &Request::post("/status/503", body.to_owned()));
     ensure!(ask("body")?.status == 503);
     ensure!(shop.v1.heard() == ["POST /status/503"; 4], "{:?}", shop.v1.heard());
@@ -48,19 +61,54 @@ fn sent_again_within_its_budget(lab: &Lab) -> Result<()> {
     })?;
     let before = shop.v1.heard().len();
     ensure!(ask("body")?.status == 503 && shop.v1.heard().len() == before + 1, "the budget is spent");
-    agents[0].access_line("the budget", |line| line["reason"] == "retry-budget")?;
-    let metrics = agents[0].metrics()?;
+    run.access_line("the budget", |line| line["reason"] == "retry-budget")?;
+    let metrics = run.metrics()?;
     ensure!(metrics.sum("selvedge_http_retries_withheld_total", &[]) >= 2.0);
     ensure!(metrics.sum("selvedge_http_retries_total", &[("why", "status")]) >= 4.0);
     Ok(())
 }
 
-fn bounds_the_time(lab: &Lab) -> Result<()> {
-    let shop = Versions::open(lab)?;
+fn an_experimental_policy(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::both(place, lab)?;
+    shop.route(lab, json!([{"name": "all", "retry": {"codes": [503], "attempts": 3, "backoff": "5ms"}}]))?;
+    lab.put(&json!({
+        "apiVersion": "gateway.networking.x-k8s.io/v1alpha1",
+        "kind": "XBackendTrafficPolicy",
+        "metadata": {"namespace": "shop", "name": "cart"},
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": "cart"}],
+            "retryConstraint": {"budget": {"percent": 0, "interval": "10s"}, "minRetryRate": {"count": 1, "interval": "1h"}},
+            "sessionPersistence": {"sessionName": "seat", "type": "Header"},
+        },
+    }))?;
+    let run = place.run(lab)?;
+    let at = (vip(1), 80);
+    ensure!(shop.web.http_get(at, "/status/503")?.header("selvedge-reason") == Some("retry-budget"));
+    let heard = [shop.v1.heard(), shop.v2.heard()].concat();
+    ensure!(heard == ["GET /status/503"; 2], "one repetition is free, and no more: {heard:?}");
+    run.access_line("the budget", |line| line["reason"] == "retry-budget")?;
+    // Each session stays where it began.
+    let mut seen = BTreeSet::new();
+    for _ in 0..20 {
+        let first = shop.web.http_get(at, "/x")?;
+        let seat = first.header("seat").context("no session")?.to_owned();
+        let pod = first.json()?["pod"].clone();
+        for _ in 0..3 {
+            let again = shop.web.http(at, &Request::get("/x").header("seat", &seat))?.json()?;
+            ensure!(again["pod"] == pod, "a session was moved from {pod} to {again}");
+        }
+        seen.insert(pod.to_string());
+    }
+    ensure!(seen.len() == 2, "twenty sessions began at one of two: {seen:?}");
+    Ok(())
+}
+
+fn bounds_the_time(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
     let retry = json!({"attempts": 2, "backoff": "1ms"});
     policy(lab, "v1", json!({"timeouts": {"backendRequest": "300ms"}, "retry": retry}))?;
     policy(lab, "v2", json!({"timeouts": {"request": "300ms"}, "retry": retry}))?;
-    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let _run = place.run(lab)?;
     for (service, application, tries) in [(2, &shop.v1, 3), (3, &shop.v2, 1)] {
         let answer = shop.web.http_get((vip(service), 80), "/sleep/20000")?;
         ensure!(answer.status == 504 && answer.header("selvedge-reason") == Some("timeout"), "{answer:?}");
@@ -69,11 +117,11 @@ fn bounds_the_time(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn a_full_backend(lab: &Lab) -> Result<()> {
-    let shop = Versions::open(lab)?;
+fn a_full_backend(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
     policy(lab, "v1", json!({"circuitBreaker": {"maxRequests": 2}}))?;
     policy(lab, "v2", json!({"circuitBreaker": {"maxConnections": 1, "maxPendingRequests": 1}}))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let run = place.run(lab)?;
     let is_refused =
         |answer: &Response| answer.status == 503 && answer.header("selvedge-reason") == Some("circuit-breaker");
 
@@ -102,7 +150,7 @@ fn a_full_backend(lab: &Lab) -> Result<()> {
     })?;
     for what in ["requests", "pending"] {
         eventually(&format!("the refusal for {what} is counted"), BOUND, || {
-            let metrics = agents[0].metrics().ok()?;
+            let metrics = run.metrics().ok()?;
             (metrics.sum("selvedge_http_circuit_breaker_refused_total", &[("what", what)]) >= 1.0).then_some(())
         })?;
     }
@@ -130,11 +178,11 @@ impl Unfinished {
     }
 }
 
-fn an_endpoint_that_fails(lab: &Lab) -> Result<()> {
-    let shop = Versions::both(lab)?;
+fn an_endpoint_that_fails(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::both(place, lab)?;
     let outliers = json!({"consecutive5xxErrors": 1, "baseEjectionTime": "10m", "maxEjectionPercent": 50});
     policy(lab, "cart", json!({"outlierDetection": outliers}))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let run = place.run(lab)?;
     let ask = |path: &str| shop.web.http_get((vip(1), 80), path);
     ensure!(ask("/status/500")?.status == 500);
     let failed = if shop.v1.heard().is_empty() { "v2" } else { "v1" };
@@ -147,12 +195,12 @@ fn an_endpoint_that_fails(lab: &Lab) -> Result<()> {
         ensure!(ask("/status/500")?.status == 500);
     }
     ensure!(ask("/x")?.json()?["pod"] != failed);
-    ensure!(agents[0].metrics()?.sum("selvedge_http_ejections_total", &[]) == 1.0);
+    ensure!(run.metrics()?.sum("selvedge_http_ejections_total", &[]) == 1.0);
     Ok(())
 }
 
-fn faults(lab: &Lab) -> Result<()> {
-    let shop = Versions::open(lab)?;
+fn faults(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
     let chaos = json!([{"name": "x-chaos", "value": "yes"}]);
     policy(
         lab,
@@ -162,7 +210,7 @@ fn faults(lab: &Lab) -> Result<()> {
         }}),
     )?;
     policy(lab, "v2", json!({"faultInjection": {"abort": {"grpcStatus": "DATA_LOSS"}}}))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let run = place.run(lab)?;
     ensure!(shop.web.http_get((vip(2), 80), "/x")?.status == 200);
     let began = Instant::now();
     let answer = shop.web.http((vip(2), 80), &Request::get("/x").header("x-chaos", "yes"))?;
@@ -173,17 +221,17 @@ fn faults(lab: &Lab) -> Result<()> {
     let grpc = Request::post("/shop.Cart/Get", "").header("content-type", "application/grpc");
     let answer = shop.web.http((vip(3), 80), &grpc)?;
     ensure!(answer.header("grpc-status") == Some("15"), "{answer:?}");
-    let metrics = agents[0].metrics()?;
+    let metrics = run.metrics()?;
     let counted = |fault| metrics.sum("selvedge_http_faults_total", &[("fault", fault)]);
     ensure!((counted("delay"), counted("abort")) == (1.0, 2.0));
     Ok(())
 }
 
-fn a_header_leads(lab: &Lab) -> Result<()> {
-    let shop = Versions::both(lab)?;
+fn a_header_leads(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::both(place, lab)?;
     let other = lab.pod(PodSpec::new("shop/other", "node-b"))?;
     policy(lab, "cart", json!({"loadBalancer": {"consistentHash": {"httpHeaderName": "x-user"}}}))?;
-    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let _run = place.run(lab)?;
     let ask = |from: &Pod, user: &str| -> Result<String> {
         let answer = from.http((vip(1), 80), &Request::get("/x").header("x-user", user))?.json()?;
         Ok(answer["pod"].as_str().unwrap_or_default().to_owned())
@@ -200,8 +248,31 @@ fn a_header_leads(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn a_session(lab: &Lab) -> Result<()> {
-    let shop = Versions::open(lab)?;
+fn a_cookie_leads(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::both(place, lab)?;
+    let other = lab.pod(PodSpec::new("shop/other", "node-b"))?;
+    let cookie = json!({"name": "seat", "path": "/shop", "ttl": "1h"});
+    policy(lab, "cart", json!({"loadBalancer": {"consistentHash": {"httpCookie": cookie}}}))?;
+    let _run = place.run(lab)?;
+    let mut seen = BTreeSet::new();
+    for _ in 0..16 {
+        let first = shop.web.http_get((vip(1), 80), "/x")?;
+        let given = first.header("set-cookie").context("no cookie")?.to_owned();
+        ensure!(given.contains("Path=/shop") && given.contains("Max-Age=3600"), "{given}");
+        let pod = first.json()?["pod"].clone();
+        let seat = given.split(';').next().unwrap_or_default();
+        for from in [&shop.web, &other, &shop.web] {
+            let again = from.http((vip(1), 80), &Request::get("/x").header("cookie", &format!("a=b; {seat}")))?;
+            ensure!(again.header("set-cookie").is_none() && again.json()?["pod"] == pod, "{pod}: {again:?}");
+        }
+        seen.insert(pod.to_string());
+    }
+    ensure!(seen.len() == 2, "sixteen cookies lead to one of two: {seen:?}");
+    Ok(())
+}
+
+fn a_session(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
     let weights = |one: u32, two: u32| {
         json!([{
             "name": "split", "sessionPersistence": {"sessionName": "seat"},
@@ -209,7 +280,7 @@ fn a_session(lab: &Lab) -> Result<()> {
         }])
     };
     shop.route(lab, weights(0, 1))?;
-    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let _run = place.run(lab)?;
     let at = (vip(1), 80);
     let first = shop.web.http_get(at, "/x")?;
     let cookie = first.header("set-cookie").context("no cookie")?;
@@ -228,15 +299,48 @@ fn a_session(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn a_route_limits(lab: &Lab) -> Result<()> {
-    let shop = Versions::open(lab)?;
+fn a_slow_endpoint(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::both(place, lab)?;
+    for service in ["cart", "v2"] {
+        policy(lab, service, json!({"loadBalancer": {"simple": "PEAK_EWMA"}}))?;
+    }
+    let _run = place.run(lab)?;
+    // What one Service finds out about a pod holds for all that lead to it.
+    ensure!(shop.web.http_get((vip(3), 80), "/sleep/3000")?.status == 200);
+    let before = shop.v2.heard().len();
+    for _ in 0..20 {
+        ensure!(shop.web.http_get((vip(1), 80), "/x")?.json()?["pod"] == "v1");
+    }
+    ensure!(shop.v2.heard().len() == before, "the slow one was asked: {:?}", shop.v2.heard());
+    Ok(())
+}
+
+fn an_endpoint_that_comes(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
+    policy(lab, "cart", json!({"loadBalancer": {"warmup": {"duration": "1h", "minimumPercent": 0}}}))?;
+    let run = place.run(lab)?;
+    let ask = || Ok::<_, anyhow::Error>(shop.web.http_get((vip(1), 80), "/x")?.json()?["pod"] == "v2");
+    ensure!(!ask()?, "an endpoint of another Service answered");
+    shop.lead_to_both(lab, place)?;
+    lab.settle(&run.agents)?;
+    let mut early = 0;
+    for _ in 0..40 {
+        early += usize::from(ask()?);
+    }
+    ensure!(early <= 4, "{early} of 40 requests went to an endpoint that has just come");
+    policy(lab, "cart", json!({"loadBalancer": {"warmup": {"duration": "1ms"}}}))?;
+    eventually("it is warm", BOUND, || ask().ok()?.then_some(()))
+}
+
+fn a_route_limits(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
     shop.route(lab, json!([{"name": "all", "backendRefs": [{"name": "v1", "port": 80}]}]))?;
     let limits = json!([{"requests": 2, "interval": "1h", "by": "Header", "header": "x-tenant"}]);
     let target = json!({
         "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "cart", "sectionName": "all",
     });
     policy_on(lab, "limits", target, json!({"rateLimits": limits}))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let run = place.run(lab)?;
     let ask = |tenant: &str| -> Result<Response> {
         shop.web.http((vip(1), 80), &Request::get("/x").header("x-tenant", tenant))
     };
@@ -248,35 +352,42 @@ fn a_route_limits(lab: &Lab) -> Result<()> {
         ensure!((1..=1800).contains(&wait), "{wait}");
         ensure!(answers[2].header("selvedge-reason") == Some("rate-limit"), "{answers:?}");
     }
-    let line = agents[0].access_line("the limit", |line| line["status"] == 429)?;
+    let line = run.access_line("the limit", |line| line["status"] == 429)?;
     ensure!(line["reason"] == "rate-limit" && line["route"] == "shop/cart", "{line}");
-    ensure!(agents[0].metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
+    ensure!(run.metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
     Ok(())
 }
 
-/// Clients of two nodes are counted together, and each identity by itself.
-fn a_service_is_limited(lab: &Lab) -> Result<()> {
-    let shop = Versions::open(lab)?;
+/// Clients of two nodes are counted together, and each identity by itself: by the servers' agents, or by the waypoint.
+fn a_service_is_limited(lab: &Lab, place: Place) -> Result<()> {
+    let shop = Versions::at(place, lab)?;
     let other = lab.pod(PodSpec::new("shop/other", "node-b").service_account("other"))?;
     policy(lab, "v1", json!({"rateLimits": [{"requests": 3, "interval": "1h"}]}))?;
     policy(lab, "v2", json!({"rateLimits": [{"requests": 1, "interval": "1h", "by": "Identity"}]}))?;
-    let agents = lab.start_agents(&AgentOptions::default())?;
+    let run = place.run(lab)?;
     let ask = |from: &Pod, service: u8| from.http_get((vip(service), 80), "/x").map(|answer| answer.status);
     let all = [ask(&shop.web, 2)?, ask(&other, 2)?, ask(&shop.web, 2)?, ask(&other, 2)?, ask(&shop.web, 2)?];
     ensure!(all == [200, 200, 200, 429, 429], "{all:?}");
     let each = [ask(&shop.web, 3)?, ask(&shop.web, 3)?, ask(&other, 3)?, ask(&other, 3)?];
     ensure!(each == [200, 429, 200, 429], "{each:?}");
     ensure!((shop.v1.heard().len(), shop.v2.heard().len()) == (3, 2), "what was held back was heard");
+    if place == Place::Apart {
+        let line = run.access_line("the limit", |line| line["status"] == 429 && line["service"] == "shop/v1")?;
+        ensure!(line["reason"] == "rate-limit" && line["direction"] == "relayed", "{line}");
+        ensure!(run.metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 4.0);
+        return Ok(());
+    }
+    let server = &run.agents[1];
     let inbound = |line: &Value| line["direction"] == "inbound" && line["status"] == 429;
-    let line = agents[1].access_line("the limit", inbound)?;
+    let line = server.access_line("the limit", inbound)?;
     ensure!(line["reason"] == "rate-limit" && line["destination_pod"] == "shop/v1", "{line}");
-    ensure!(agents[1].metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
+    ensure!(server.metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
     Ok(())
 }
 
 /// What no agent reads the requests of.
 fn connections_take_turns(lab: &Lab) -> Result<()> {
-    let shop = Versions::both(lab)?;
+    let shop = Versions::both(Place::Node, lab)?;
     let [one, other] = &shop.pods;
     let plain = ServiceSpec::new("shop/plain").cluster_ip(vip(9)).port("tcp", 80, 8080);
     lab.service(&plain.endpoint(one).endpoint(other))?;

@@ -221,3 +221,28 @@ fn the_model_is_whole_once_every_kind_was_listed() {
     unsynced.remove(kinds[0]);
     assert!(unsynced.is_empty());
 }
+
+#[test]
+fn agents_and_waypoints_may_watch_every_kind_that_is_read() {
+    for (file, role) in [("rbac.yaml", "selvedge-agent"), ("waypoints.yaml", "selvedge-waypoint")] {
+        let path = format!("{}/daemonset/base/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let documents = serde_yaml::Deserializer::from_str(&text);
+        let mut documents = documents.map(|document| <Value as serde::Deserialize>::deserialize(document).unwrap());
+        let is_it = |object: &Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == role;
+        let rules = documents.find(is_it).unwrap()["rules"].as_array().unwrap().clone();
+        for kind in Kind::ALL {
+            let group = kind.api_version().and_then(|version| version.rsplit_once('/')).map_or("", |(group, _)| group);
+            let name = kind.as_str().to_lowercase();
+            let plural = name.strip_suffix("cy").map_or_else(|| format!("{name}s"), |stem| format!("{stem}cies"));
+            let holds =
+                |list: &Value, wanted: &str| list.as_array().unwrap().iter().any(|one| one == wanted || one == "*");
+            let may = rules.iter().any(|rule| {
+                holds(&rule["apiGroups"], group)
+                    && holds(&rule["resources"], &plural)
+                    && ["list", "watch"].iter().all(|verb| holds(&rule["verbs"], verb))
+            });
+            assert!(may, "ClusterRole {role} may not watch {plural} of {group:?}");
+        }
+    }
+}
