@@ -24,7 +24,7 @@ fn every_result_of_a_tls_handshake_is_explained() {
 
 #[test]
 fn every_field_of_the_access_log_is_explained() {
-    let source = fs::read_to_string(root().join("src/telemetry/access_log.rs")).unwrap();
+    let source = fs::read_to_string(root().join("src/telemetry/access_log/record.rs")).unwrap();
     let requests = fs::read_to_string(root().join("src/telemetry/request.rs")).unwrap();
     let written = [function(&source, "fn write(&self, format"), function(&requests, "fn write(&self, line")];
     let quoted = written.into_iter().flat_map(|text| text.split('"').skip(1).step_by(2));
