@@ -33,7 +33,9 @@ use crate::model::Model;
 use crate::policy::{self, Problem};
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Report, directory, kube};
-use crate::telemetry::{AccessLog, AccessLogWriter, Exporter, LogControl, Metrics, MetricsSettings, Telemetry};
+use crate::telemetry::{
+    AccessLog, AccessLogWriter, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry,
+};
 use crate::transport::fast;
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
@@ -76,7 +78,7 @@ async fn worker(
     handover::record_restarts();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
-    let (traces, exporter) = args.tracing.start(&args.node)?;
+    let (traces, exporter) = args.tracing.start(Observer::Agent { node: args.node.clone() })?;
     let exporting = exporter.map(Exporter::spawn);
     let telemetry = Telemetry::new(&metrics_settings, LABEL_SETS, access_log, traces);
 

@@ -17,6 +17,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::kube::Client;
+use ::kube::api::Api;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -95,11 +98,12 @@ async fn serve(args: ControllerArgs, log: LogControl) -> Result<ExitCode, Failur
     essential.spawn(async move { certificate.keep(&signer, &names).await });
     essential.spawn(housekeeping(root));
     let leader = Leader {
-        client,
+        client: client.clone(),
         name: args.name.clone(),
         namespace: args.namespace.clone(),
         daemon_set: args.agent_daemon_set.clone(),
         pods,
+        waypoints: WaypointSettings::of(&args, &client).await,
     };
     essential.spawn(leader.run(leadership));
     let mut asked = stopping.subscribe();
@@ -137,6 +141,42 @@ async fn serve(args: ControllerArgs, log: LogControl) -> Result<ExitCode, Failur
     let _ = tokio::time::timeout(FAREWELL, election).await;
     admin.abort();
     Ok(ExitCode::SUCCESS)
+}
+
+/// What every waypoint that the controller deploys has in common.
+#[derive(Clone, Debug)]
+pub struct WaypointSettings {
+    pub image: String,
+    pub image_pull_policy: String,
+    /// The controller's.
+    pub namespace: String,
+    pub trust_domain: String,
+    /// Of the tokens that the CA is shown.
+    pub audience: String,
+}
+
+impl WaypointSettings {
+    /// The image is this program's own, unless a flag says otherwise; none where that cannot be known.
+    async fn of(args: &ControllerArgs, client: &Client) -> Option<Self> {
+        let own: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+        let own = match args.waypoint_image {
+            Some(_) => None,
+            None => own.get_opt(&args.name).await.ok().flatten(),
+        };
+        let container = own.and_then(|pod| pod.spec?.containers.into_iter().next());
+        let (image, policy) = match (&args.waypoint_image, container) {
+            (Some(image), _) => (image.clone(), None),
+            (None, Some(container)) => (container.image?, container.image_pull_policy),
+            (None, None) => return None,
+        };
+        Some(Self {
+            image,
+            image_pull_policy: policy.unwrap_or_else(|| "IfNotPresent".to_owned()),
+            namespace: args.namespace.clone(),
+            trust_domain: args.trust_domain.to_string(),
+            audience: args.audience.clone(),
+        })
+    }
 }
 
 /// Gauges that grow old by themselves.

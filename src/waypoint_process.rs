@@ -28,7 +28,7 @@ use crate::proxy::{
     ConnectionStatus, Connections, Limits, PortRanges, Proxy, ProxySettings, SameNode, Workers, follow,
 };
 use crate::source::{Report, directory, kube};
-use crate::telemetry::{AccessLog, LogControl, Metrics, MetricsSettings, Telemetry, Traces};
+use crate::telemetry::{AccessLog, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry};
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
 
@@ -52,9 +52,10 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     agent::describe_metrics();
     let (access_log, access_log_writer) = AccessLog::start(args.access_log, io::stdout())
         .map_err(|cause| Failure::new(format!("access log: {cause}")))?;
-    let telemetry = Telemetry::new(&metrics_settings, agent::LABEL_SETS, access_log, Traces::default());
-
     let gateway = args.gateway_name();
+    let (traces, exporter) = args.tracing.start(Observer::Waypoint(gateway.clone()))?;
+    let exporting = exporter.map(Exporter::spawn);
+    let telemetry = Telemetry::new(&metrics_settings, agent::LABEL_SETS, access_log, traces);
     let own = OwnWaypoint::of(&gateway, &args.trust_domain)
         .ok_or_else(|| Failure::usage(format!("--gateway {gateway}: no identity can have this name")))?;
     let cluster = match args.access() {
@@ -164,6 +165,9 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     }
     info!(seconds = began.elapsed().as_secs_f64(), "The waypoint ends.");
     admin.abort();
+    if let Some(exporting) = exporting {
+        exporting.finish().await;
+    }
     agent::finish(access_log_writer).await;
     Ok(ExitCode::SUCCESS)
 }

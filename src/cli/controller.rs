@@ -10,14 +10,14 @@ use super::agent::parse_lifetime;
 use crate::mesh::TrustDomain;
 use crate::telemetry::LogFormat;
 
-/// Run the controller: the CA that signs what each node may hold, and status on users' objects.
+/// Run the controller: the CA that signs what each node may hold, waypoints, and status on users' objects.
 ///
 /// Runs in the cluster as two replicas or more. Every replica signs; the one that holds the Lease `selvedge-controller`
 /// rotates the root and writes status. The root lies in Secret `selvedge-ca`, which the controller makes where neither it
 /// nor ConfigMap `selvedge-trust-bundle` is there; a Secret of your own, as cert-manager writes it, is taken as it is.
 ///
 /// An agent gets a certificate only for an identity that a live pod scheduled on the agent's own node runs as: its token
-/// says which node that is. All else is refused, logged and counted.
+/// says which node that is. A waypoint gets one for itself alone. All else is refused, logged and counted.
 ///
 /// Every flag is also an environment variable; a flag given twice counts as written last.
 #[derive(Args, Debug, Clone)]
@@ -59,6 +59,11 @@ pub struct ControllerArgs {
     /// The Service through which agents reach the CA: its name is in the CA's own certificate.
     #[arg(long, env = "SELVEDGE_CONTROLLER_SERVICE", value_name = "NAME", default_value = "selvedge-controller")]
     pub service_name: String,
+
+    /// The image of the waypoints that are deployed for Gateways of class `selvedge-waypoint`. Default: that of the
+    /// controller's own pod.
+    #[arg(long, env = "SELVEDGE_WAYPOINT_IMAGE", value_name = "IMAGE")]
+    pub waypoint_image: Option<String>,
 
     /// Where the CA listens: gRPC over TLS 1.3.
     #[arg(long, env = "SELVEDGE_CA_PORT", value_name = "PORT", default_value_t = 15012)]

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Failure;
-use crate::telemetry::{Collector, Exporter, TraceShare, Traces};
+use crate::telemetry::{Collector, Exporter, Observer, TraceShare, Traces};
 
 /// Where spans of requests go.
 #[derive(Args, Debug, Clone)]
@@ -24,14 +24,14 @@ pub struct TracingArgs {
 }
 
 impl TracingArgs {
-    /// Where spans are told to, and who sends them on, where there is a collector. `node` is named in each.
-    pub fn start(&self, node: &str) -> Result<(Traces, Option<Exporter>), Failure> {
+    /// Where spans are told to, and who sends them on, where there is a collector.
+    pub fn start(&self, observer: Observer) -> Result<(Traces, Option<Exporter>), Failure> {
         // An empty variable says nothing, as in a manifest whose value was not filled in.
         let Some(address) = self.otlp_endpoint.as_deref().filter(|address| !address.is_empty()) else {
             return Ok((Traces::default(), None));
         };
         let collector = Collector::new(address, self.otlp_ca.as_ref()).map_err(Failure::configuration)?;
-        let (traces, exporter) = Traces::start(collector, self.trace_sampling, node.to_owned());
+        let (traces, exporter) = Traces::start(collector, self.trace_sampling, observer);
         Ok((traces, Some(exporter)))
     }
 }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Failure;
 use super::agent::{TunnelChoice, parse_duration, parse_lifetime};
+use super::tracing::TracingArgs;
 use crate::identity::CaAddress;
 use crate::identity::anchors::CaRoot;
 use crate::mesh::{NamespacedName, TrustDomain};
@@ -96,6 +97,9 @@ pub struct WaypointArgs {
     /// One line a request on standard output, and one a connection to an endpoint.
     #[arg(long, env = "SELVEDGE_ACCESS_LOG", value_enum, value_name = "FORMAT", default_value_t = AccessLogFormat::Text)]
     pub access_log: AccessLogFormat,
+
+    #[command(flatten)]
+    pub tracing: TracingArgs,
 
     /// Form of the waypoint's own log, on standard error.
     #[arg(long, env = "SELVEDGE_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]

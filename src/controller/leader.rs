@@ -1,9 +1,10 @@
-//! What the leader alone does: conditions on policies and routes, Events on pods, taints of nodes.
+//! What the leader alone does: conditions on policies and routes, Events on pods, taints of nodes, waypoints.
 
 mod conditions;
 mod events;
 mod routes;
 mod taints;
+mod waypoints;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use metrics::counter;
 use serde::de::DeserializeOwned;
 use tracing::{debug, warn};
 
+use super::WaypointSettings;
 use super::lease::Leadership;
 use super::metrics::WRITES;
 use super::pods::Pods;
@@ -31,6 +33,7 @@ use conditions::Conditions;
 use events::Events;
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
+use waypoints::{LeanDeployment, OF_WAYPOINTS, Waypoints};
 
 /// Does the leader's work whenever this replica leads.
 pub struct Leader {
@@ -41,6 +44,8 @@ pub struct Leader {
     pub namespace: String,
     pub daemon_set: String,
     pub pods: Arc<Pods>,
+    /// None: no waypoint is deployed.
+    pub waypoints: Option<WaypointSettings>,
 }
 
 impl Leader {
@@ -77,6 +82,10 @@ impl Leader {
 
         let mut conditions = Conditions::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
+        let (deployments, deployment_watch) = watch_labelled::<LeanDeployment>(&self.client, OF_WAYPOINTS);
+        let client = self.client.clone();
+        let mut waypoints =
+            Waypoints::new(client, self.waypoints.clone(), gateway.clone(), gateways.clone(), deployments);
         let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces, gateways);
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
@@ -88,6 +97,7 @@ impl Leader {
                 conditions.tell(PolicyKind::AuthorizationPolicy, &authorization, authorizations.state(), &told).await;
                 conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
                 statuses.tell(&routes).await;
+                waypoints.tell().await;
                 events.tell(&told).await;
                 taints.take_off(&nodes.state(), &self.pods).await;
             }
@@ -102,6 +112,7 @@ impl Leader {
             http_watch.boxed(),
             grpc_watch.boxed(),
             gateway_watch.boxed(),
+            deployment_watch.boxed(),
         ]);
         tokio::join!(work, watches);
     }
@@ -117,19 +128,30 @@ impl Leader {
 fn watch_objects(client: &Client, resource: &ApiResource) -> (Store<DynamicObject>, impl Future<Output = ()> + use<>) {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
     let writer = Writer::new(resource.clone());
-    (writer.as_reader(), follow(api, writer, |object| object.metadata.managed_fields = None))
+    let all = watcher::Config::default();
+    (writer.as_reader(), follow(api, writer, all, |object| object.metadata.managed_fields = None))
 }
 
 fn watch<K>(client: &Client) -> (Store<K>, impl Future<Output = ()> + use<K>)
 where
     K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
+    watch_labelled(client, "")
+}
+
+/// Of objects with these labels alone.
+fn watch_labelled<K>(client: &Client, labels: &str) -> (Store<K>, impl Future<Output = ()> + use<K>)
+where
+    K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let writer = Writer::new(());
-    (writer.as_reader(), follow(Api::all(client.clone()), writer, |object| object.meta_mut().managed_fields = None))
+    let config = watcher::Config::default().labels(labels);
+    let api = Api::all(client.clone());
+    (writer.as_reader(), follow(api, writer, config, |object| object.meta_mut().managed_fields = None))
 }
 
 /// Keeps a store true to the API server.
-async fn follow<K>(api: Api<K>, writer: Writer<K>, lean: fn(&mut K))
+async fn follow<K>(api: Api<K>, writer: Writer<K>, config: watcher::Config, lean: fn(&mut K))
 where
     K: Resource
         + Lookup<DynamicType = <K as Resource>::DynamicType>
@@ -140,7 +162,7 @@ where
         + 'static,
     <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
 {
-    let events = watcher(api, watcher::Config::default()).modify(lean).default_backoff();
+    let events = watcher(api, config).modify(lean).default_backoff();
     let mut events = Box::pin(reflector(writer, events));
     while let Some(event) = events.next().await {
         if let Err(error) = event {

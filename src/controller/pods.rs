@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::mesh::Identity;
+use crate::mesh::{GATEWAY_LABEL, Identity};
 
 /// What of a pod signing depends on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +32,8 @@ pub struct PodFacts {
     pub is_finished: bool,
     /// The DaemonSet that made it.
     pub daemon_set: Option<Arc<str>>,
+    /// The Gateway that its label says it was made for.
+    pub gateway: Option<Arc<str>>,
     /// Its condition Ready holds.
     pub is_ready: bool,
 }
@@ -199,6 +201,8 @@ impl LeanPod {
         });
         let daemon_set = daemon_sets.next().map(|owner| owner.name.as_str().into());
         let annotations = metadata.annotations.as_ref();
+        let gateway =
+            metadata.labels.as_ref().and_then(|labels| labels.get(GATEWAY_LABEL)).map(|name| name.as_str().into());
         Some(PodFacts {
             uid: metadata.uid?.into(),
             namespace: metadata.namespace?.into(),
@@ -208,6 +212,7 @@ impl LeanPod {
             is_mirror: annotations.is_some_and(|annotations| annotations.contains_key(MIRROR)),
             is_finished: matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")),
             daemon_set,
+            gateway,
             is_ready: self.status.conditions.iter().any(|one| one.kind == "Ready" && one.status == "True"),
         })
     }

@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tracing::{info, warn};
 
-use super::authorization::{AgentRules, Bearer, Refusal};
+use super::authorization::{AgentRules, Bearer, Refusal, Role};
 use super::metrics::{REQUEST_SECONDS, REQUESTS};
 use super::pods::Pods;
 use super::root::Root;
@@ -26,7 +26,7 @@ use crate::identity::wire::{CREATE_CERTIFICATE, CertificateRequest, CertificateR
 use crate::identity::{CaError, certificates_to_pem};
 use crate::mesh::Identity;
 
-/// Signs for agents what their node may hold, and refuses all else.
+/// Signs for agents what their node may hold and for waypoints what they are, and refuses all else.
 pub struct CaService {
     pub rules: AgentRules,
     pub tokens: Tokens,
@@ -72,27 +72,30 @@ impl CaService {
         Ok(CertificateResponse { cert_chain })
     }
 
-    /// Who asks: an agent's pod on its node.
+    /// Who asks: an agent's pod on its node, or a waypoint's.
     async fn bearer(&self, request: &tonic::Request<CertificateRequest>) -> Result<Bearer, Failure> {
         let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = header.and_then(|header| header.strip_prefix("Bearer ")).map(str::trim);
         let token = token.filter(|token| !token.is_empty()).ok_or(Refusal::NoToken)?;
         let bearer = self.rules.bearer(&self.tokens.review(token).await?)?;
-        let namespace = &self.rules.namespace;
-        let known = self.pods.get(namespace, &bearer.pod);
-        match self.rules.check_agent(&bearer, known.as_ref()) {
+        let known = self.pods.get(&bearer.namespace, &bearer.pod);
+        match self.rules.check_bearer(&bearer, known.as_ref()) {
             Err(refusal) if refusal.may_be_news() => {
-                let asked = self.pods.ask(namespace, &bearer.pod).await?;
-                self.rules.check_agent(&bearer, asked.as_ref())?;
+                let asked = self.pods.ask(&bearer.namespace, &bearer.pod).await?;
+                self.rules.check_bearer(&bearer, asked.as_ref())?;
             }
             checked => checked?,
         }
         Ok(bearer)
     }
 
-    /// The identity asked for, if a pod on the bearer's node runs as it.
+    /// The identity asked for, if a pod on the bearer's node runs as it, or the waypoint that asks is it.
     async fn entitled(&self, bearer: &Bearer, message: &CertificateRequest) -> Result<Identity, Failure> {
         let identity = self.rules.identity(message.impersonated())?;
+        if bearer.role == Role::Waypoint {
+            self.rules.check_own(bearer, &identity)?;
+            return Ok(identity);
+        }
         let known = self.pods.find(|pods| self.rules.check_identity(bearer, &identity, pods));
         if let Err(refusal) = known {
             if !refusal.may_be_news() {

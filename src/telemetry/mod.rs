@@ -23,4 +23,4 @@ pub use self::log::{LogControl, LogError, LogFormat};
 pub use self::metrics::{Metrics, MetricsError, MetricsSettings};
 pub use self::request::{RequestInfo, RequestProtocol, RequestTelemetry};
 pub use self::seldom::Seldom;
-pub use self::traces::{Collector, CollectorError, Exporter, Span, SpanKind, TraceId, TraceShare, Traces};
+pub use self::traces::{Collector, CollectorError, Exporter, Observer, Span, SpanKind, TraceId, TraceShare, Traces};

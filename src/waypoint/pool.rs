@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
 
+use metrics::Gauge;
 use tokio::sync::Mutex;
 
 use super::upstream::Upstream;
@@ -24,6 +25,7 @@ struct State {
     turns: HashMap<Key, Rc<Mutex<()>>>,
     /// As many as the gauge says.
     total: usize,
+    gauge: Option<Gauge>,
 }
 
 struct Kept {
@@ -43,13 +45,20 @@ impl Pool {
     pub fn take(&self, bond: &Bond) -> Option<Upstream> {
         let mut state = self.0.borrow_mut();
         let kept = state.http1.get_mut(&Key::of(bond))?;
-        let before = kept.len();
-        kept.retain(|kept| kept.is_of(bond));
-        // The one that rested least: it is the least likely to be closed by its other end in this moment.
-        let index = kept.iter().rposition(|kept| kept.upstream.is_free());
-        let taken = index.map(|index| kept.remove(index).upstream);
-        let now = kept.len();
-        state.count(before, now);
+        let (before, now) = (kept.len(), Instant::now());
+        let mut taken = None;
+        // The one that rested least: it is the least likely to be closed by its other end in this moment. Those behind it are
+        // left to `expire`.
+        for index in (0..kept.len()).rev() {
+            if !kept[index].is_of(bond, now) {
+                kept.remove(index);
+            } else if kept[index].upstream.is_free() {
+                taken = Some(kept.remove(index).upstream);
+                break;
+            }
+        }
+        let left = kept.len();
+        state.count(before, left);
         taken
     }
 
@@ -72,15 +81,15 @@ impl Pool {
     pub fn shared(&self, bond: &Bond) -> Option<Upstream> {
         let mut state = self.0.borrow_mut();
         let kept = state.http2.get_mut(&Key::of(bond))?;
-        let before = kept.len();
-        kept.retain(|kept| kept.is_of(bond));
+        let (before, now) = (kept.len(), Instant::now());
+        kept.retain(|kept| kept.is_of(bond, now));
         let free = kept.iter_mut().find(|kept| kept.upstream.is_free());
         let shared = free.and_then(|kept| {
-            kept.since = Instant::now();
+            kept.since = now;
             kept.upstream.share()
         });
-        let now = kept.len();
-        state.count(before, now);
+        let left = kept.len();
+        state.count(before, left);
         shared
     }
 
@@ -111,7 +120,7 @@ impl Pool {
     /// Closes what has rested for long; called now and then.
     pub fn expire(&self, now: Instant) {
         self.retain(|kept| {
-            kept.upstream.is_fit()
+            kept.upstream.is_fit(now)
                 && (!kept.upstream.is_unused() || now.saturating_duration_since(kept.since) < kept.upstream.rest())
         });
         let mut state = self.0.borrow_mut();
@@ -138,7 +147,9 @@ impl State {
     /// So many more there are now, or fewer; how many that makes.
     fn count(&mut self, before: usize, now: usize) -> usize {
         if before != now {
-            metrics::gauge!(POOLED).increment(now as f64 - before as f64);
+            // Found once: a look-up by name for each request would cost more than counting.
+            let gauge = self.gauge.get_or_insert_with(|| metrics::gauge!(POOLED));
+            gauge.increment(now as f64 - before as f64);
             self.total = self.total + now - before;
         }
         self.total
@@ -158,8 +169,10 @@ impl Kept {
         Self { upstream, since: Instant::now() }
     }
 
-    fn is_of(&self, bond: &Bond) -> bool {
-        self.upstream.bond() == Some(bond) && self.upstream.is_fit() && self.since.elapsed() < self.upstream.rest()
+    fn is_of(&self, bond: &Bond, now: Instant) -> bool {
+        self.upstream.bond() == Some(bond)
+            && self.upstream.is_fit(now)
+            && now.saturating_duration_since(self.since) < self.upstream.rest()
     }
 }
 

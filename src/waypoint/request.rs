@@ -1,6 +1,7 @@
 //! The life of one request.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -32,7 +33,7 @@ use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
 use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry, Verdict};
 
 /// Answers one request of a client, whatever becomes of it.
-pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Response<AnswerBody> {
+pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
     let place = session.place.count_request();
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
@@ -50,8 +51,12 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     if let Some(span) = span {
         record.traced(span);
     }
-    let exchange = AssertUnwindSafe(exchange(&session, &asked, &mut record, head, body)).catch_unwind();
-    let outcome = exchange.await.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
+    // On the heap, here and below: what is large is made where it stays, and not moved from one future into the next.
+    let exchange = Box::pin(exchange(&session, &asked, &mut record, head, body));
+    let outcome = AssertUnwindSafe(exchange)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
     let (mut head, from) = match outcome {
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
@@ -103,7 +108,7 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
             AnswerBody::silent()
         }
     };
-    Response::from_parts(head, body)
+    Ok(Response::from_parts(head, body))
 }
 
 /// What is known of a request from its head.
@@ -207,7 +212,7 @@ impl Ask<'_> {
         let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
         let Answered { response, lease, permit } = loop {
             let again = (left > 0).then(|| head.clone());
-            let sending = send(&self.session.place, &to, manner, head, body);
+            let sending = Box::pin(send(&self.session.place, &to, manner, head, body));
             let outcome = limits.bounded(sending).await;
             let worth = match &outcome {
                 Ok(answered) => retry.is_some_and(|retry| retry.codes.contains(&answered.response.status())),

@@ -34,8 +34,7 @@ async fn serve_http1(client: Client, place: Rc<dyn Place>) {
     let serving = session.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         serving.check.iter().for_each(|check| check.begin());
-        let answering = answer(serving.clone(), request);
-        Box::pin(async move { Ok::<_, std::convert::Infallible>(answering.await) })
+        Box::pin(answer(serving.clone(), request))
     });
     let mut builder = http1::Builder::new();
     builder.auto_date_header(false).header_read_timeout(None).max_buf_size(MOST_BUFFERED);
@@ -73,10 +72,7 @@ async fn serve_http2(client: Client, place: Rc<dyn Place>) {
     let session = Session::new(place, None);
     let io = TokioIo::new(ClientIo::new(client, None));
     let serving = session.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let answering = answer(serving.clone(), request);
-        async move { Ok::<_, std::convert::Infallible>(answering.await) }
-    });
+    let service = service_fn(move |request: Request<Incoming>| Box::pin(answer(serving.clone(), request)));
     let mut builder = http2::Builder::new(OnThread);
     builder
         .auto_date_header(false)

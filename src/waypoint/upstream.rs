@@ -77,8 +77,8 @@ impl Upstream {
     }
 
     /// Whether it may take another request.
-    pub fn is_fit(&self) -> bool {
-        self.born.elapsed() < MOST_AGE
+    pub fn is_fit(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.born) < MOST_AGE
             && match &self.sender {
                 Sender::Http1(sender) => !sender.is_closed(),
                 Sender::Http2(sender) => !sender.is_closed(),
@@ -262,7 +262,10 @@ impl Lease {
     /// Its request is over, and the connection may take the next.
     pub fn give_back(self) {
         let Self { upstream, place, .. } = self;
-        if matches!(upstream.sender, Sender::Http1(_)) && upstream.bond.is_some() && place.keeps() && upstream.is_fit()
+        if matches!(upstream.sender, Sender::Http1(_))
+            && upstream.bond.is_some()
+            && place.keeps()
+            && upstream.is_fit(Instant::now())
         {
             place.pool().put(upstream);
         }

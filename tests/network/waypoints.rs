@@ -2,7 +2,7 @@
 
 mod process;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::http::{Application, Keeping};
 use crate::lab;
+use crate::raw_peer::{self, Credential, Offer, converse};
 use process::{Waypoint, gateway, lead_to};
 
 pub fn trials() -> Vec<Trial> {
@@ -20,6 +21,11 @@ pub fn trials() -> Vec<Trial> {
         trial_with("waypoints::it_speaks_both_tunnels", lab(), it_speaks_both_tunnels),
         trial_with("waypoints::what_is_no_request_is_carried_as_it_is", lab(), what_is_no_request),
         trial_with("waypoints::policy_judges_the_client_and_never_the_waypoint", lab(), policy_judges_the_client),
+        trial_with(
+            "waypoints::a_word_about_a_client_is_believed_from_its_waypoint_alone",
+            lab(),
+            a_word_about_a_client,
+        ),
         trial_with("waypoints::without_one_that_is_ready_connections_are_refused", lab(), without_one),
         trial_with("waypoints::a_service_needs_to_be_admitted", lab(), a_service_needs_to_be_admitted),
         trial_with("waypoints::rolling_one_fails_no_request", lab(), rolling_one),
@@ -80,19 +86,20 @@ fn requests_go_through_one(lab: &Lab) -> Result<()> {
 
 fn it_speaks_both_tunnels(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab, "http")?;
-    let (agents, waypoint) = shop.run(lab, &AgentOptions::default().hbone(), &[])?;
-    ensure!(shop.web.http_get(shop.vip(), "/hbone")?.json()?["peer"] == shop.web.ip().to_string());
-    let line = waypoint.access_line("a request over HBONE", |line| line["path"] == "/hbone")?;
-    ensure!(line["transport"] == "hbone", "{line}");
-    // The waypoint keeps a connection with them for its next request, and they would wait for it.
-    drop(agents);
-    let _agents = lab.start_agents(&AgentOptions::default().arg("--tunnel").arg("auto"))?;
+    let fast = AgentOptions::default().arg("--tunnel").arg("auto");
+    let (agents, waypoint) = shop.run(lab, &fast, &["--tunnel", "auto"])?;
     let mut connection = Keeping::connect(&shop.web, shop.vip())?;
     for number in 0..20 {
         ensure!(connection.get(&format!("/fast/{number}"))?["peer"] == shop.web.ip().to_string());
     }
     let line = waypoint.access_line("a request over the fast tunnel", |line| line["path"] == "/fast/3")?;
     ensure!(line["transport"] == "fast", "{line}");
+    // The waypoint keeps a connection with them for its next request, and they would wait for it.
+    drop(agents);
+    let _agents = lab.start_agents(&AgentOptions::default().hbone())?;
+    ensure!(shop.web.http_get(shop.vip(), "/hbone")?.json()?["peer"] == shop.web.ip().to_string());
+    let line = waypoint.access_line("a request over HBONE", |line| line["path"] == "/hbone")?;
+    ensure!(line["transport"] == "hbone", "{line}");
     Ok(())
 }
 
@@ -113,15 +120,7 @@ fn what_is_no_request(lab: &Lab) -> Result<()> {
 fn policy_judges_the_client(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab, "http")?;
     let stranger = lab.pod(PodSpec::new("shop/stranger", "node-a").service_account("stranger"))?;
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "web-only"},
-        "spec": {
-            "action": "ALLOW",
-            "rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/default"]}}]}],
-        },
-    }))?;
+    web_only(lab)?;
     // Its endpoint is the same pod; the waypoint is none of this Service's.
     lab.service(&ServiceSpec::new("shop/apart").cluster_ip(vip(3)).port("http", 80, 8081).endpoint(&shop.pods[1]))?;
     let _apart = Application::start(&shop.pods[1], 8081)?;
@@ -149,6 +148,33 @@ fn policy_judges_the_client(lab: &Lab) -> Result<()> {
     let line = agents[1].access_line("the waypoint's own try", |line| line["reason"] == "policy:shop/web-only")?;
     ensure!(line["source_identity"] == "spiffe://cluster.local/ns/infra/sa/gw-selvedge-waypoint", "{line}");
     Ok(())
+}
+
+fn a_word_about_a_client(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab, "http")?;
+    let thief = lab.pod(PodSpec::new("shop/thief", "node-a").outside())?;
+    web_only(lab)?;
+    let (_agents, _waypoint) = shop.run(lab, &AgentOptions::default(), &[])?;
+    let far = &shop.pods[1];
+    let (authority, tunnel) = (SocketAddr::new(far.ip(), 8080).to_string(), SocketAddr::new(far.ip(), 15008));
+    let forwarded = format!("for=\"{}:4321\"", shop.web.ip());
+    let claim = [("forwarded", &*forwarded), ("selvedge-client-identity", "spiffe://cluster.local/ns/shop/sa/default")];
+    for (account, wanted) in [
+        ("shop/thief", 401),
+        // A waypoint, and not this Service's.
+        ("infra/other-selvedge-waypoint", 401),
+        ("infra/gw-selvedge-waypoint", 200),
+    ] {
+        let offer = Offer::new(Credential::of(&lab.ca(), account)?);
+        converse(async {
+            let mut h2 = raw_peer::speak_h2(raw_peer::dial(&thief, tunnel, offer).await?).await?;
+            let (status, ..) = raw_peer::ask(&mut h2, &authority, &claim).await?;
+            ensure!(status == wanted, "{account}: {status}");
+            Ok(())
+        })?;
+    }
+    let seen = |peers: Vec<SocketAddr>| peers.iter().any(|peer| peer.ip() == shop.web.ip());
+    eventually("the application sees whom the waypoint speaks for", BOUND, || seen(shop.far.peers()).then_some(()))
 }
 
 fn without_one(lab: &Lab) -> Result<()> {
@@ -260,6 +286,19 @@ impl Shop {
     fn vip(&self) -> (IpAddr, u16) {
         (vip(1), 80)
     }
+}
+
+/// Lets one service account in, and nobody else.
+fn web_only(lab: &Lab) -> Result<()> {
+    lab.put(&json!({
+        "apiVersion": "selvedge.dev/v1alpha1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"namespace": "shop", "name": "web-only"},
+        "spec": {
+            "action": "ALLOW",
+            "rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/default"]}}]}],
+        },
+    }))
 }
 
 /// A Service before which the waypoint stands.

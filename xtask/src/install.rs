@@ -63,8 +63,9 @@ struct Part {
     only_if: Option<&'static str>,
 }
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     Part { source: "base/rbac.yaml", template: "rbac.yaml", only_if: None },
+    Part { source: "base/waypoints.yaml", template: "waypoints.yaml", only_if: None },
     Part { source: "base/agent.yaml", template: "agent.yaml", only_if: None },
     Part { source: "base/controller.yaml", template: "controller.yaml", only_if: None },
     Part { source: "overlays/gke/quota.yaml", template: "quota.yaml", only_if: Some("systemQuota") },

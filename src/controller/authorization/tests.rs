@@ -42,6 +42,7 @@ fn agent() -> PodFacts {
         is_mirror: false,
         is_finished: false,
         daemon_set: Some("selvedge-agent".into()),
+        gateway: None,
         is_ready: true,
     }
 }
@@ -63,9 +64,58 @@ fn identity() -> Identity {
 
 #[test]
 fn an_agents_token_names_its_pod_and_node() {
-    let wanted = Bearer { node: "node-1".into(), pod: "agent-1".into(), uid: "uid-1".into() };
+    let wanted = Bearer {
+        namespace: "selvedge-system".into(),
+        service_account: "selvedge-agent".into(),
+        role: Role::Agent,
+        node: "node-1".into(),
+        pod: "agent-1".into(),
+        uid: "uid-1".into(),
+    };
     assert_eq!(bearer(), wanted);
-    assert_eq!(rules().check_agent(&wanted, Some(&agent())), Ok(()));
+    assert_eq!(rules().check_bearer(&wanted, Some(&agent())), Ok(()));
+}
+
+#[test]
+fn a_waypoint_gets_a_certificate_for_itself_alone() {
+    let token = |account: &str| {
+        let mut review = review();
+        review.user.as_mut().unwrap().username = Some(format!("system:serviceaccount:shop:{account}"));
+        rules().bearer(&review)
+    };
+    let pod = PodFacts {
+        namespace: "shop".into(),
+        service_account: "gw-selvedge-waypoint".into(),
+        gateway: Some("gw".into()),
+        daemon_set: None,
+        ..agent()
+    };
+    let bearer = token("gw-selvedge-waypoint").unwrap();
+    assert_eq!(bearer.role, Role::Waypoint);
+    assert_eq!(rules().check_bearer(&bearer, Some(&pod)), Ok(()));
+    let own = "spiffe://cluster.local/ns/shop/sa/gw-selvedge-waypoint".parse().unwrap();
+    assert_eq!(rules().check_own(&bearer, &own), Ok(()));
+    for other in ["ns/shop/sa/cart", "ns/infra/sa/gw-selvedge-waypoint", "ns/shop/sa/other-selvedge-waypoint"] {
+        let identity = format!("spiffe://cluster.local/{other}").parse().unwrap();
+        assert!(matches!(rules().check_own(&bearer, &identity), Err(Refusal::NotOwn { .. })), "{other}");
+    }
+    let changes: [fn(&mut PodFacts); 7] = [
+        |pod| pod.uid = "uid-9".into(),
+        |pod| pod.node = Some("node-2".into()),
+        |pod| pod.gateway = None,
+        |pod| pod.gateway = Some("other".into()),
+        |pod| pod.service_account = "cart".into(),
+        |pod| pod.is_finished = true,
+        |pod| pod.is_mirror = true,
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        let mut changed = pod.clone();
+        change(&mut changed);
+        let refused = rules().check_bearer(&bearer, Some(&changed));
+        assert!(matches!(refused, Err(Refusal::NotAWaypoint { .. })), "{index}: {refused:?}");
+    }
+    assert!(matches!(rules().check_bearer(&bearer, None), Err(Refusal::NotAWaypoint { .. })));
+    assert!(matches!(token("cart"), Err(Refusal::NotTheAgent { .. })));
 }
 
 #[test]
@@ -122,10 +172,10 @@ fn a_pod_that_is_no_agent_on_that_node_is_refused() {
     for change in changes {
         let mut pod = agent();
         change(&mut pod);
-        let refusal = rules().check_agent(&bearer(), Some(&pod)).unwrap_err();
+        let refusal = rules().check_bearer(&bearer(), Some(&pod)).unwrap_err();
         assert!(matches!(refusal, Refusal::NotAnAgentPod { .. }) && refusal.may_be_news(), "{pod:?}");
     }
-    assert!(rules().check_agent(&bearer(), None).unwrap_err().may_be_news());
+    assert!(rules().check_bearer(&bearer(), None).unwrap_err().may_be_news());
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn waypoint(metadata: &ObjectMeta) -> Option<Waypoint> {
 }
 
 /// Whether all objects of a kind have been listed once.
-fn is_ready<K>(store: &Store<K>) -> bool
+pub(super) fn is_ready<K>(store: &Store<K>) -> bool
 where
     K: Resource + kube::runtime::reflector::Lookup<DynamicType = <K as Resource>::DynamicType> + Clone + 'static,
     <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
@@ -219,7 +219,7 @@ where
     store.state().iter().fold(0, |sum, object| sum.wrapping_add(of_one(object)))
 }
 
-fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
+pub(super) fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
     value.pointer(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -258,7 +258,7 @@ struct Entry {
     conditions: Vec<StatusCondition>,
 }
 
-fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
+pub(super) fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
     let status = if condition.is_true { "True" } else { "False" };
     let former = former.iter().find(|former| former.kind == condition.kind && former.status == status);
     StatusCondition {

@@ -28,8 +28,11 @@ pub struct Admitted {
     service: ServiceDestination,
     connection: Registered,
     /// Of a port that declares another protocol than HTTP: somebody has accepted already.
-    upstream: Option<(Line, Option<Counted>)>,
+    upstream: Option<Endpoint>,
 }
+
+/// One that has accepted, and is counted for that.
+type Endpoint = Box<(Line, Option<Counted>)>;
 
 impl Arriving {
     /// One stream of an HBONE tunnel, to its end.
@@ -136,7 +139,7 @@ impl Arriving {
         &self,
         place: &Relayed,
         to: SocketAddr,
-    ) -> Result<(ServiceDestination, Option<(Line, Option<Counted>)>), Failure> {
+    ) -> Result<(ServiceDestination, Option<Endpoint>), Failure> {
         if !self.proxy.limits.admits(self.pod.uid()) {
             let text = "too many connections; raise the descriptor limit of the waypoint, or its replicas";
             return Err(Failure::new(Reason::Limit, text));
@@ -157,8 +160,8 @@ impl Arriving {
         if service.port.protocol().is_none_or(AppProtocol::is_http) {
             return Ok((service, None));
         }
-        let line = place.any_line(&service).await?;
-        Ok((service, Some(line)))
+        let endpoint = place.any_line(&service).await?;
+        Ok((service, Some(Box::new(endpoint))))
     }
 }
 
@@ -166,7 +169,7 @@ impl Arriving {
 enum Heard {
     Requests(Version),
     /// Bytes that are nobody's business; with an endpoint, and what that has said.
-    Bytes(Option<(Line, Option<Counted>)>, BytesMut),
+    Bytes(Option<Endpoint>, BytesMut),
 }
 
 impl Admitted {
@@ -175,7 +178,7 @@ impl Admitted {
         let Self { place, service, connection, upstream } = self;
         let control = &connection.control;
         let heard = match upstream {
-            Some(line) => Ok(Heard::Bytes(Some(line), BytesMut::new())),
+            Some(endpoint) => Ok(Heard::Bytes(Some(endpoint), BytesMut::new())),
             None => tokio::select! {
                 heard = Box::pin(ear.hear(&place, &service)) => heard,
                 reason = control.reset_requested() => Err(Failure::new(reason, "ended before a request")),
@@ -192,12 +195,13 @@ impl Admitted {
                 }
             }
             Ok(Heard::Bytes(upstream, heard)) => {
-                let line = match upstream {
-                    Some(line) => Ok(line),
-                    None => place.any_line(&service).await,
+                let endpoint = match upstream {
+                    Some(endpoint) => Ok(endpoint),
+                    None => place.any_line(&service).await.map(Box::new),
                 };
-                match line {
-                    Ok((line, _counted)) => {
+                match endpoint {
+                    Ok(endpoint) => {
+                        let (line, _counted) = *endpoint;
                         // The line tells of it.
                         connection.telemetry.told_by_requests();
                         tokio::select! {
@@ -235,7 +239,7 @@ struct Ear {
 impl Ear {
     async fn hear(&mut self, place: &Relayed, service: &ServiceDestination) -> Result<Heard, Failure> {
         let is_http = service.port.protocol().is_some() || self.is_demanded(place, service);
-        let mut upstream: Option<(Line, Option<Counted>)> = None;
+        let mut upstream: Option<Endpoint> = None;
         loop {
             match sniff(&self.said) {
                 Guess::Http1 => return Ok(Heard::Requests(Version::Http1)),
@@ -257,10 +261,11 @@ impl Ear {
                 None => {
                     if tokio::time::timeout(SILENCE, self.more()).await.is_err() {
                         // The server may be the one who speaks first.
-                        upstream = Some(place.any_line(service).await?);
+                        upstream = Some(Box::new(place.any_line(service).await?));
                     }
                 }
-                Some((line, _)) => {
+                Some(endpoint) => {
+                    let (line, _) = &mut **endpoint;
                     let mut heard = BytesMut::new();
                     tokio::select! {
                         () = self.more() => {}

@@ -111,7 +111,35 @@ struct Namespaces {
 mod tests {
     use serde_json::json;
 
+    use crate::mesh::{MeshSettings, NamespacedName, OwnWaypoint};
+    use crate::model::Model;
+
     use super::*;
+
+    #[test]
+    fn what_the_page_shows_is_read_and_stands_as_it_says() {
+        let blocks: Vec<&str> =
+            PAGE.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.yaml"), blocks.join("\n---\n")).unwrap();
+        let loaded = crate::source::directory::load(dir.path()).unwrap();
+        assert_eq!((blocks.len(), loaded.problems), (3, Vec::new()));
+        let trust_domain = "cluster.local".parse().unwrap();
+        let model = Model::new(MeshSettings { trust_domain, cluster_cidrs: Vec::new() });
+        model.apply(loaded.deltas);
+        let state = model.read();
+        for (namespace, name, gateway) in [("shop", "cart", "shop/shop"), ("web", "front", "infra/shared")] {
+            let service = state.mesh.service(&NamespacedName::new(namespace, name)).unwrap();
+            let waypoint = state.mesh.own_waypoint(service).unwrap().unwrap();
+            assert_eq!(waypoint.gateway.to_string(), gateway);
+        }
+        let pod = state.mesh.workload_by_name(&NamespacedName::new("shop", "own-1")).unwrap();
+        assert_eq!(state.mesh.gateway_of(&pod.pod), Some(NamespacedName::new("shop", "own")));
+        let own = OwnWaypoint::of(&NamespacedName::new("shop", "own"), state.mesh.trust_domain()).unwrap();
+        assert_eq!(state.mesh.door_of(&own).unwrap().candidates.len(), 1);
+    }
+
+    const PAGE: &str = include_str!("../../../docs/waypoints.md");
 
     fn read(class: &str, listener: &Value) -> (Gateway, Vec<String>) {
         let written = json!({"spec": {"gatewayClassName": class, "listeners": [listener]}});

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
 
-use super::{Finished, proto};
+use super::{Finished, Observer, proto};
 use crate::identity::certificates_from_pem;
 use crate::telemetry::{Seldom, catalogue};
 
@@ -77,14 +77,14 @@ impl fmt::Display for Collector {
 #[derive(Debug)]
 pub struct Exporter {
     collector: Collector,
-    node: String,
+    observer: Observer,
     finished: mpsc::Receiver<Finished>,
     failing: Seldom,
 }
 
 impl Exporter {
-    pub(super) fn new(collector: Collector, node: String, finished: mpsc::Receiver<Finished>) -> Self {
-        Self { collector, node, finished, failing: Seldom::default() }
+    pub(super) fn new(collector: Collector, observer: Observer, finished: mpsc::Receiver<Finished>) -> Self {
+        Self { collector, observer, finished, failing: Seldom::default() }
     }
 
     /// Begins, on the runtime of whoever calls.
@@ -109,7 +109,7 @@ impl Exporter {
         let mut batch = Vec::new();
         while self.gather(&mut batch).await {
             let count = batch.len() as u64;
-            let request = proto::request(std::mem::take(&mut batch), &self.node);
+            let request = proto::request(std::mem::take(&mut batch), &self.observer);
             let outcome = match self.send(client, request).await {
                 Ok(()) => "sent",
                 Err(status) => {

@@ -20,6 +20,7 @@ pub use self::export::{Collector, CollectorError, Exporter};
 use super::catalogue;
 use super::connection::Direction;
 use super::request::RequestInfo;
+use crate::mesh::NamespacedName;
 
 /// Where spans go. Cheap to clone; by default nowhere.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +53,15 @@ impl std::fmt::Display for TraceShare {
     }
 }
 
+/// Who sends spans.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Observer {
+    /// The agent of a node, on behalf of the workloads there.
+    Agent { node: String },
+    /// A waypoint, by its Gateway: its spans are its own.
+    Waypoint(NamespacedName),
+}
+
 /// Which side of a request its span tells of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SpanKind {
@@ -62,6 +72,7 @@ pub enum SpanKind {
 impl From<Direction> for SpanKind {
     fn from(direction: Direction) -> Self {
         match direction {
+            // A waypoint is a server to whoever asks it, as a gateway is.
             Direction::Inbound | Direction::Relayed => Self::Server,
             Direction::Outbound | Direction::Passthrough => Self::Client,
         }
@@ -87,10 +98,10 @@ struct Finished {
 }
 
 impl Traces {
-    /// Sends spans to a collector for as long as the [`Exporter`] runs. `node` is named in each of them.
-    pub fn start(collector: Collector, share: TraceShare, node: String) -> (Self, Exporter) {
+    /// Sends spans to a collector for as long as the [`Exporter`] runs.
+    pub fn start(collector: Collector, share: TraceShare, observer: Observer) -> (Self, Exporter) {
         let (queue, finished) = mpsc::channel(QUEUE_LENGTH);
-        (Self(Some(Arc::new(Shared { share, queue }))), Exporter::new(collector, node, finished))
+        (Self(Some(Arc::new(Shared { share, queue }))), Exporter::new(collector, observer, finished))
     }
 
     /// The span of a request with these headers, which then name it as the parent of what follows. None where the request

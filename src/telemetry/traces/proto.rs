@@ -13,56 +13,66 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind as Kind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 
-use super::{Finished, SpanKind};
+use super::{Finished, Observer, SpanKind};
 use crate::mesh::NamespacedName;
 use crate::telemetry::connection::Party;
 use crate::telemetry::request::{RequestInfo, RequestProtocol};
 
 /// The spans of one export, by the workload that each tells of.
-pub fn request(spans: Vec<Finished>, node: &str) -> ExportTraceServiceRequest {
+pub fn request(spans: Vec<Finished>, observer: &Observer) -> ExportTraceServiceRequest {
     let mut by_workload: HashMap<Subject, Vec<Span>> = HashMap::new();
     for finished in &spans {
-        by_workload.entry(Subject::of(finished)).or_default().push(span(finished));
+        by_workload.entry(Subject::of(finished, observer)).or_default().push(span(finished));
     }
     let resource_spans = by_workload.into_iter().map(|(subject, spans)| ResourceSpans {
-        resource: Some(subject.resource(node)),
+        resource: Some(subject.resource(observer)),
         scope_spans: vec![ScopeSpans { scope: Some(scope()), spans, schema_url: String::new() }],
         schema_url: SCHEMA.to_owned(),
     });
     ExportTraceServiceRequest { resource_spans: resource_spans.collect() }
 }
 
-/// Whose span it is: the client's, or the server's.
+/// Whose span it is: the client's, the server's, or the waypoint's.
 #[derive(PartialEq, Eq, Hash)]
 struct Subject {
     workload: Option<Arc<str>>,
-    pod: Option<NamespacedName>,
+    namespace: Option<Arc<str>>,
+    pod: Option<Arc<str>>,
 }
 
 impl Subject {
-    fn of(finished: &Finished) -> Self {
-        let Party { workload, pod, .. } = match finished.span.kind {
-            SpanKind::Client => &finished.info.connection.source,
-            SpanKind::Server => &finished.info.connection.destination,
+    fn of(finished: &Finished, observer: &Observer) -> Self {
+        let party = match (observer, finished.span.kind) {
+            (Observer::Waypoint(NamespacedName { namespace, name }), _) => {
+                return Self { workload: Some(name.clone()), namespace: Some(namespace.clone()), pod: None };
+            }
+            (Observer::Agent { .. }, SpanKind::Client) => &finished.info.connection.source,
+            (Observer::Agent { .. }, SpanKind::Server) => &finished.info.connection.destination,
         };
-        Self { workload: workload.clone(), pod: pod.clone() }
+        let pod = party.pod.as_ref();
+        Self {
+            workload: party.workload.clone(),
+            namespace: pod.map(|pod| pod.namespace.clone()),
+            pod: pod.map(|pod| pod.name.clone()),
+        }
     }
 
-    fn resource(&self, node: &str) -> Resource {
-        let namespace = self.pod.as_ref().map(|pod| pod.namespace.to_string());
-        let attributes = [
-            text("service.name", self.workload.as_deref().unwrap_or("unknown_service")),
-            text("k8s.node.name", node),
-            text("telemetry.sdk.name", "selvedge"),
-            text("telemetry.sdk.language", "rust"),
-            text("telemetry.sdk.version", env!("CARGO_PKG_VERSION")),
+    fn resource(&self, observer: &Observer) -> Resource {
+        let node = match observer {
+            Observer::Agent { node } => Some(node.as_str()),
+            Observer::Waypoint(_) => None,
+        };
+        let said = [
+            ("service.name", Some(self.workload.as_deref().unwrap_or("unknown_service"))),
+            ("service.namespace", self.namespace.as_deref()),
+            ("k8s.namespace.name", self.namespace.as_deref()),
+            ("k8s.pod.name", self.pod.as_deref()),
+            ("k8s.node.name", node),
+            ("telemetry.sdk.name", Some("selvedge")),
+            ("telemetry.sdk.language", Some("rust")),
+            ("telemetry.sdk.version", Some(env!("CARGO_PKG_VERSION"))),
         ];
-        let known = [
-            namespace.as_deref().map(|namespace| text("service.namespace", namespace)),
-            namespace.as_deref().map(|namespace| text("k8s.namespace.name", namespace)),
-            self.pod.as_ref().map(|pod| text("k8s.pod.name", &pod.name)),
-        ];
-        let attributes = attributes.into_iter().chain(known.into_iter().flatten()).collect();
+        let attributes = said.into_iter().filter_map(|(name, value)| Some(text(name, value?))).collect();
         Resource { attributes, ..Resource::default() }
     }
 }

@@ -51,7 +51,7 @@ async fn collector(refusals: Vec<Status>) -> (SocketAddr, UnboundedReceiver<Aske
 
 fn tracing(address: SocketAddr, share: &str) -> (Traces, Exporter) {
     let collector = Collector::new(&format!("http://{address}"), None).unwrap();
-    Traces::start(collector, share.parse().unwrap(), "node-a".to_owned())
+    Traces::start(collector, share.parse().unwrap(), Observer::Agent { node: "node-a".to_owned() })
 }
 
 fn info() -> Box<RequestInfo> {

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::ProtocolError;
@@ -122,9 +123,9 @@ impl Link {
         &self.receiving.bytes()[frame.start..frame.start + frame.length]
     }
 
-    /// Copies DATA that has come from the front of the queue; how many bytes.
-    pub(super) fn copy_out(&mut self, room: &mut [u8]) -> usize {
-        self.receiving.copy_out(room)
+    /// Copies DATA that has come from the front of the queue.
+    pub(super) fn copy_out(&mut self, room: &mut ReadBuf<'_>) {
+        self.receiving.copy_out(room);
     }
 
     /// Whether the peer has closed in order, and everything before that was taken.

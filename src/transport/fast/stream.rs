@@ -94,8 +94,7 @@ impl Stream {
             };
             match frame.kind {
                 Kind::Data => {
-                    let copied = link.copy_out(buffer.initialize_unfilled());
-                    buffer.advance(copied);
+                    link.copy_out(buffer);
                     return Poll::Ready(Ok(()));
                 }
                 Kind::End => {

@@ -37,6 +37,20 @@ pub fn selvedge(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Has a waypoint deployed as its users do it, by a Gateway; returns once its pods are ready.
+pub fn waypoint(cluster: &Cluster) -> Result<()> {
+    let file = root().join("xtask/src/conformance/waypoint.yaml");
+    kubectl(cluster, &["apply", "--filename", &file.display().to_string()])?;
+    let (namespace, name) = WAYPOINT.split_once('/').context("a waypoint has a namespace")?;
+    let gateway = format!("gateway/{name}");
+    let programmed = "--for=condition=Programmed";
+    kubectl(cluster, &["wait", programmed, "--timeout=120s", "--namespace", namespace, &gateway])?;
+    // One that was there runs the image anew, which may be another.
+    let deployment = format!("deployment/{name}-selvedge-waypoint");
+    kubectl(cluster, &["rollout", "restart", "--namespace", namespace, &deployment])?;
+    kubectl(cluster, &["rollout", "status", "--namespace", namespace, &deployment, "--timeout=120s"]).map(drop)
+}
+
 /// Prints the end of what the agents and the controller said, and writes the whole into files.
 pub fn tell_logs(cluster: &Cluster, folder: &Path) -> Result<()> {
     for pod in kubectl(cluster, &["get", "pods", "--namespace", SYSTEM, "--output", "name"])?.lines() {
@@ -60,5 +74,7 @@ fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The Gateway of `xtask/src/conformance/waypoint.yaml`.
+pub const WAYPOINT: &str = "waypoints/shared";
 const SYSTEM: &str = "selvedge-system";
 const SHOWN_LINES: usize = 40;

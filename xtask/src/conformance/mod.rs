@@ -37,6 +37,8 @@ pub struct Options {
 enum Place {
     /// By the agents of the nodes.
     Node,
+    /// By a waypoint in a process of its own.
+    Waypoint,
     /// Nowhere: pods are in the mesh, and connections are not looked into. Most tests must fail.
     None,
     /// Nowhere, without Selvedge: tells what the suite asks of a cluster alone. Most tests must fail.
@@ -48,6 +50,7 @@ impl Place {
     fn asked(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Node => &[("selvedge.dev/mesh", "enabled"), ("selvedge.dev/waypoint", "node")],
+            Self::Waypoint => &[("selvedge.dev/mesh", "enabled"), ("selvedge.dev/waypoint", installed::WAYPOINT)],
             Self::None => &[("selvedge.dev/mesh", "enabled")],
             Self::Outside => &[],
         }
@@ -88,6 +91,9 @@ fn on_cluster(options: &Options, gateway_api: &GatewayApi, images: &[PathBuf]) -
     step("what an earlier run left", || installed::clear(&cluster))?;
     if options.place != Place::Outside {
         step("Selvedge", || installed::selvedge(&cluster))?;
+    }
+    if options.place == Place::Waypoint {
+        step("waypoint", || installed::waypoint(&cluster))?;
     }
     let folder = target_directory().join("conformance").join(&options.name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -150,7 +150,7 @@ fn a_route_in_another_version_is_refused_and_other_kinds_of_the_gateway_api_are_
     assert_eq!(of("v1", "HTTPRoute"), (1, 0, 0));
     assert_eq!(of("v1", "GRPCRoute"), (1, 0, 0));
     assert_eq!(of("v1alpha2", "GRPCRoute"), (0, 1, 0));
-    assert_eq!(of("v1", "Gateway"), (0, 0, 1));
+    assert_eq!(of("v1", "GatewayClass"), (0, 0, 1));
 }
 
 const PAGE: &str = include_str!("../../../../docs/http-routes.md");

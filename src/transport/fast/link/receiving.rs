@@ -3,7 +3,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 
 use nix::errno::Errno;
-use tokio::io::Interest;
+use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::super::ProtocolError;
@@ -120,16 +120,14 @@ impl Receiving {
     }
 
     /// Copies the DATA at the front of the queue, as much as there is room for.
-    pub fn copy_out(&mut self, room: &mut [u8]) -> usize {
-        let Some(buffer) = &self.buffer else { return 0 };
-        let mut copied = 0;
+    pub fn copy_out(&mut self, room: &mut ReadBuf<'_>) {
+        let Some(buffer) = &self.buffer else { return };
+        let before = room.filled().len();
         for frame in self.frames.iter().take_while(|frame| frame.kind == Kind::Data) {
-            let length = frame.length.min(room.len() - copied);
-            room[copied..copied + length].copy_from_slice(&buffer[frame.start..frame.start + length]);
-            copied += length;
+            let length = frame.length.min(room.remaining());
+            room.put_slice(&buffer[frame.start..frame.start + length]);
         }
-        self.consume(copied);
-        copied
+        self.consume(room.filled().len() - before);
     }
 
     fn consume(&mut self, mut written: usize) {
