@@ -49,7 +49,7 @@ impl Dump for AgentDump {
         let pools = self.pools();
         let connections = self.proxy.connections.all();
         // All from one version of the model.
-        let (names, mut workloads, mut services, policies, routes) = {
+        let (names, mut workloads, mut services, policies, routes, traffic) = {
             let state = self.proxy.model.read();
             let name_of = |uid: &PodUid| Some((uid.clone(), state.mesh.workload(uid)?.name().clone()));
             let names: HashMap<PodUid, NamespacedName> = connections.iter().filter_map(|c| name_of(&c.pod)).collect();
@@ -61,7 +61,7 @@ impl Dump for AgentDump {
             let policies = state.policies.iter().cloned().collect::<Vec<_>>();
             // Those of Gateways alone are not ours to speak of.
             let routes = state.routes.all().filter(|route| !route.parents.is_empty()).cloned().collect::<Vec<_>>();
-            (names, workloads, services, policies, routes)
+            (names, workloads, services, policies, routes, state.traffic.all().cloned().collect::<Vec<_>>())
         };
         workloads.sort_by(|one, other| one.name().cmp(other.name()));
         services.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
@@ -111,6 +111,13 @@ impl Dump for AgentDump {
                 "parents": route.parents.iter().map(|parent| parent.service.to_string()).collect::<Vec<_>>(),
                 "rules": route.rules.len(),
                 "notEnforced": route.notes.iter()
+                    .map(|note| format!("{}: {}", note.field, note.cause)).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "trafficPolicies": traffic.iter().map(|policy| json!({
+                "name": policy.name.to_string(),
+                "targets": policy.targets.iter().map(|target| target.target.to_string()).collect::<Vec<_>>(),
+                "fields": policy.fields.names().collect::<Vec<_>>(),
+                "notEnforced": policy.notes.iter()
                     .map(|note| format!("{}: {}", note.field, note.cause)).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
             "connections": connections.iter()

@@ -20,6 +20,8 @@ mod peer_authentication;
 mod schema;
 mod status;
 mod target;
+#[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
+mod traffic_policy;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -31,6 +33,7 @@ pub use mesh_node::{CaptureFailure, MeshNode, MeshNodeStatus, NotEnforced};
 pub use peer_authentication::{Mode, MutualTls, PeerAuthentication, PeerAuthenticationSpec};
 pub use status::{PolicyStatus, StatusCondition};
 pub use target::{TargetRef, WorkloadSelector};
+pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
 
 /// The API group of every kind here.
 pub const GROUP: &str = "selvedge.dev";
@@ -49,7 +52,7 @@ pub struct CrdFile {
 pub fn files() -> Result<Vec<CrdFile>, CrdError> {
     let mut files = crds()?;
     let mut guards = admission::mesh_nodes();
-    for crd in [AuthorizationPolicy::crd(), PeerAuthentication::crd()] {
+    for crd in [AuthorizationPolicy::crd(), PeerAuthentication::crd(), TrafficPolicy::crd()] {
         guards.extend(admission::policies(&crd)?);
     }
     let documents: Vec<String> = guards.iter().map(serde_yaml::to_string).collect::<Result<_, _>>()?;
@@ -60,11 +63,12 @@ pub fn files() -> Result<Vec<CrdFile>, CrdError> {
 
 /// Every CustomResourceDefinition.
 pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
-    let crds = [AuthorizationPolicy::crd(), MeshNode::crd()?, PeerAuthentication::crd()];
+    let crds = [AuthorizationPolicy::crd(), MeshNode::crd()?, PeerAuthentication::crd(), TrafficPolicy::crd()];
     let file = |crd: CustomResourceDefinition| {
         let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
         let mut crd = serde_yaml::to_value(&crd)?;
         schema::refuse_null(&mut crd);
+        schema::drop_strange_formats(&mut crd);
         schema::explain_refusals(&mut crd);
         let yaml = serde_yaml::to_string(&crd)?;
         Ok(CrdFile { name, yaml: format!("{GENERATED}{yaml}") })

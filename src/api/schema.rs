@@ -18,6 +18,20 @@ pub(super) fn refuse_null(value: &mut Value) {
     }
 }
 
+/// Formats that OpenAPI does not know, and the API server warns of: `minimum` says the same of numbers without a sign.
+pub(super) fn drop_strange_formats(schema: &mut Value) {
+    match schema {
+        Value::Mapping(fields) => {
+            if fields.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(drop_strange_formats);
+        }
+        Value::Sequence(items) => items.iter_mut().for_each(drop_strange_formats),
+        _ => {}
+    }
+}
+
 /// Says with its cure what the API server would tell in its own words alone: that a list may not be empty, in place of
 /// `minItems`. Patterns of a list's items are judged by an admission policy instead.
 pub(super) fn explain_refusals(schema: &mut Value) {

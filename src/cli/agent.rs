@@ -32,9 +32,8 @@ pub struct AgentArgs {
     pub node: String,
 
     /// Instead of a cluster, a folder of YAML or JSON manifests: Namespace, Pod, Service, EndpointSlice, Node,
-    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, Gateway, HTTPRoute, GRPCRoute, NetworkPolicy and those of
-    /// CNIs.
-    /// Other kinds are passed over.
+    /// ServiceCIDR, AuthorizationPolicy, PeerAuthentication, TrafficPolicy, Gateway, HTTPRoute, GRPCRoute,
+    /// XBackendTrafficPolicy, NetworkPolicy and those of CNIs. Other kinds are passed over.
     #[arg(long, env = "SELVEDGE_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 

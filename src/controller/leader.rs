@@ -1,9 +1,10 @@
-//! What the leader alone does: conditions on policies and routes, Events on pods, taints of nodes, waypoints.
+//! What the leader alone does: statuses of policies and routes, Events on pods, taints of nodes, waypoints.
 
 mod conditions;
 mod events;
 mod routes;
 mod taints;
+mod traffic;
 mod waypoints;
 
 use std::fmt::Debug;
@@ -29,10 +30,12 @@ use super::pods::Pods;
 use crate::api::{GROUP, MeshNode, VERSION};
 use crate::policy::PolicyKind;
 use crate::route::RouteKind;
+use crate::route::traffic::TrafficKind;
 use conditions::Conditions;
 use events::Events;
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
+use traffic::{PoliciesOf, TrafficStatuses};
 use waypoints::{LeanDeployment, OF_WAYPOINTS, Waypoints};
 
 /// Does the leader's work whenever this replica leads.
@@ -76,6 +79,9 @@ impl Leader {
         let ((http, http_watch), (grpc, grpc_watch)) =
             (self.watch_routes(RouteKind::Http, "httproutes"), self.watch_routes(RouteKind::Grpc, "grpcroutes"));
         let routes = [grpc, http];
+        let (ours, our_watch) = self.watch_traffic(TrafficKind::Traffic, GROUP, "trafficpolicies");
+        let (theirs, their_watch) = self.watch_traffic(TrafficKind::Backend, EXPERIMENTAL, "xbackendtrafficpolicies");
+        let traffic = [ours, theirs];
         let gateway = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
         let gateway = ApiResource::from_gvk_with_plural(&gateway, "gateways");
         let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
@@ -87,6 +93,7 @@ impl Leader {
         let mut waypoints =
             Waypoints::new(client, self.waypoints.clone(), gateway.clone(), gateways.clone(), deployments);
         let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces, gateways);
+        let mut traffic_statuses = TrafficStatuses::new(self.client.clone());
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
             let mut ticks = tokio::time::interval(BREATH);
@@ -98,6 +105,7 @@ impl Leader {
                 conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
                 statuses.tell(&routes).await;
                 waypoints.tell().await;
+                traffic_statuses.tell(&traffic, &statuses, &routes).await;
                 events.tell(&told).await;
                 taints.take_off(&nodes.state(), &self.pods).await;
             }
@@ -111,10 +119,24 @@ impl Leader {
             namespace_watch.boxed(),
             http_watch.boxed(),
             grpc_watch.boxed(),
+            our_watch.boxed(),
+            their_watch.boxed(),
             gateway_watch.boxed(),
             deployment_watch.boxed(),
         ]);
         tokio::join!(work, watches);
+    }
+
+    fn watch_traffic(
+        &self,
+        kind: TrafficKind,
+        group: &str,
+        plural: &str,
+    ) -> (PoliciesOf, impl Future<Output = ()> + use<>) {
+        let named = GroupVersionKind::gvk(group, VERSION, kind.as_str());
+        let resource = ApiResource::from_gvk_with_plural(&named, plural);
+        let (store, watch) = watch_objects(&self.client, &resource);
+        (PoliciesOf { kind, resource, store }, watch)
     }
 
     fn watch_routes(&self, kind: RouteKind, plural: &str) -> (RoutesOf, impl Future<Output = ()> + use<>) {
@@ -180,5 +202,7 @@ fn record(kind: &'static str, what: &str, written: Result<(), &kube::Error>) {
     }
 }
 
+/// Of the Gateway API's experimental kinds.
+const EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 /// Between two rounds: what changes in a burst is written once.
 const BREATH: Duration = Duration::from_secs(1);

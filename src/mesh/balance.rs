@@ -5,18 +5,22 @@
 //! random ones, leaving out those that keep failing.
 
 mod choice;
+mod draw;
 mod health;
 mod sharded;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
-use super::{NamespacedName, ServiceDestination};
+use super::{NamespacedName, ServiceDestination, TrafficDistribution};
 pub use choice::endpoints;
 use choice::{Choice, ChoiceKey};
+use draw::{Latency, Ring};
+pub use draw::{Strategy, Warmup, stable_hash};
 use health::Health;
 use sharded::{SHARDS, Sharded};
 
@@ -28,6 +32,19 @@ pub struct Client {
     pub zone: Option<Arc<str>>,
 }
 
+/// What a connection or request wants of its endpoint; without a word, the less loaded of two.
+#[derive(Clone, Copy, Default)]
+pub struct Wish<'a> {
+    pub strategy: Strategy,
+    /// In place of what the Service says; within, none: anywhere.
+    pub distribution: Option<Option<TrafficDistribution>>,
+    pub warmup: Option<Warmup>,
+    /// This one before all others, as long as it is ready.
+    pub stuck: Option<SocketAddr>,
+    /// Endpoints to be passed over as long as there is another.
+    pub avoid: Option<&'a dyn Fn(SocketAddr) -> bool>,
+}
+
 /// What is remembered from one connection to the next, by all threads together. It holds endpoints that are busy or
 /// failing, clients that stick to one, and the choices worked out lately; [`Balancer::expire`] forgets the rest.
 ///
@@ -37,6 +54,8 @@ pub struct Balancer {
     endpoints: Sharded<SocketAddr, Health>,
     affinity: Sharded<AffinityKey, Sticking>,
     choices: Sharded<ChoiceKey, Choice>,
+    /// Of endpoints that are chosen by it.
+    latencies: Sharded<SocketAddr, Latency>,
 }
 
 impl Balancer {
@@ -48,15 +67,28 @@ impl Balancer {
     ///
     /// Endpoints that keep failing are left out while another one is left; once their time is up, one connection
     /// tries them. Costs the same for ten endpoints as for ten thousand, as long as the endpoints do not change.
-    pub fn pick(
+    pub fn pick<R: rand::Rng>(
         &self,
         destination: &ServiceDestination,
         client: &Client,
         exclude: &[SocketAddr],
         now: Instant,
-        random: &mut impl rand::Rng,
+        random: &mut R,
     ) -> Option<SocketAddr> {
-        let choice = self.choice(destination, client, now);
+        self.pick_as(destination, client, &Wish::default(), exclude, now, random)
+    }
+
+    /// As [`Balancer::pick`], in another way.
+    pub fn pick_as<R: rand::Rng>(
+        &self,
+        destination: &ServiceDestination,
+        client: &Client,
+        wish: &Wish<'_>,
+        exclude: &[SocketAddr],
+        now: Instant,
+        random: &mut R,
+    ) -> Option<SocketAddr> {
+        let choice = self.choice(destination, client, wish.distribution, now);
         let sticky = destination.service.session_affinity.map(|timeout| {
             let key = AffinityKey {
                 service: destination.service.name.clone(),
@@ -68,16 +100,17 @@ impl Balancer {
         let health = |addr: SocketAddr| self.endpoints.of(&addr).get(&addr).copied().unwrap_or_default();
         let untried = |addr: SocketAddr| (!exclude.contains(&addr)).then(|| health(addr));
         let usable = |addr: SocketAddr| untried(addr).filter(|health| health.is_usable(now));
-        let load_if_usable = |addr| usable(addr).map(|health| health.in_flight);
-        let load = |addr| untried(addr).map(|health| health.in_flight);
+        let is_avoided = |addr: SocketAddr| wish.avoid.is_some_and(|avoid| avoid(addr));
+        let wanted = |addr: SocketAddr| usable(addr).filter(|_| !is_avoided(addr));
 
-        let stuck = sticky.as_ref().and_then(|(key, _)| self.affinity.of(key).get(key).copied());
-        let stuck = stuck.filter(|stuck| now < stuck.until && choice.has(&stuck.addr)).map(|stuck| stuck.addr);
+        let affine = sticky.as_ref().and_then(|(key, _)| self.affinity.of(key).get(key).copied());
+        let affine = affine.filter(|affine| now < affine.until).map(|affine| affine.addr);
+        let stuck = wish.stuck.or(affine).filter(|addr| choice.has(addr));
         let picked = std::iter::repeat_with(|| {
-            let stuck = stuck.filter(|addr| usable(*addr).is_some());
+            let stuck = stuck.filter(|addr| wanted(*addr).is_some());
             stuck
-                .or_else(|| less_loaded(&choice.preferred, load_if_usable, random))
-                .or_else(|| less_loaded(&choice.all, load_if_usable, random))
+                .or_else(|| self.draw(&choice, wish, wanted, now, random))
+                .or_else(|| wish.avoid.and_then(|_| self.draw(&choice, wish, usable, now, random)))
         })
         .take(RACES)
         .map_while(|addr| addr)
@@ -87,8 +120,7 @@ impl Balancer {
             Some(picked) => picked,
             // All of them keep failing: then trying one is better than trying none.
             None => {
-                let picked = less_loaded(&choice.preferred, load, random);
-                let picked = picked.or_else(|| less_loaded(&choice.all, load, random))?;
+                let picked = self.draw(&choice, wish, untried, now, random)?;
                 if let Some(health) = self.endpoints.of(&picked).get_mut(&picked) {
                     health.begin_trial(now);
                 }
@@ -99,6 +131,49 @@ impl Balancer {
             self.stick(key, Sticking { addr: picked, until: now + timeout }, now);
         }
         Some(picked)
+    }
+
+    /// How an endpoint is told from all others, on every machine alike; none where it is not one of the Service's.
+    pub fn key_of(
+        &self,
+        destination: &ServiceDestination,
+        client: &Client,
+        addr: SocketAddr,
+        now: Instant,
+    ) -> Option<u64> {
+        let choice = self.choice(destination, client, None, now);
+        let index = choice.all.binary_search(&addr).ok()?;
+        choice.keys.get(index).copied()
+    }
+
+    /// The endpoint that has this key; none where none has it that may be chosen.
+    pub fn of_key(
+        &self,
+        destination: &ServiceDestination,
+        client: &Client,
+        key: u64,
+        now: Instant,
+    ) -> Option<SocketAddr> {
+        let choice = self.choice(destination, client, None, now);
+        let index = choice.keys.iter().position(|known| *known == key)?;
+        choice.all.get(index).copied()
+    }
+
+    /// How many endpoints there are to choose from.
+    pub fn count(&self, destination: &ServiceDestination, client: &Client, now: Instant) -> usize {
+        self.choice(destination, client, None, now).all.len()
+    }
+
+    /// How long an endpoint took to answer; told of those alone that are chosen by that.
+    pub fn took(&self, addr: SocketAddr, latency: Duration, now: Instant) {
+        let mut latencies = self.latencies.of(&addr);
+        if latencies.len() >= MAX_ENDPOINTS / SHARDS && !latencies.contains_key(&addr) {
+            return;
+        }
+        latencies
+            .entry(addr)
+            .and_modify(|known| known.tell(latency, now))
+            .or_insert_with(|| Latency::new(latency, now));
     }
 
     /// A connection to this endpoint begins; it counts as its load until [`Balancer::closed`].
@@ -149,16 +224,69 @@ impl Balancer {
         let recent = |choice: &Choice| now.saturating_duration_since(choice.used) < CHOICE_IDLE;
         self.choices.parts().for_each(|mut part| part.retain(|_, choice| recent(choice)));
         self.endpoints.parts().for_each(|mut part| part.retain(|_, health| health.is_kept(now)));
+        self.latencies.parts().for_each(|mut part| part.retain(|_, latency| latency.is_kept(now)));
     }
 
-    fn choice(&self, destination: &ServiceDestination, client: &Client, now: Instant) -> Choice {
-        let key = ChoiceKey::of(destination, client);
-        if let Some(choice) = self.choices.of(&key).get_mut(&key).filter(|choice| choice.is_for(destination, client)) {
-            choice.used = now;
-            return choice.clone();
+    /// One of the near endpoints that may be used, else one of all.
+    fn draw<R: rand::Rng>(
+        &self,
+        choice: &Choice,
+        wish: &Wish<'_>,
+        usable: impl Fn(SocketAddr) -> Option<Health>,
+        now: Instant,
+        random: &mut R,
+    ) -> Option<SocketAddr> {
+        let admits = |addr: SocketAddr, random: &mut R| {
+            let Some((warmup, since)) = wish.warmup.zip(choice.new.get(&addr)) else { return true };
+            warmup.admits(now.saturating_duration_since(*since), random.random())
+        };
+        let cost = |addr: SocketAddr| {
+            let in_flight = usable(addr)?.in_flight;
+            Some(match wish.strategy {
+                Strategy::PeakEwma => {
+                    self.latencies.of(&addr).get(&addr).map_or(0, |latency| latency.cost(in_flight, now))
+                }
+                Strategy::Random => 0,
+                _ => in_flight.into(),
+            })
+        };
+        match wish.strategy {
+            Strategy::LeastRequest | Strategy::PeakEwma | Strategy::Random => {
+                let one_of = |of, random: &mut R| draw::cheaper(of, cost, admits, random);
+                one_of(&choice.preferred, random).or_else(|| one_of(&choice.all, random))
+            }
+            Strategy::RoundRobin => {
+                let turn = choice.turn.fetch_add(1, Ordering::Relaxed);
+                let one_of = |of, random: &mut R| draw::next(of, turn, |addr| usable(addr).is_some(), admits, random);
+                one_of(&choice.preferred, random).or_else(|| one_of(&choice.all, random))
+            }
+            // Near or far: whoever asks is to come to the same one.
+            Strategy::Hash(hash) => {
+                let ring = choice.ring.get_or_init(|| Ring::new(&choice.keys));
+                let mut addresses = ring.from(hash).filter_map(|index| choice.all.get(index).copied());
+                addresses.find(|addr| usable(*addr).is_some())
+            }
+        }
+    }
+
+    fn choice(
+        &self,
+        destination: &ServiceDestination,
+        client: &Client,
+        distribution: Option<Option<TrafficDistribution>>,
+        now: Instant,
+    ) -> Choice {
+        let key = ChoiceKey::of(destination, client, distribution);
+        let mut former = None;
+        if let Some(choice) = self.choices.of(&key).get_mut(&key) {
+            if choice.is_for(destination, client) {
+                choice.used = now;
+                return choice.clone();
+            }
+            former = Some(choice.clone());
         }
         // Not under the lock: threads that meet here work out the same.
-        let choice = Choice::work_out(destination, client, now);
+        let choice = Choice::work_out(destination, client, distribution, former.as_ref(), now);
         let mut choices = self.choices.of(&key);
         if choices.len() >= MAX_CHOICES / SHARDS && !choices.contains_key(&key) {
             choices.clear();
@@ -204,39 +332,7 @@ struct Sticking {
     until: Instant,
 }
 
-/// The less loaded of two random usable ones: [Mitzenmacher, "The Power of Two Choices in Randomized Load
-/// Balancing"](https://www.eecs.harvard.edu/~michaelm/postscripts/mythesis.pdf).
-///
-/// `load` tells the load of an address, and nothing of one that is not to be used.
-fn less_loaded(
-    addresses: &[SocketAddr],
-    load: impl Fn(SocketAddr) -> Option<u32>,
-    random: &mut impl rand::Rng,
-) -> Option<SocketAddr> {
-    if addresses.is_empty() {
-        return None;
-    }
-    let mut first: Option<(SocketAddr, u32)> = None;
-    for _ in 0..DRAWS {
-        let addr = addresses[random.random_range(0..addresses.len())];
-        if first.is_some_and(|(first, _)| first == addr) {
-            continue;
-        }
-        let Some(load) = load(addr) else { continue };
-        match first {
-            Some((first, least)) => return Some(if load < least { addr } else { first }),
-            None => first = Some((addr, load)),
-        }
-    }
-    // Few are usable: then look at all of them, from a random one on.
-    let start = random.random_range(0..addresses.len());
-    let usable = addresses[start..].iter().chain(&addresses[..start]).filter_map(|addr| Some((*addr, load(*addr)?)));
-    usable.min_by_key(|(_, load)| *load).map(|(addr, _)| addr)
-}
-
 const CHOICE_IDLE: Duration = Duration::from_secs(60);
-/// Draws before all endpoints are looked at: with half of them usable, one in a hundred connections looks.
-const DRAWS: usize = 10;
 /// How often another thread may be faster to try an endpoint that failed.
 const RACES: usize = 16;
 const MAX_CHOICES: usize = 4_096;

@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::balance::stable_hash;
 use super::{Endpoint, NamespacedName, Service, ServicePort, Workload};
 
 /// What the model makes of an address that somebody dialled.
@@ -86,6 +87,9 @@ pub struct Candidate {
     pub zone_hints: Vec<Arc<str>>,
     pub node_hints: Vec<Arc<str>>,
     pub pod: Option<NamespacedName>,
+    /// Tells it from all other endpoints, on every machine alike: from the UID of its pod, or from its address where it
+    /// has none.
+    pub key: u64,
 }
 
 impl Candidate {
@@ -102,6 +106,10 @@ impl Candidate {
             zone_hints: endpoint.zone_hints.clone(),
             node_hints: endpoint.node_hints.clone(),
             pod: endpoint.pod.clone(),
+            key: match &endpoint.pod_uid {
+                Some(uid) => stable_hash(uid.as_str().as_bytes()),
+                None => stable_hash(addr.ip().to_string().as_bytes()),
+            },
         }
     }
 }

@@ -36,6 +36,14 @@ pub enum Reason {
     Protocol,
     /// Too many connections, handshakes or descriptors.
     Limit,
+    /// A TrafficPolicy's `circuitBreaker`: the backend has as much as it may be given at once.
+    CircuitBreaker,
+    /// A TrafficPolicy's `retryConstraint`: a request was worth another try, and there were too many of these.
+    RetryBudget,
+    /// A TrafficPolicy's `rateLimits`.
+    RateLimit,
+    /// A TrafficPolicy's `faultInjection`.
+    Fault,
     /// The source or destination pod left, or the agent drained.
     Drain,
     /// One side reset the connection.
@@ -62,6 +70,10 @@ impl Reason {
             Self::Source => "source",
             Self::Protocol => "protocol",
             Self::Limit => "limit",
+            Self::CircuitBreaker => "circuit-breaker",
+            Self::RetryBudget => "retry-budget",
+            Self::RateLimit => "rate-limit",
+            Self::Fault => "fault",
             Self::Drain => "drain",
             Self::Reset => "reset",
             Self::Internal => "internal",

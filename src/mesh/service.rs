@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{AppProtocol, Labels, NamespacedName, Settings};
+use super::{AppProtocol, Labels, NamespacedName, PodUid, Settings};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Namespace {
@@ -80,7 +80,7 @@ pub enum InternalTrafficPolicy {
 }
 
 /// `spec.trafficDistribution`: a preference, never a rule.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum TrafficDistribution {
     /// `PreferClose` and `PreferSameZone`.
     PreferSameZone,
@@ -124,6 +124,8 @@ pub struct Endpoint {
     pub node_hints: Vec<Arc<str>>,
     /// `targetRef` where it is a Pod.
     pub pod: Option<NamespacedName>,
+    /// Likewise.
+    pub pod_uid: Option<PodUid>,
 }
 
 /// Where an address belongs, when no object claims it.

@@ -7,6 +7,7 @@ pub mod explain;
 mod interner;
 mod unread;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,8 +15,8 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{broadcast, watch};
 
 use crate::mesh::{self, Change, Identity, Mesh, MeshSettings, Requests, Workload};
-use crate::policy::{self, Policies, Query, Reads, Scope};
-use crate::route;
+use crate::policy::{self, Policies, Query, Reads, Scope, Selection};
+use crate::route::{self, traffic};
 use interner::Interner;
 
 /// The one model of an agent. A step is made beside what readers see, and put in its place when it is whole: nobody
@@ -37,6 +38,7 @@ pub struct State {
     pub mesh: Mesh,
     pub policies: Policies,
     pub routes: route::Table,
+    pub traffic: traffic::Table,
 }
 
 impl State {
@@ -50,7 +52,9 @@ impl State {
     ) -> (Query<'a>, Reads) {
         let services = self.mesh.services_at(destination_addr).as_slice();
         let mut query = Query { source_ip, source_identity, destination, destination_addr, services, requests: false };
-        let reads = match self.policies.reads(&query) {
+        let is_limited = query.own_services().any(|service| self.traffic.rate_limits(service).is_some());
+        let limits = if is_limited { Reads::ToDecide } else { Reads::Nothing };
+        let reads = match self.policies.reads(&query).max(limits) {
             Reads::Nothing => Reads::Nothing,
             reads => match (reads, self.mesh.requests_at(destination, destination_addr)) {
                 (_, Requests::Unread) => Reads::Nothing,
@@ -71,6 +75,7 @@ pub enum Delta {
     Mesh(mesh::Delta),
     Policy(policy::Delta),
     Route(route::Delta),
+    Traffic(traffic::Delta),
 }
 
 /// What one step of the model changed.
@@ -89,6 +94,7 @@ impl Model {
                 mesh: Mesh::new(settings),
                 policies,
                 routes: route::Table::default(),
+                traffic: traffic::Table::default(),
             }),
             interner: Mutex::default(),
             generation: watch::Sender::new(0),
@@ -106,6 +112,13 @@ impl Model {
                     Delta::Mesh(delta) => step.change.merge(state.mesh.apply(interner.intern(delta))),
                     Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
                     Delta::Route(delta) => state.routes.apply(delta),
+                    Delta::Traffic(delta) => {
+                        // As for a policy that speaks of requests: those to their pods are to be read now.
+                        step.policies.extend(state.traffic.apply(delta).into_iter().map(|service| Scope {
+                            namespace: service.namespace.clone(),
+                            selection: Selection::Services(BTreeSet::from([service])),
+                        }));
+                    }
                 }
             }
         });

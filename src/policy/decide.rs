@@ -31,7 +31,7 @@ pub struct Query<'a> {
 impl<'a> Query<'a> {
     /// The Services whose policies may stand over the destination. Anybody may list a neighbour's pod as an endpoint
     /// of a Service of their own; that gives their policies no say over it.
-    pub(super) fn own_services(&self) -> impl Iterator<Item = &'a NamespacedName> {
+    pub fn own_services(&self) -> impl Iterator<Item = &'a NamespacedName> {
         let own = &self.destination.pod.name.namespace;
         self.services.iter().filter(move |service| service.namespace == *own || &*service.namespace == ROOT_NAMESPACE)
     }

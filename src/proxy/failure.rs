@@ -96,6 +96,10 @@ impl Finding {
             // The peer's node may be about to capture it.
             Reason::Drain | Reason::Reset | Reason::Internal | Reason::PeerUncaptured => Self::Passing,
             Reason::Connect | Reason::NoEndpoint | Reason::Protocol | Reason::Limit => Self::Definite(Answer::Refuse),
+            // Of requests, whose connections have been accepted.
+            Reason::CircuitBreaker | Reason::RetryBudget | Reason::RateLimit | Reason::Fault => {
+                Self::Definite(Answer::Refuse)
+            }
             Reason::UnknownDestination => Self::Definite(Answer::Unreachable(Unreachable::Host)),
             Reason::Policy(_)
             | Reason::Plaintext(_)

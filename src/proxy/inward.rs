@@ -8,10 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
+use http::HeaderMap;
 use http::request::Parts;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
@@ -134,6 +136,22 @@ impl Served {
     }
 }
 
+impl Served {
+    /// Whether the rates of the Services that lead here let a request through.
+    fn limit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Inward { proxy, pod, to, .. } = &self.inward;
+        let state = proxy.model.read();
+        let own = &pod.captured.workload.name().namespace;
+        for service in state.mesh.services_at(*to).filter(|service| service.namespace == *own) {
+            let Some(limits) = state.traffic.rate_limits(service) else { continue };
+            let client = self.connection.telemetry.info().source;
+            let taken = proxy.rates().take(&format!("Service {service}"), &limits, &client, headers, Instant::now());
+            taken.map_err(Refusal::rate_limit)?;
+        }
+        Ok(())
+    }
+}
+
 impl Place for Served {
     fn model(&self) -> &Model {
         &self.inward.proxy.model
@@ -187,6 +205,7 @@ impl Place for Served {
         let decision = decide_request(proxy, pod, who, *to, request).map_err(Refusal::unreached)?;
         self.connection.judged(&decision);
         allowed(&decision).map_err(Refusal::unreached)?;
+        self.limit(request.headers)?;
         Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name) }))
     }
 

@@ -18,6 +18,7 @@ mod accept;
 mod apart;
 mod baggage;
 mod carry;
+mod choosing;
 mod connections;
 mod counted;
 mod denial;
@@ -47,6 +48,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+pub use choosing::{Choosing, of_source, wish};
 pub use connections::{Connection, ConnectionStatus, Connections};
 pub use counted::Counted;
 pub use failure::Failure;
@@ -64,6 +66,7 @@ use crate::mesh::balance::Balancer;
 use crate::model::Model;
 use crate::telemetry::Telemetry;
 use crate::transport::tls::{Offer, Tls};
+use crate::waypoint::{Guards, Rates};
 use held::{Bounds, HeldSyns};
 use pods::Pods;
 use source_ports::SourcePorts;
@@ -79,6 +82,8 @@ pub struct Proxy {
     pub workers: Workers,
     settings: ProxySettings,
     balancer: Balancer,
+    guards: Guards,
+    rates: Rates,
     source_ports: Arc<SourcePorts>,
     pods: Pods,
     held: Arc<HeldSyns>,
@@ -127,6 +132,8 @@ impl Proxy {
             workers,
             settings,
             balancer: Balancer::default(),
+            guards: Guards::default(),
+            rates: Rates::default(),
             pods: Pods::default(),
             draining: watch::Sender::new(false),
             accepting: AtomicUsize::new(0),
@@ -142,7 +149,10 @@ impl Proxy {
     /// What is done every few seconds: bytes of connections that go on are counted, old balancer state expires.
     pub fn tick(&self) {
         self.connections.all().iter().for_each(|connection| connection.tick());
-        self.balancer().expire(Instant::now());
+        let now = Instant::now();
+        self.balancer().expire(now);
+        self.guards.expire(now);
+        self.rates.expire(now);
         self.workers.on_each(|thread| thread.http.expire(Instant::now()));
     }
 
@@ -160,6 +170,14 @@ impl Proxy {
 
     fn balancer(&self) -> &Balancer {
         &self.balancer
+    }
+
+    fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    fn rates(&self) -> &Rates {
+        &self.rates
     }
 }
 

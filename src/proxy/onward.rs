@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Proxy;
+use super::choosing::Choosing;
 use super::connections::{Connection, Opening, Registered};
 use super::counted::Counted;
 use super::denial::Source;
@@ -25,7 +26,6 @@ use super::pods::{RequestsOf, ServedPod};
 use super::same_node::Arriving;
 use super::source_ports::Held;
 use super::workers::{Thread, with_random};
-use crate::mesh::balance::Client;
 use crate::mesh::{AppProtocol, Destination, Identity, Path, PodUid, Reason, Waypoint, Workload};
 use crate::model::Model;
 use crate::policy::RequestHead;
@@ -177,10 +177,12 @@ impl Place for Onward {
             Receiver::Service(service) => service,
             Receiver::Endpoint(endpoint) => return Some(*endpoint).filter(|endpoint| !tried.contains(endpoint)),
         };
-        let node = self.proxy.settings.node.clone();
-        let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
-        let client = Client { ip: self.client.ip(), node: Some(node), zone };
+        let client = self.proxy.client(self.client.ip());
         with_random(|random| self.proxy.balancer().pick(service, &client, tried, Instant::now(), random))
+    }
+
+    fn choosing(&self) -> Option<Choosing> {
+        Some(Choosing::new(&self.proxy, self.client.ip(), &self.workload().name().namespace))
     }
 
     fn settle(&self, _: &mut Parts) -> Result<(), Refusal> {

@@ -17,7 +17,6 @@ use super::resolve::resolve;
 use super::same_node::{Neighbour, Reached};
 use super::workers::{Thread, with_random};
 use super::{Proxy, apart, carry, dial, requests};
-use crate::mesh::balance::Client;
 use crate::mesh::{
     Destination, Identity, NamespacedName, Path, Reason, ServiceDestination, TUNNEL_PORT, Workload, is_reserved_port,
 };
@@ -283,17 +282,14 @@ impl<'a> Attempt<'a> {
         service: &ServiceDestination,
         reach: impl AsyncFn(SocketAddr) -> Result<Way, Failure>,
     ) -> Result<Upstream, Failure> {
-        let client = {
-            let node = self.proxy.settings.node.clone();
-            let zone = self.proxy.model.read().mesh.node(&node).and_then(|node| node.zone.clone());
-            // The family that was dialled decides: an endpoint of the other may be out of reach.
-            Client { ip: self.client, node: Some(node), zone }
-        };
+        let client = self.proxy.client(self.client);
+        let wish = self.proxy.wish_of_connection(&service.service.name, self.client);
         let mut tried = Vec::new();
         let mut last = None;
         while tried.len() < ENDPOINT_TRIES {
-            let picked =
-                with_random(|random| self.proxy.balancer().pick(service, &client, &tried, Instant::now(), random));
+            let picked = with_random(|random| {
+                self.proxy.balancer().pick_as(service, &client, &wish, &tried, Instant::now(), random)
+            });
             let Some(endpoint) = picked else { break };
             let counted = Counted::begin(self.proxy, endpoint);
             match reach(endpoint).await {

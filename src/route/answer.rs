@@ -108,17 +108,61 @@ impl Because {
     }
 }
 
-/// [Status codes of gRPC](https://grpc.io/docs/guides/status-codes/), those that are answered here.
+/// [Status codes of gRPC](https://grpc.io/docs/guides/status-codes/), those of errors.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 #[repr(u16)]
 pub enum GrpcStatus {
+    Cancelled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
     DeadlineExceeded = 4,
+    NotFound = 5,
+    AlreadyExists = 6,
     PermissionDenied = 7,
     ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    Aborted = 10,
+    OutOfRange = 11,
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
+    DataLoss = 15,
     Unauthenticated = 16,
+}
+
+impl GrpcStatus {
+    /// By their names, as policies write them.
+    pub const ALL: [(&'static str, Self); 16] = [
+        ("CANCELLED", Self::Cancelled),
+        ("UNKNOWN", Self::Unknown),
+        ("INVALID_ARGUMENT", Self::InvalidArgument),
+        ("DEADLINE_EXCEEDED", Self::DeadlineExceeded),
+        ("NOT_FOUND", Self::NotFound),
+        ("ALREADY_EXISTS", Self::AlreadyExists),
+        ("PERMISSION_DENIED", Self::PermissionDenied),
+        ("RESOURCE_EXHAUSTED", Self::ResourceExhausted),
+        ("FAILED_PRECONDITION", Self::FailedPrecondition),
+        ("ABORTED", Self::Aborted),
+        ("OUT_OF_RANGE", Self::OutOfRange),
+        ("UNIMPLEMENTED", Self::Unimplemented),
+        ("INTERNAL", Self::Internal),
+        ("UNAVAILABLE", Self::Unavailable),
+        ("DATA_LOSS", Self::DataLoss),
+        ("UNAUTHENTICATED", Self::Unauthenticated),
+    ];
+
+    /// What a client of gRPC makes of an answer of HTTP ([HTTP to gRPC status code
+    /// mapping](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md)).
+    pub fn of_http(status: StatusCode) -> Self {
+        match status.as_u16() {
+            400 => Self::Internal,
+            401 => Self::Unauthenticated,
+            403 => Self::PermissionDenied,
+            404 => Self::Unimplemented,
+            429 | 502..=504 => Self::Unavailable,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 /// Whether a gRPC client asks. gRPC-Web is another protocol.

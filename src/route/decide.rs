@@ -8,10 +8,7 @@ use super::answer::is_grpc;
 use super::cors::{self, Grant};
 use super::head::Head;
 use super::index::{Entry, RuleSet};
-use super::{
-    Action, Answer, Backend, BackendRef, Because, Filters, Retry, RouteKind, RouteRef, Rule, SessionPersistence,
-    Target, Timeouts,
-};
+use super::{Action, Answer, Backend, BackendRef, Because, Filters, RouteKind, RouteRef, Rule, Target};
 
 /// What rules the requests to one port of one Service from one client namespace.
 #[derive(Clone, Debug)]
@@ -169,16 +166,14 @@ impl<'a> Forward<'a> {
             .filter_map(|(_, m)| m.to.as_ref())
     }
 
-    pub fn timeouts(&self) -> Timeouts {
-        self.rule().timeouts
+    /// All backends of its rule, whatever they weigh.
+    pub fn backends(&self) -> &'a [Backend] {
+        if let Action::Backends(backends) = &self.rule().action { backends } else { &[] }
     }
 
-    pub fn retry(&self) -> Option<&'a Retry> {
-        self.rule().retry.as_ref()
-    }
-
-    pub fn session(&self) -> Option<&'a SessionPersistence> {
-        self.rule().session.as_ref()
+    /// To this one of them, whatever was drawn.
+    pub fn go_to(&mut self, backend: &'a Backend) {
+        self.backend = Some(backend);
     }
 
     /// What is answered in place of the backend, such as that it is not there.

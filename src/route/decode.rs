@@ -14,8 +14,8 @@ use crate::mesh::NamespacedName;
 
 mod filter;
 mod matches;
-mod rule;
-mod wire;
+pub(super) mod rule;
+pub(super) mod wire;
 
 /// Why a route was refused as a whole.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -112,7 +112,11 @@ fn parent(route: &NamespacedName, index: usize, field: &str, written: wire::Pare
 }
 
 /// Reads a part of the route; with the fields that nobody here knows.
-fn read<T: DeserializeOwned>(value: &Value, field: &str, unknown: &mut Vec<String>) -> Result<T, DecodeError> {
+pub(super) fn read<T: DeserializeOwned>(
+    value: &Value,
+    field: &str,
+    unknown: &mut Vec<String>,
+) -> Result<T, DecodeError> {
     let at = |path: &str| match (field, path) {
         ("", path) => path.to_owned(),
         (field, "" | ".") => field.to_owned(),
@@ -152,11 +156,11 @@ fn passed_over(field: String, why: Why) -> Note {
 }
 
 /// The group of Services is written as nothing, and by some as `core`.
-fn is_core(group: &str) -> bool {
+pub(super) fn is_core(group: &str) -> bool {
     matches!(group, "" | "core")
 }
 
-const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+pub(super) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
 #[cfg(test)]
 mod tests;

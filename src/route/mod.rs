@@ -21,8 +21,10 @@ mod object;
 mod path;
 mod pattern;
 pub mod resilience;
+pub mod session;
 pub mod status;
 mod table;
+pub mod traffic;
 
 pub use answer::{Answer, Because, GrpcStatus, is_grpc};
 pub use cors::{Allowed, Cors, Origin};

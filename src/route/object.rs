@@ -96,8 +96,8 @@ pub struct Rule {
     pub filters: Filters,
     pub action: Action,
     pub timeouts: Timeouts,
-    pub retry: Option<Retry>,
-    pub session: Option<SessionPersistence>,
+    pub retry: Option<Arc<Retry>>,
+    pub session: Option<Arc<SessionPersistence>>,
 }
 
 /// What becomes of a request that meets a rule.
@@ -138,7 +138,7 @@ pub enum Target<'a> {
     Backend(&'a BackendRef),
 }
 
-/// `timeouts`; absent and `0s` are both no limit.
+/// `timeouts`. As they are written, zero is no limit, and hides what a policy says; see `traffic::InForce::timeouts`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Timeouts {
     /// From the request's head to the last byte of the answer, over all tries.
@@ -156,6 +156,8 @@ pub struct Retry {
     pub backoff: Option<Duration>,
     /// Answers that are worth another try.
     pub codes: Vec<StatusCode>,
+    /// The same of gRPC; only a policy says these.
+    pub grpc_codes: Vec<u16>,
 }
 
 /// `sessionPersistence` ([GEP-1619](https://gateway-api.sigs.k8s.io/geps/gep-1619/), experimental).

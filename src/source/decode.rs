@@ -12,6 +12,7 @@ use super::Problem;
 use super::document::{self, Document};
 use crate::mesh;
 use crate::model::Delta;
+use crate::route::traffic::{self, TrafficPolicy};
 use crate::route::{self, Route};
 
 mod cluster;
@@ -39,6 +40,7 @@ pub(super) enum Item {
     Other(mesh::Object),
     Policy(PolicyItem),
     Route(Arc<Route>),
+    Traffic(Arc<TrafficPolicy>),
 }
 
 impl Item {
@@ -48,6 +50,7 @@ impl Item {
         match self {
             Self::Policy(policy) => Delta::Policy(policy.apply()),
             Self::Route(route) => Delta::Route(route::Delta::Apply(route.clone())),
+            Self::Traffic(policy) => Delta::Traffic(traffic::Delta::Apply(policy.clone())),
             Self::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
             Self::Service(service, _) => apply(mesh::Object::Service(service.clone())),
             Self::Other(object) => apply(object.clone()),
@@ -235,7 +238,7 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     let Some(known) = Kind::of(group, &kind) else {
         if group == "selvedge.dev" {
-            let kinds = "AuthorizationPolicy, PeerAuthentication and MeshNode";
+            let kinds = "AuthorizationPolicy, PeerAuthentication, TrafficPolicy and MeshNode";
             let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
             let fault = Fault::new("kind", format!("selvedge.dev has no kind {kind:?}; it has {kinds}"));
             content.problems.push(problem(format!("{kind} {name}"), fault));
@@ -303,6 +306,7 @@ fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Resu
         Kind::Cni(_) => Ok(plain(network_policy::selects_all(key))),
         Kind::MeshNode => cluster::mesh_node(key, parse(value)?).map(plain),
         Kind::HttpRoute | Kind::GrpcRoute => routes::route(key, &value),
+        Kind::TrafficPolicy | Kind::BackendTrafficPolicy => routes::traffic(key, &value),
         Kind::Gateway => gateway::gateway(key, parse(value)?),
     }
 }

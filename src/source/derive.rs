@@ -57,6 +57,7 @@ pub(super) fn add_endpoint_slices(view: &mut BTreeMap<Key, Arc<Item>>) {
                     zone_hints: Vec::new(),
                     node_hints: Vec::new(),
                     pod: Some(pod.name.clone()),
+                    pod_uid: Some(pod.uid.clone()),
                 });
             }
         }

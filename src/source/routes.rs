@@ -1,4 +1,4 @@
-//! What a folder's routes lack around them. In a cluster the controller says it in their status.
+//! What a folder's routes and policies about traffic lack around them. In a cluster the controller says it in their status.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::decode::{Item, Key, Kind};
 use super::view::View;
 use crate::mesh::{Namespace, NamespacedName, Object, Service, ServiceKind, Waypoint, WaypointProblem};
-use crate::route::Route;
 use crate::route::status::{GrpcClaims, ServiceFacts, ServiceShape, check_parent, missing_backends};
+use crate::route::traffic::{self, Table, TrafficPolicy};
+use crate::route::{Route, RouteKind, RouteRef};
 
 /// Each route with the fields of it that have no effect, and why.
 pub(super) fn unmet(view: &View) -> Vec<(&Key, String, String)> {
@@ -26,6 +27,41 @@ pub(super) fn unmet(view: &View) -> Vec<(&Key, String, String)> {
         told.extend(missing.into_iter().map(told_of));
     }
     told
+}
+
+/// Each policy about traffic that is not in force as written because of what stands around it.
+pub(super) fn ineffective(view: &View) -> Vec<(&Key, String, String)> {
+    let policies: Vec<(&Key, &Arc<TrafficPolicy>)> =
+        view.iter().filter_map(|(key, item)| Some((key, policy(item)?))).collect();
+    let mut table = Table::default();
+    policies.iter().for_each(|(_, policy)| drop(table.apply(traffic::Delta::Apply((*policy).clone()))));
+    let mut told = Vec::new();
+    for (key, policy) in policies {
+        for target in &policy.targets {
+            if let Err((_, message)) = traffic::status::look(
+                &target.target,
+                &policy.fields,
+                |name| facts(view, name),
+                |reference| find_route(view, reference).cloned(),
+            ) {
+                told.push((key, format!("spec.targetRefs[{}]", target.index), message));
+            }
+        }
+        told.extend(table.lost(policy).into_iter().map(|lost| {
+            let cause = format!("{} says it of {} already and is older; it has no effect", lost.to, lost.target);
+            (key, format!("spec.{}", lost.field), cause)
+        }));
+    }
+    told
+}
+
+fn policy(item: &Item) -> Option<&Arc<TrafficPolicy>> {
+    if let Item::Traffic(policy) = item { Some(policy) } else { None }
+}
+
+fn find_route<'a>(view: &'a View, reference: &RouteRef) -> Option<&'a Arc<Route>> {
+    let kind = if reference.kind == RouteKind::Grpc { Kind::GrpcRoute } else { Kind::HttpRoute };
+    view.get(&Key { kind, name: reference.name.clone() }).and_then(|item| route(item))
 }
 
 fn route(item: &Item) -> Option<&Arc<Route>> {

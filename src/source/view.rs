@@ -169,9 +169,9 @@ fn close_over_missing_targets<'a>(files: impl Iterator<Item = FileView<'a>> + Cl
     problems
 }
 
-/// A route over a Service that is not there, or that does not ask for it, has no effect.
+/// A route over a Service that is not there, or that does not ask for it, has no effect; nor has a policy about these.
 fn tell_of_routes<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, view: &View) -> Vec<Problem> {
-    let told = routes::unmet(view).into_iter().map(|(key, field, cause)| {
+    let told = routes::unmet(view).into_iter().chain(routes::ineffective(view)).map(|(key, field, cause)| {
         let (file, line) = place(files.clone(), key);
         Problem { file, line, object: key.to_string(), field, cause }
     });

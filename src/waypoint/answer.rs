@@ -1,9 +1,11 @@
 //! What is answered here, in place of an application.
 
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 
-use super::Failure;
+use super::{Failure, LIMITED};
 use crate::mesh::{NamespacedName, Reason};
 use crate::route::GrpcStatus;
 
@@ -14,12 +16,14 @@ pub struct Refusal {
     grpc: GrpcStatus,
     pub reason: Reason,
     pub detail: String,
+    /// When it is worth asking again.
+    retry_after: Option<Duration>,
 }
 
 impl Refusal {
     /// The client's request cannot be passed on as it is.
     pub fn malformed(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, grpc: GrpcStatus::Internal, reason: Reason::Protocol, detail: detail.into() }
+        Self { status, grpc: GrpcStatus::Internal, ..Self::unavailable(Reason::Protocol, detail) }
     }
 
     pub fn no_endpoint(detail: impl Into<String>) -> Self {
@@ -32,8 +36,7 @@ impl Refusal {
             Reason::Policy(_) | Reason::Plaintext(_) | Reason::Denied => Self {
                 status: StatusCode::FORBIDDEN,
                 grpc: GrpcStatus::PermissionDenied,
-                reason: failure.reason,
-                detail: failure.detail,
+                ..Self::unavailable(failure.reason, failure.detail)
             },
             reason => Self::unavailable(reason, failure.detail),
         }
@@ -48,8 +51,7 @@ impl Refusal {
         Self {
             status: StatusCode::GATEWAY_TIMEOUT,
             grpc: GrpcStatus::DeadlineExceeded,
-            reason: Reason::Timeout,
-            detail: detail.into(),
+            ..Self::unavailable(Reason::Timeout, detail)
         }
     }
 
@@ -62,9 +64,29 @@ impl Refusal {
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             grpc: GrpcStatus::Internal,
-            reason: Reason::Internal,
-            detail: detail.into(),
+            ..Self::unavailable(Reason::Internal, detail)
         }
+    }
+
+    /// It was worth another try, and too many others were.
+    pub fn budget(last: &str) -> Self {
+        Self::unavailable(Reason::RetryBudget, format!("too many requests were sent again already; {last}"))
+    }
+
+    /// A limit holds it back for so long.
+    pub fn rate_limit(wait: Duration) -> Self {
+        metrics::counter!(LIMITED).increment(1);
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            grpc: GrpcStatus::ResourceExhausted,
+            retry_after: Some(wait),
+            ..Self::unavailable(Reason::RateLimit, "a rate limit holds it back")
+        }
+    }
+
+    /// As a fault that is injected says.
+    pub fn fault(status: StatusCode, grpc: GrpcStatus) -> Self {
+        Self { status, grpc, ..Self::unavailable(Reason::Fault, "a fault was injected") }
     }
 
     /// Whether policy is it, and which one where that is known.
@@ -77,13 +99,14 @@ impl Refusal {
         }
     }
 
-    /// Whether another try may go better.
-    pub fn may_pass(&self) -> bool {
-        matches!(self.reason, Reason::Reset | Reason::Timeout | Reason::Connect | Reason::Limit | Reason::Drain)
-    }
-
     fn unavailable(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, grpc: GrpcStatus::Unavailable, reason, detail: detail.into() }
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            grpc: GrpcStatus::Unavailable,
+            reason,
+            detail: detail.into(),
+            retry_after: None,
+        }
     }
 
     /// The head that is sent: to a gRPC client a response of trailers alone.
@@ -92,6 +115,11 @@ impl Refusal {
         head.status = self.status;
         // Bounded, and without a word about policy beyond that there is one.
         head.headers.insert(REASON, HeaderValue::from_static(self.reason.code()));
+        if let Some(wait) = self.retry_after {
+            // RFC 9110, section 10.2.3: in whole seconds, and never too early.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            head.headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
         if is_grpc {
             head.status = StatusCode::OK;
             head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

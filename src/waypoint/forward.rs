@@ -1,21 +1,21 @@
-//! A request on its way to an endpoint, and to another one where the first provably never heard of it.
+//! One try of a request: an endpoint, and a connection to it.
 
-use std::rc::Rc;
+use std::net::SocketAddr;
 
-use http::request::Parts;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::{Request, Response};
 
+use super::RETRIED;
 use super::answer::Refusal;
 use super::body::RequestBody;
 use super::client::Version;
-use super::head::{self, Upgrade};
-use super::place::{Permit, Place, Receiver};
-use super::tee::Kept;
+use super::head::Upgrade;
+use super::place::{Permit, Receiver};
+use super::tries::Errand;
 use super::upstream::{Lease, acquire};
-use super::{Failure, RETRIED};
 use crate::mesh::AppProtocol;
 use crate::policy::RequestHead;
+use crate::route::resilience::Outcome;
 
 /// What a request is sent as.
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ impl<'a> Manner<'a> {
         Self { version, upgrade }
     }
 
-    fn http(self) -> http::Version {
+    pub fn http(self) -> http::Version {
         match self.version {
             Version::Http1 => http::Version::HTTP_11,
             Version::Http2 => http::Version::HTTP_2,
@@ -54,77 +54,134 @@ pub struct Answered {
     pub permit: Option<Permit>,
 }
 
-/// Sends a request to an endpoint. One that nothing of has been written is tried elsewhere.
-pub async fn send(
-    place: &Rc<dyn Place>,
-    to: &Receiver,
-    manner: Manner<'_>,
-    mut head: Parts,
-    body: RequestBody,
-) -> Result<Answered, Refusal> {
-    place.settle(&mut head)?;
-    head::send_as(&mut head, manner.http(), manner.upgrade);
-    // Of HTTP/2 the request is gone once it is on its way; without a body it is easily made again.
-    let spare =
-        (manner.version == Version::Http2 && manner.upgrade.is_none() && body.is_end_stream()).then(|| head.clone());
-    let mut request = Request::from_parts(head, body);
-    let (mut tried, mut last): (Vec<_>, Option<Failure>) = (Vec::new(), None);
-    let mut stale = 0;
-    while tried.len() < ENDPOINT_TRIES {
-        let Some(endpoint) = place.pick(to, &tried) else { break };
-        let permit = place.judge(endpoint, &RequestHead::of(&request))?;
-        let mut lease = match acquire(place, to, endpoint, manner.version).await {
-            Ok(lease) => lease,
-            Err(failure) if failure.retry => {
-                place.reached(endpoint, false);
-                tried.push(endpoint);
-                last = Some(failure);
-                continue;
-            }
-            Err(failure) => return Err(Refusal::unreached(failure)),
-        };
-        if !lease.reused {
-            place.reached(endpoint, true);
-        }
-        if let Some(Upgrade::Http1(_)) = manner.upgrade {
-            lease.inherit();
-        }
-        match lease.send(request).await {
-            Ok(response) => {
-                lease.heed(response.headers());
-                if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-                    lease.disinherit();
-                }
-                return Ok(Answered { response, lease, permit });
-            }
-            Err(unsent) => {
-                let refused = spare.as_ref().filter(|_| unsent.is_refused && tried.len() + 1 < ENDPOINT_TRIES);
-                let again = refused.map(|head| Request::from_parts(head.clone(), RequestBody::kept(Kept::default())));
-                let Some(again) = unsent.request.or(again) else {
-                    return Err(match unsent.is_body {
-                        true => Refusal::malformed(http::StatusCode::BAD_REQUEST, unsent.error),
-                        false => Refusal::broken(format!("{endpoint}: {}", unsent.error)),
-                    });
-                };
-                metrics::counter!(RETRIED, "why" => "unsent").increment(1);
-                request = again;
-                // One that waited too long in the pool says nothing about its endpoint.
-                if lease.reused && stale < STALE_TRIES {
-                    stale += 1;
-                } else {
-                    tried.push(endpoint);
-                }
-            }
-        }
+/// A try that came to nothing.
+pub struct Failed {
+    /// Whether another may go better; none where it may not.
+    pub outcome: Option<Outcome>,
+    /// What the client is told if there is none.
+    pub refusal: Refusal,
+    /// The request itself, where nothing of it was written.
+    pub request: Option<Box<Request<RequestBody>>>,
+}
+
+impl Failed {
+    /// For good.
+    fn refused(refusal: Refusal) -> Self {
+        Self { outcome: None, refusal, request: None }
     }
-    Err(last.map_or_else(|| no_endpoint(to), Refusal::unreached))
+}
+
+/// The way of one request, from one endpoint to the next.
+pub struct Way<'a> {
+    errand: Errand<'a>,
+    tried: Vec<SocketAddr>,
+    /// Where it is, or was last.
+    endpoint: Option<SocketAddr>,
+}
+
+impl<'a> Way<'a> {
+    pub fn new(errand: Errand<'a>) -> Self {
+        Self { errand, tried: Vec::new(), endpoint: None }
+    }
+
+    /// Where the last try led.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
+    /// Whether there is an endpoint for another try; `any` takes those that have been tried already.
+    pub fn has_more(&mut self, any: bool) -> bool {
+        self.tried.extend(self.endpoint.filter(|endpoint| !self.tried.contains(endpoint)));
+        any || self.errand.plan.known().is_none_or(|known| self.tried.len() < known)
+    }
+
+    /// One endpoint, and the head of its answer. A connection that waited too long says nothing about its endpoint.
+    pub async fn once(&mut self, mut request: Request<RequestBody>) -> Result<Answered, Failed> {
+        self.endpoint = None;
+        for stale in 0.. {
+            let Some(endpoint) = self.pick() else { return Err(Failed::refused(no_endpoint(self.errand.to))) };
+            self.endpoint = Some(endpoint);
+            let permit = self.errand.place.judge(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
+            let mut lease = match acquire(
+                self.errand.place,
+                self.errand.to,
+                endpoint,
+                self.errand.manner.version,
+                self.errand.plan,
+            )
+            .await
+            {
+                Ok(lease) => lease,
+                Err(failure) => {
+                    let outcome = failure.retry.then_some(Outcome::NotSent);
+                    if failure.retry {
+                        self.errand.place.reached(endpoint, false);
+                    }
+                    return Err(Failed {
+                        outcome,
+                        refusal: Refusal::unreached(failure),
+                        request: Some(Box::new(request)),
+                    });
+                }
+            };
+            if !lease.reused {
+                self.errand.place.reached(endpoint, true);
+            }
+            if let Some(Upgrade::Http1(_)) = self.errand.manner.upgrade {
+                lease.inherit();
+            }
+            let unsent = match lease.send(request).await {
+                Ok(response) => {
+                    lease.heed(response.headers());
+                    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+                        lease.disinherit();
+                    }
+                    return Ok(Answered { response, lease, permit });
+                }
+                Err(unsent) => unsent,
+            };
+            let refusal = || Refusal::broken(format!("{endpoint}: {}", unsent.error));
+            request = match unsent.request {
+                Some(again) if lease.reused && stale < STALE_TRIES => {
+                    metrics::counter!(RETRIED, "why" => "unsent").increment(1);
+                    again
+                }
+                None if unsent.is_body => {
+                    let refusal = Refusal::malformed(http::StatusCode::BAD_REQUEST, unsent.error);
+                    return Err(Failed::refused(refusal));
+                }
+                Some(again) => {
+                    let outcome = Some(Outcome::NotSent);
+                    return Err(Failed { outcome, refusal: refusal(), request: Some(Box::new(again)) });
+                }
+                None => {
+                    let outcome = if unsent.is_refused { Outcome::NotSent } else { Outcome::Unanswered };
+                    return Err(Failed { outcome: Some(outcome), refusal: refusal(), request: None });
+                }
+            };
+        }
+        Err(Failed::refused(no_endpoint(self.errand.to)))
+    }
+
+    fn pick(&mut self) -> Option<SocketAddr> {
+        let pick = |tried: &[SocketAddr]| match self.errand.plan.pick(tried) {
+            Some(picked) => picked,
+            None => self.errand.place.pick(self.errand.to, tried),
+        };
+        let picked = pick(&self.tried);
+        if picked.is_some() || self.tried.is_empty() {
+            return picked;
+        }
+        // Whoever asks for another try gets it, if there is but one to try.
+        self.tried.clear();
+        pick(&self.tried)
+    }
 }
 
 fn no_endpoint(to: &Receiver) -> Refusal {
     Refusal::no_endpoint(format!("{to}: no endpoint is ready"))
 }
 
-const ENDPOINT_TRIES: usize = 5;
 /// Connections that waited and turned out to be closed, before one is made anew.
 const STALE_TRIES: usize = 3;
 

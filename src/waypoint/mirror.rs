@@ -9,9 +9,11 @@ use http_body_util::BodyExt;
 
 use super::MIRRORED;
 use super::body::RequestBody;
-use super::forward::{Manner, send};
+use super::forward::Manner;
 use super::place::{Place, Receiver};
+use super::plan::Plan;
 use super::tee::{State, Tee};
+use super::tries::{Errand, Limits, send};
 
 /// Sends a copy once the whole body is here, under the identity of the client. What is oversize, slow or too much is
 /// dropped and counted; a part of a request is never sent.
@@ -37,7 +39,9 @@ async fn copy_now(
         State::Passing | State::Broken => return "unfinished",
     };
     let (Some(kept), Some(to)) = (kept, to) else { return "failed" };
-    let Ok(answered) = send(place, &to, manner, head, RequestBody::kept(kept)).await else { return "failed" };
+    let (plan, limits) = (Plan::default(), Limits::default());
+    let errand = Errand { place, to: &to, plan: &plan, limits: &limits, manner };
+    let Ok(answered) = send(errand, head, RequestBody::kept(kept), None).await else { return "failed" };
     // The answer is nobody's; read to its end, its connection takes the next.
     let mut body = answered.response.into_body();
     while let Some(frame) = body.frame().await {

@@ -16,23 +16,29 @@ mod body;
 mod client;
 mod executor;
 mod forward;
+mod guard;
 mod head;
 mod mirror;
 mod place;
+mod plan;
 mod pool;
+mod rates;
 mod request;
 mod serve;
 mod session;
 mod tee;
+mod tries;
 mod upgrade;
 mod upstream;
 pub mod wire;
 
 pub use answer::Refusal;
 pub use client::{Client, Version};
+pub use guard::{Guard, GuardKey, Guards};
 pub use head::settle_path;
 pub use place::{Look, Permit, Place, Receiver, View};
 pub use pool::Pool;
+pub use rates::Rates;
 pub use serve::serve;
 
 use crate::proxy::{Bond, Failure, Line};
@@ -51,10 +57,22 @@ pub fn describe_metrics() {
     metrics::describe_counter!(
         RETRIED,
         metrics::Unit::Count,
-        "Requests that were sent once more, by why: unsent (nothing of them had reached anybody) or status."
+        "Requests that were sent once more, by why: unsent (nothing of them had reached anybody), unanswered, status or \
+         grpc-status."
     );
+    let counter = |name, text| metrics::describe_counter!(name, metrics::Unit::Count, text);
+    counter(WITHHELD, "Requests that were worth another try and got none: their backend's retry budget was spent.");
+    counter(REFUSED, "Requests that a circuit breaker refused, by what there was too much of.");
+    counter(EJECTED, "Endpoints that were left out for a while because they failed where others did not.");
+    counter(LIMITED, "Requests that a rate limit held back.");
+    counter(FAULTED, "Faults that were injected, by kind: delay or abort.");
 }
 
 const MIRRORED: &str = "selvedge_http_mirrored_total";
 const POOLED: &str = "selvedge_http_pooled_connections";
 const RETRIED: &str = "selvedge_http_retries_total";
+const WITHHELD: &str = "selvedge_http_retries_withheld_total";
+const REFUSED: &str = "selvedge_http_circuit_breaker_refused_total";
+const EJECTED: &str = "selvedge_http_ejections_total";
+const LIMITED: &str = "selvedge_http_rate_limited_total";
+const FAULTED: &str = "selvedge_http_faults_total";

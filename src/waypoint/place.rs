@@ -10,7 +10,7 @@ use super::{Bond, Failure, Line, Pool};
 use crate::mesh::{AppProtocol, NamespacedName, ServiceDestination};
 use crate::model::Model;
 use crate::policy::RequestHead;
-use crate::proxy::{Counted, RequestPlace};
+use crate::proxy::{Choosing, Counted, RequestPlace};
 use crate::route::Routes;
 use crate::telemetry::{ConnectionInfo, Telemetry};
 
@@ -45,6 +45,12 @@ pub trait Place {
 
     /// The endpoint for one request, other than those tried already.
     fn pick(&self, to: &Receiver, tried: &[SocketAddr]) -> Option<SocketAddr>;
+
+    /// How endpoints of Services are chosen for the client, where policies about traffic have a say; none where that
+    /// has been seen to before.
+    fn choosing(&self) -> Option<Choosing> {
+        None
+    }
 
     /// Brings a request into the form that its application gets, where policy is decided here.
     ///

@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use metrics::Gauge;
 use tokio::sync::Mutex;
 
+use super::guard::Guard;
 use super::upstream::Upstream;
 use super::{Bond, POOLED};
 use crate::mesh::PodUid;
@@ -110,6 +112,14 @@ impl Pool {
         self.retain(|kept| {
             let bond = kept.upstream.bond();
             !bond.is_some_and(|b| b.source == *pod || b.destination.as_ref().is_some_and(|(uid, _)| uid == pod))
+        });
+    }
+
+    /// Closes connections to a backend that no request is on: somebody waits for one.
+    pub fn free(&self, guard: &Arc<Guard>) {
+        self.retain(|kept| {
+            let is_its = kept.upstream.guard().is_some_and(|known| Arc::ptr_eq(known, guard));
+            !(is_its && kept.upstream.is_unused())
         });
     }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE};
@@ -13,20 +13,22 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode, response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{Sleep, timeout_at};
+use tokio::time::Sleep;
 
 use super::answer::Refusal;
 use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
 use super::client::Version;
-use super::forward::{Answered, Manner, send};
+use super::forward::{Answered, Manner};
 use super::head::{self, Upgrade};
+use super::mirror;
 use super::place::{Permit, View};
+use super::plan::{Plan, stick_to_backend};
 use super::session::Session;
 use super::tee::Tee;
+use super::tries::{Errand, Limits, send};
 use super::upgrade::{Tunnel, carry_streams};
 use super::upstream::Lease;
 use super::wire::Violation;
-use super::{RETRIED, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
@@ -51,12 +53,10 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     if let Some(span) = span {
         record.traced(span);
     }
-    // On the heap, here and below: what is large is made where it stays, and not moved from one future into the next.
+    // On the heap: what is large is made where it stays, and not moved from one future into the next.
     let exchange = Box::pin(exchange(&session, &asked, &mut record, head, body));
-    let outcome = AssertUnwindSafe(exchange)
-        .catch_unwind()
-        .await
-        .unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
+    let outcome = AssertUnwindSafe(exchange).catch_unwind().await;
+    let outcome = outcome.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
     let (mut head, from) = match outcome {
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
@@ -167,7 +167,8 @@ async fn exchange(
     match decision {
         None => ask.forward(None, record, head, body).await,
         Some(Decision::Answer(answer)) => Err(NotSent::Answered(Box::new(answer))),
-        Some(Decision::Forward(forward)) => {
+        Some(Decision::Forward(mut forward)) => {
+            stick_to_backend(session, &mut forward, &head.headers);
             let RouteRef { name, .. } = forward.route();
             record.amend(|info| info.route = Some(name));
             ask.forward(Some(&forward), record, head, body).await
@@ -203,30 +204,16 @@ impl Ask<'_> {
         if let Some(forward) = forward {
             forward.edit_request(&mut head);
         }
-        let limits = Limits::of(forward, &head, self.started);
-        let tee = self.tee(forward, &head);
+        let plan = Plan::of(self.session, forward, &to, &head);
+        let limits = Limits::of(plan.in_force(), &head, self.started);
+        plan.limit(self.session, &head)?;
+        plan.befall(&head, self.asked.is_grpc, limits.request()).await?;
+        let tee = self.tee(forward, &plan, &head);
         let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, to.protocol());
         let gate = gate(&mut head, manner.version);
-        let retry = forward.and_then(Forward::retry).filter(|_| self.upgrade.is_none());
-        let mut left = retry.map_or(0, |retry| retry.attempts.unwrap_or(DEFAULT_ATTEMPTS));
-        let mut body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
-        let Answered { response, lease, permit } = loop {
-            let again = (left > 0).then(|| head.clone());
-            let sending = Box::pin(send(&self.session.place, &to, manner, head, body));
-            let outcome = limits.bounded(sending).await;
-            let worth = match &outcome {
-                Ok(answered) => retry.is_some_and(|retry| retry.codes.contains(&answered.response.status())),
-                Err(refusal) => refusal.may_pass() && !limits.is_over(),
-            };
-            let kept = tee.as_ref().filter(|_| worth && left > 0).and_then(|tee| tee.whole());
-            let (Some(kept), Some(again)) = (kept, again) else { break outcome? };
-            head = again;
-            metrics::counter!(RETRIED, "why" => "status").increment(1);
-            left -= 1;
-            let pause = retry.and_then(|retry| retry.backoff).unwrap_or(DEFAULT_BACKOFF);
-            tokio::time::sleep(pause).await;
-            body = RequestBody::kept(kept);
-        };
+        let body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
+        let errand = Errand { place: &self.session.place, to: &to, plan: &plan, limits: &limits, manner };
+        let Answered { response, lease, permit } = Box::pin(send(errand, head, body, tee.as_deref())).await?;
         record.amend(|info| {
             if let Some(Permit { policy }) = permit {
                 (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
@@ -235,12 +222,13 @@ impl Ask<'_> {
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
         });
-        self.take_back(forward, response, lease, &limits)
+        self.take_back(forward, &plan, response, lease, &limits)
     }
 
     fn take_back(
         &self,
         forward: Option<&Forward<'_>>,
+        plan: &Plan,
         mut response: Response<Incoming>,
         mut lease: Lease,
         limits: &Limits,
@@ -253,6 +241,7 @@ impl Ask<'_> {
         if let Some(forward) = forward {
             forward.edit_response(&mut head);
         }
+        plan.mark(&mut head);
         let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let given = match streams {
             Some(streams) => Given::Streams(streams, lease),
@@ -266,10 +255,12 @@ impl Ask<'_> {
     }
 
     /// Keeps the body for mirrors and other tries, and begins the mirrors.
-    fn tee(&self, forward: Option<&Forward<'_>>, head: &Parts) -> Option<Rc<Tee>> {
-        let forward = forward.filter(|_| self.upgrade.is_none())?;
-        let mut tee = forward.retry().map(|_| Tee::new());
-        for backend in forward.mirrors() {
+    fn tee(&self, forward: Option<&Forward<'_>>, plan: &Plan, head: &Parts) -> Option<Rc<Tee>> {
+        if self.upgrade.is_some() {
+            return None;
+        }
+        let mut tee = plan.in_force().retry.as_ref().map(|_| Tee::new());
+        for backend in forward.into_iter().flat_map(Forward::mirrors) {
             let tee = tee.get_or_insert_with(Tee::new);
             let to = self.session.backend(backend);
             let port = to.as_ref().and_then(|to| to.protocol());
@@ -280,62 +271,6 @@ impl Ask<'_> {
         }
         tee
     }
-}
-
-/// When a request's time is up.
-struct Limits {
-    /// All of it, from its head to the last byte of the answer.
-    request: Option<Instant>,
-    /// One try of it.
-    of_try: Option<Duration>,
-    try_until: Cell<Option<Instant>>,
-}
-
-impl Limits {
-    fn of(forward: Option<&Forward<'_>>, head: &Parts, started: Instant) -> Self {
-        let timeouts = forward.map(Forward::timeouts).unwrap_or_default();
-        let request = [timeouts.request, grpc_timeout(head)].into_iter().flatten().min();
-        Self {
-            request: request.map(|time| started + time),
-            of_try: timeouts.backend_request,
-            try_until: Cell::default(),
-        }
-    }
-
-    /// One try, within its time.
-    async fn bounded(&self, sending: impl Future<Output = Result<Answered, Refusal>>) -> Result<Answered, Refusal> {
-        let until = self.of_try.map(|time| Instant::now() + time).into_iter().chain(self.request).min();
-        self.try_until.set(until);
-        let Some(until) = until else { return sending.await };
-        let outcome = timeout_at(until.into(), sending).await;
-        outcome.unwrap_or_else(|_| Err(Refusal::timeout("no answer within the time-out of the route")))
-    }
-
-    fn is_over(&self) -> bool {
-        self.request.is_some_and(|until| until <= Instant::now())
-    }
-
-    /// When the answer of the last try must be there to its last byte.
-    fn until(&self) -> Option<Instant> {
-        self.try_until.get()
-    }
-}
-
-/// The client's own limit: digits and a unit, as [gRPC over HTTP/2](
-/// https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it.
-fn grpc_timeout(head: &Parts) -> Option<Duration> {
-    let text = head.headers.get("grpc-timeout").filter(|_| is_grpc(head))?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount * 3600),
-        "M" => Duration::from_secs(amount * 60),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
 }
 
 /// Holds back the body of a client that waits for `100 Continue`, until the application says it.
@@ -399,8 +334,5 @@ fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
 
 /// Requests of one pod under way at once.
 const MOST_OF_POD: usize = 16_384;
-/// Where a route asks for other tries and does not say how many.
-const DEFAULT_ATTEMPTS: u32 = 1;
-const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 /// Of a method, host or path in the access log.
 const MOST_WRITTEN: usize = 1024;

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,7 +18,9 @@ use tokio::sync::oneshot;
 use super::body::RequestBody;
 use super::client::Version;
 use super::executor::OnThread;
+use super::guard::{Admission, Begun, Guard, Leave, Opened};
 use super::place::{Place, Receiver};
+use super::plan::Plan;
 use super::{Bond, Failure, Line};
 use crate::mesh::Reason;
 use crate::proxy::Counted;
@@ -36,6 +39,8 @@ pub struct Upstream {
     heir: Heir,
     /// Requests under way on it.
     streams: Rc<Cell<usize>>,
+    /// Its place among the connections that its backend may be given.
+    opened: Option<Rc<Opened>>,
 }
 
 enum Sender {
@@ -58,6 +63,7 @@ pub struct Lease {
     inheritance: Option<oneshot::Receiver<Handed>>,
     _stream: StreamPlace,
     _counted: Option<Counted>,
+    _begun: Option<Begun>,
 }
 
 /// A request that came to nothing on its connection.
@@ -98,6 +104,11 @@ impl Upstream {
         }
     }
 
+    /// What it counts for, if a policy bounds its backend's connections.
+    pub fn guard(&self) -> Option<&Arc<Guard>> {
+        self.opened.as_ref().map(|opened| opened.guard())
+    }
+
     pub fn is_unused(&self) -> bool {
         self.streams.get() == 0
     }
@@ -113,6 +124,7 @@ impl Upstream {
             rest: self.rest,
             heir: self.heir.clone(),
             streams: self.streams.clone(),
+            opened: self.opened.clone(),
         })
     }
 }
@@ -123,23 +135,48 @@ pub async fn acquire(
     to: &Receiver,
     endpoint: SocketAddr,
     version: Version,
+    plan: &Plan,
 ) -> Result<Lease, Failure> {
+    let admission = plan.admission();
+    let begun = admission.as_ref().map(Admission::begin).transpose()?;
     let counted = place.counted(endpoint);
     let bond = place.bond(endpoint);
     let pool = place.pool();
     let lease = |upstream: Upstream, reused| {
         let stream = StreamPlace::take(&upstream.streams);
-        Lease { upstream, place: place.clone(), reused, inheritance: None, _stream: stream, _counted: counted }
+        Lease {
+            upstream,
+            place: place.clone(),
+            reused,
+            inheritance: None,
+            _stream: stream,
+            _counted: counted,
+            _begun: begun,
+        }
     };
     let Some(bond) = bond else {
-        return Ok(lease(connect(place, to, endpoint, version, None).await?, false));
+        let opened = match &admission {
+            Some(admission) => match admission.open(|| None::<Upstream>, || plan.free()).await? {
+                Leave::Open(opened) => Some(opened),
+                Leave::Kept(upstream) => return Ok(lease(upstream, true)),
+            },
+            None => None,
+        };
+        return Ok(lease(connect(place, to, endpoint, version, None, opened).await?, false));
     };
     match version {
         Version::Http1 => {
             if let Some(upstream) = pool.take(&bond) {
                 return Ok(lease(upstream, true));
             }
-            Ok(lease(connect(place, to, endpoint, version, Some(bond)).await?, false))
+            let opened = match &admission {
+                Some(admission) => match admission.open(|| pool.take(&bond), || plan.free()).await? {
+                    Leave::Open(opened) => Some(opened),
+                    Leave::Kept(upstream) => return Ok(lease(upstream, true)),
+                },
+                None => None,
+            };
+            Ok(lease(connect(place, to, endpoint, version, Some(bond), opened).await?, false))
         }
         Version::Http2 => {
             if let Some(upstream) = pool.shared(&bond) {
@@ -151,7 +188,14 @@ pub async fn acquire(
             if let Some(upstream) = pool.shared(&bond) {
                 return Ok(lease(upstream, true));
             }
-            let upstream = connect(place, to, endpoint, version, Some(bond)).await?;
+            let opened = match &admission {
+                Some(admission) => match admission.open(|| pool.shared(&bond), || plan.free()).await? {
+                    Leave::Open(opened) => Some(opened),
+                    Leave::Kept(upstream) => return Ok(lease(upstream, true)),
+                },
+                None => None,
+            };
+            let upstream = connect(place, to, endpoint, version, Some(bond), opened).await?;
             if place.keeps() {
                 upstream.share().into_iter().for_each(|upstream| pool.put_shared(upstream));
             }
@@ -166,6 +210,7 @@ async fn connect(
     endpoint: SocketAddr,
     version: Version,
     bond: Option<Bond>,
+    opened: Option<Opened>,
 ) -> Result<Upstream, Failure> {
     let line = place.connect(to, endpoint).await?;
     let info = Rc::new(line.info());
@@ -200,7 +245,16 @@ async fn connect(
             Sender::Http2(sender)
         }
     };
-    Ok(Upstream { sender, info, bond, born: Instant::now(), rest: MOST_REST, heir, streams: Rc::default() })
+    Ok(Upstream {
+        sender,
+        info,
+        bond,
+        born: Instant::now(),
+        rest: MOST_REST,
+        heir,
+        streams: Rc::default(),
+        opened: opened.map(Rc::new),
+    })
 }
 
 /// Speaks HTTP/1 over a connection until it ends, or goes on as something else.
@@ -262,12 +316,18 @@ impl Lease {
     /// Its request is over, and the connection may take the next.
     pub fn give_back(self) {
         let Self { upstream, place, .. } = self;
+        let guard = upstream.guard().cloned();
+        // Somebody else waits for a connection, and cannot have this one.
+        if guard.as_ref().is_some_and(|guard| guard.is_wanted_elsewhere()) {
+            return;
+        }
         if matches!(upstream.sender, Sender::Http1(_))
             && upstream.bond.is_some()
             && place.keeps()
             && upstream.is_fit(Instant::now())
         {
             place.pool().put(upstream);
+            guard.into_iter().for_each(|guard| guard.freed());
         }
     }
 }

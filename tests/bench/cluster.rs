@@ -105,6 +105,7 @@ pub fn slice(n: usize, pods: usize) -> Object {
         zone_hints: Vec::new(),
         node_hints: Vec::new(),
         pod: Some(NamespacedName::new(namespace_name(pod), format!("app-{n}-{:010x}-{pod:05x}", n * 7919))),
+        pod_uid: Some(PodUid::new(format!("uid-{pod}"))),
     };
     let namespace = namespace_name(n * PODS_OF_SERVICE);
     Object::EndpointSlice(EndpointSlice {

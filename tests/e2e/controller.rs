@@ -253,8 +253,8 @@ fn rights(namespace: &str) -> String {
          - {{apiGroups: [\"\"], resources: [pods], verbs: [get, list, watch]}}\n\
          - {{apiGroups: [\"\"], resources: [nodes], verbs: [get, list, watch, patch]}}\n\
          - {{apiGroups: [\"\", events.k8s.io], resources: [events], verbs: [create, patch]}}\n\
-         - {{apiGroups: [selvedge.dev], resources: [authorizationpolicies, peerauthentications, meshnodes], verbs: [get, list, watch]}}\n\
-         - {{apiGroups: [selvedge.dev], resources: [authorizationpolicies/status, peerauthentications/status], verbs: [update, patch]}}\n\
+         - {{apiGroups: [selvedge.dev], resources: [authorizationpolicies, peerauthentications, trafficpolicies, meshnodes], verbs: [get, list, watch]}}\n\
+         - {{apiGroups: [selvedge.dev], resources: [authorizationpolicies/status, peerauthentications/status, trafficpolicies/status], verbs: [update, patch]}}\n\
          - {{apiGroups: [gateway.networking.k8s.io], resources: [httproutes, grpcroutes], verbs: [get, list, watch]}}\n\
          - {{apiGroups: [gateway.networking.k8s.io], resources: [httproutes/status, grpcroutes/status], verbs: [update, patch]}}\n\
          - {{apiGroups: [\"\"], resources: [services, namespaces], verbs: [get, list, watch]}}\n\

@@ -7,6 +7,7 @@ mod refusals;
 mod routes;
 mod server;
 mod traces;
+mod traffic;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -38,6 +39,7 @@ pub fn trials() -> Vec<Trial> {
         refusals::trials(),
         routes::trials(),
         traces::trials(),
+        traffic::trials(),
     ]
     .into_iter()
     .flatten()

@@ -160,4 +160,4 @@ fn controller(facts: &Facts, findings: &mut Findings) {
 }
 
 /// The kinds that an agent needs to know.
-const KINDS: [&str; 3] = ["authorizationpolicies", "meshnodes", "peerauthentications"];
+const KINDS: [&str; 4] = ["authorizationpolicies", "meshnodes", "peerauthentications", "trafficpolicies"];

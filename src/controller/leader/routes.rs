@@ -19,7 +19,7 @@ use super::record;
 use crate::api::StatusCondition;
 use crate::mesh::{Gateway, Labels, NamespacedName, Settings, Waypoint};
 use crate::route::status::{Condition, GrpcClaims, ServiceFacts, ServiceShape, conditions};
-use crate::route::{Route, RouteKind, decode};
+use crate::route::{Route, RouteKind, RouteRef, decode};
 use crate::source::decode::read_gateway;
 
 /// Writes our entries of `status.parents` where they say something else than what is so; those of other controllers
@@ -159,6 +159,19 @@ impl RouteStatuses {
         Some(route)
     }
 
+    /// Changes with everything that routes are told of; none before that has all been listed.
+    pub fn told(&self) -> Option<u64> {
+        self.told
+    }
+
+    /// A route as the last round knew it.
+    pub fn find(&self, all: &[RoutesOf], route: &RouteRef) -> Option<Arc<Route>> {
+        let of_kind = all.iter().find(|of_kind| of_kind.kind == route.kind)?;
+        let reference = ObjectRef::new_with(&route.name.name, of_kind.resource.clone());
+        let object = of_kind.store.get(&reference.within(&route.name.namespace))?;
+        self.read.get(object.metadata.uid.as_ref()?).map(|(_, route)| route.clone())
+    }
+
     fn gateway(&self, name: &NamespacedName) -> Option<Gateway> {
         let named = |object: &DynamicObject| {
             object.metadata.namespace.as_deref() == Some(&*name.namespace)
@@ -173,7 +186,7 @@ impl RouteStatuses {
         namespace.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default().into()
     }
 
-    fn facts(&self, name: &NamespacedName) -> Option<ServiceFacts> {
+    pub fn facts(&self, name: &NamespacedName) -> Option<ServiceFacts> {
         let service = self.services.get(&ObjectRef::new(&name.name).within(&name.namespace))?;
         let spec = &service.spec;
         let shape = match (spec.kind.as_deref(), spec.cluster_ip.as_deref()) {
@@ -206,7 +219,7 @@ where
 }
 
 /// Of all objects of a kind, in whatever order: another number where one of them came, changed or went.
-fn versions<K>(store: &Store<K>) -> u64
+pub fn versions<K>(store: &Store<K>) -> u64
 where
     K: Resource + kube::runtime::reflector::Lookup<DynamicType = <K as Resource>::DynamicType> + Clone + 'static,
     <K as Resource>::DynamicType: Eq + std::hash::Hash + Clone,
@@ -219,7 +232,7 @@ where
     store.state().iter().fold(0, |sum, object| sum.wrapping_add(of_one(object)))
 }
 
-pub(super) fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
+pub fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
     value.pointer(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -258,7 +271,7 @@ struct Entry {
     conditions: Vec<StatusCondition>,
 }
 
-pub(super) fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
+pub fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
     let status = if condition.is_true { "True" } else { "False" };
     let former = former.iter().find(|former| former.kind == condition.kind && former.status == status);
     StatusCondition {
@@ -271,7 +284,7 @@ pub(super) fn written(condition: Condition, former: &[StatusCondition], generati
     }
 }
 
-const CONTROLLER: &str = "selvedge.dev/mesh";
+pub const CONTROLLER: &str = "selvedge.dev/mesh";
 const MANAGER: &str = "selvedge-controller";
 /// Rounds until a kind of routes that has not been listed counts as one that the cluster does not have.
 const PATIENCE: u32 = 10;

@@ -1,8 +1,11 @@
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use super::Client;
+use super::draw::Ring;
 use crate::mesh::{Candidate, Candidates, InternalTrafficPolicy, Service, ServiceDestination, TrafficDistribution};
 
 /// A Service's port, by where the Service lies: [`Choice`] keeps it, so that no other can lie there.
@@ -11,11 +14,18 @@ pub(super) struct ChoiceKey {
     service: usize,
     port: u16,
     v6: bool,
+    /// In place of what the Service says.
+    distribution: Option<Option<TrafficDistribution>>,
 }
 
 impl ChoiceKey {
-    pub(super) fn of(destination: &ServiceDestination, client: &Client) -> Self {
-        Self { service: Arc::as_ptr(&destination.service).addr(), port: destination.port.port, v6: client.ip.is_ipv6() }
+    pub(super) fn of(
+        destination: &ServiceDestination,
+        client: &Client,
+        distribution: Option<Option<TrafficDistribution>>,
+    ) -> Self {
+        let (service, port) = (Arc::as_ptr(&destination.service).addr(), destination.port.port);
+        Self { service, port, v6: client.ip.is_ipv6(), distribution }
     }
 }
 
@@ -27,6 +37,14 @@ pub(super) struct Choice {
     pub(super) preferred: Arc<[SocketAddr]>,
     /// All that may be chosen, sorted.
     pub(super) all: Arc<[SocketAddr]>,
+    /// The key of each of them, in their order.
+    pub(super) keys: Arc<[u64]>,
+    /// Those that came since the Service was first asked for, and when.
+    pub(super) new: Arc<HashMap<SocketAddr, Instant>>,
+    /// Whose turn it is.
+    pub(super) turn: Arc<AtomicUsize>,
+    /// Made when it is first wanted.
+    pub(super) ring: Arc<OnceLock<Ring>>,
     candidates: Candidates,
     service: Arc<Service>,
     node: Option<Arc<str>>,
@@ -34,17 +52,40 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    pub(super) fn work_out(destination: &ServiceDestination, client: &Client, now: Instant) -> Self {
-        let all = eligible(destination, client);
+    /// `former` is the same choice as it was before its endpoints changed.
+    pub(super) fn work_out(
+        destination: &ServiceDestination,
+        client: &Client,
+        distribution: Option<Option<TrafficDistribution>>,
+        former: Option<&Self>,
+        now: Instant,
+    ) -> Self {
+        let eligible = eligible(destination, client);
+        let all = addresses(&eligible);
+        let keys: HashMap<SocketAddr, u64> = eligible.iter().map(|one| (one.addr, one.key)).collect();
+        let distribution = distribution.unwrap_or(destination.service.traffic_distribution);
         Self {
             used: now,
-            preferred: addresses(&near(&all, &destination.service, client)),
-            all: addresses(&all),
+            preferred: addresses(&near(&eligible, &destination.service, distribution, client)),
+            keys: all.iter().map(|addr| keys.get(addr).copied().unwrap_or_default()).collect(),
+            new: Arc::new(former.map(|former| former.newer(&all, now)).unwrap_or_default()),
+            turn: former.map(|former| former.turn.clone()).unwrap_or_default(),
+            ring: Arc::default(),
+            all,
             candidates: destination.candidates.clone(),
             service: destination.service.clone(),
             node: client.node.clone(),
             zone: client.zone.clone(),
         }
+    }
+
+    /// Which of these came lately.
+    fn newer(&self, all: &[SocketAddr], now: Instant) -> HashMap<SocketAddr, Instant> {
+        let since = |addr: &SocketAddr| match self.new.get(addr) {
+            Some(since) => Some(*since).filter(|since| now.saturating_duration_since(*since) < NEW),
+            None => (!self.has(addr)).then_some(now),
+        };
+        all.iter().filter_map(|addr| Some((*addr, since(addr)?))).collect()
     }
 
     pub(super) fn is_for(&self, destination: &ServiceDestination, client: &Client) -> bool {
@@ -63,7 +104,8 @@ impl Choice {
 /// does.
 pub fn endpoints(destination: &ServiceDestination, client: &Client) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
     let all = eligible(destination, client);
-    (addresses(&near(&all, &destination.service, client)).to_vec(), addresses(&all).to_vec())
+    let near = near(&all, &destination.service, destination.service.traffic_distribution, client);
+    (addresses(&near).to_vec(), addresses(&all).to_vec())
 }
 
 /// The candidates that may be chosen, near and far.
@@ -97,7 +139,12 @@ fn addresses(candidates: &[&Candidate]) -> Arc<[SocketAddr]> {
 
 /// The candidates that lie near: by hints where every one of them has hints and some name us (the safeguards of
 /// kube-proxy), else by what the Service prefers; all of them where none lies near, or where all are the node's own.
-fn near<'a>(pool: &[&'a Candidate], service: &Service, client: &Client) -> Vec<&'a Candidate> {
+fn near<'a>(
+    pool: &[&'a Candidate],
+    service: &Service,
+    distribution: Option<TrafficDistribution>,
+    client: &Client,
+) -> Vec<&'a Candidate> {
     if service.internal_traffic_policy == InternalTrafficPolicy::Local {
         return pool.to_vec();
     }
@@ -110,7 +157,6 @@ fn near<'a>(pool: &[&'a Candidate], service: &Service, client: &Client) -> Vec<&
         own.as_ref()?;
         some(pool.iter().copied().filter(|c| of(c) == own).collect())
     };
-    let distribution = service.traffic_distribution;
     let by_hints = || hinted(|c| &c.node_hints, &client.node).or_else(|| hinted(|c| &c.zone_hints, &client.zone));
     let by_node = || {
         distribution.filter(|d| *d == TrafficDistribution::PreferSameNode)?;
@@ -122,3 +168,6 @@ fn near<'a>(pool: &[&'a Candidate], service: &Service, client: &Client) -> Vec<&
     };
     by_hints().or_else(by_node).or_else(by_zone).unwrap_or_else(|| pool.to_vec())
 }
+
+/// For how long it is remembered that an endpoint came: no warm-up is longer.
+const NEW: Duration = Duration::from_secs(3600);

@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::health::{EJECTION, FAILURES};
-use super::*;
+use super::{Strategy, *};
 use crate::mesh::{
     Candidate, InternalTrafficPolicy, Service, ServiceKind, ServicePort, Settings, TargetPort, TrafficDistribution,
 };
@@ -21,6 +21,7 @@ fn candidate(n: u8) -> Candidate {
         zone_hints: Vec::new(),
         node_hints: Vec::new(),
         pod: None,
+        key: stable_hash(&[n]),
     }
 }
 
@@ -236,6 +237,118 @@ fn a_choice_of_endpoints_that_changed_takes_the_place_of_the_former() {
         assert_eq!(picked(&balancer, &all, &[], now), (1..=n).collect::<Vec<_>>());
     }
     assert_eq!(balancer.choices.len(), 1);
+}
+
+/// How often each of nine endpoints is chosen of so many picks, `wish` made anew for each.
+fn shares(
+    balancer: &Balancer,
+    destination: &ServiceDestination,
+    count: usize,
+    now: Instant,
+    wish: impl Fn(usize) -> Wish<'static>,
+) -> Vec<usize> {
+    let mut random = StdRng::seed_from_u64(11);
+    let mut counts = vec![0; 10];
+    for n in 0..count {
+        let picked = balancer.pick_as(destination, &client(), &wish(n), &[], now, &mut random).unwrap();
+        if let IpAddr::V4(ip) = picked.ip() {
+            counts[usize::from(ip.octets()[3])] += 1;
+        }
+    }
+    counts.remove(0);
+    counts
+}
+
+#[test]
+fn round_robin_gives_each_its_turn() {
+    let nine = destination((1..=9).map(candidate).collect(), |_| ());
+    let wish = |_| Wish { strategy: Strategy::RoundRobin, ..Wish::default() };
+    assert_eq!(shares(&Balancer::new(), &nine, 90, Instant::now(), wish), [10; 9]);
+}
+
+#[test]
+fn a_hash_leads_to_one_endpoint_and_little_moves_when_one_goes() {
+    let nine = destination((1..=9).map(candidate).collect(), |_| ());
+    let eight = destination((1..=8).map(candidate).collect(), |_| ());
+    let (balancer, now) = (Balancer::new(), Instant::now());
+    let mut random = StdRng::seed_from_u64(3);
+    let mut lead = |balancer: &Balancer, to: &ServiceDestination, n: u64| {
+        let wish = Wish { strategy: Strategy::Hash(stable_hash(&n.to_be_bytes())), ..Wish::default() };
+        balancer.pick_as(to, &client(), &wish, &[], now, &mut random).unwrap()
+    };
+    let last = candidate(9).addr;
+    for n in 0..1000 {
+        let (before, after) = (lead(&balancer, &nine, n), lead(&balancer, &eight, n));
+        assert!(before == after || before == last, "{n} moved from {before} to {after}");
+        assert_eq!(before, lead(&Balancer::new(), &nine, n), "another agent has another ring");
+    }
+    let shares = shares(&balancer, &nine, 9000, now, |n| Wish {
+        strategy: Strategy::Hash(stable_hash(&n.to_be_bytes())),
+        ..Wish::default()
+    });
+    assert!(shares.iter().all(|share| (600..1500).contains(share)), "{shares:?}");
+}
+
+#[test]
+fn the_slow_get_little_and_are_tried_again_later() {
+    let nine = destination((1..=9).map(candidate).collect(), |_| ());
+    let (balancer, now) = (Balancer::new(), Instant::now());
+    for n in 1..=9 {
+        balancer.took(candidate(n).addr, Duration::from_millis(if n == 5 { 500 } else { 5 }), now);
+    }
+    let wish = |_| Wish { strategy: Strategy::PeakEwma, ..Wish::default() };
+    let shares_now = shares(&balancer, &nine, 900, now, wish);
+    assert_eq!(shares_now[4], 0, "of two the other one is always faster: {shares_now:?}");
+    let later = now + Duration::from_secs(200);
+    balancer.expire(later);
+    assert!(shares(&balancer, &nine, 900, later, wish)[4] > 50, "long ago it was slow");
+}
+
+#[test]
+fn one_that_comes_takes_its_share_little_by_little() {
+    let warmup = Some(Warmup { length: Duration::from_secs(100), least: 10 });
+    for strategy in [Strategy::LeastRequest, Strategy::RoundRobin, Strategy::Random] {
+        let (balancer, now) = (Balancer::new(), Instant::now());
+        let wish = |_| Wish { strategy, warmup, ..Wish::default() };
+        let mut nine = destination((1..=8).map(candidate).collect(), |_| ());
+        assert_eq!(shares(&balancer, &nine, 800, now, wish).iter().filter(|share| **share > 0).count(), 8);
+        nine.candidates = (1..=9).map(candidate).collect::<Vec<_>>().into();
+        let at_first = shares(&balancer, &nine, 9000, now, wish)[8];
+        let halfway = shares(&balancer, &nine, 9000, now + Duration::from_secs(50), wish)[8];
+        let warm = shares(&balancer, &nine, 9000, now + Duration::from_secs(100), wish)[8];
+        assert!((20..250).contains(&at_first), "{strategy:?}: {at_first}");
+        assert!((350..800).contains(&halfway), "{strategy:?}: {halfway}");
+        assert!((850..1150).contains(&warm), "{strategy:?}: {warm}");
+    }
+}
+
+#[test]
+fn a_zone_is_preferred_where_a_policy_says_so_and_what_is_avoided_serves_where_nothing_else_does() {
+    let four = destination((1..=4).map(candidate).collect(), |_| ());
+    let (balancer, now) = (Balancer::new(), Instant::now());
+    let near = Some(Some(TrafficDistribution::PreferSameZone));
+    let chosen = shares(&balancer, &four, 100, now, |_| Wish { distribution: near, ..Wish::default() });
+    assert!(chosen[1] == 0 && chosen[3] == 0 && chosen[0] > 0, "{chosen:?}");
+    let odd = |addr: SocketAddr| addr == candidate(1).addr || addr == candidate(3).addr;
+    let mut random = StdRng::seed_from_u64(5);
+    for avoid in [&odd as &dyn Fn(SocketAddr) -> bool, &|_| true] {
+        let wish = Wish { distribution: near, avoid: Some(avoid), ..Wish::default() };
+        let picked = balancer.pick_as(&four, &client(), &wish, &[], now, &mut random).unwrap();
+        assert_eq!(odd(picked), avoid(candidate(2).addr), "{picked}");
+    }
+}
+
+#[test]
+fn whoever_sticks_to_an_endpoint_finds_it_by_its_key() {
+    let four = destination((1..=4).map(candidate).collect(), |_| ());
+    let (balancer, now) = (Balancer::new(), Instant::now());
+    let addr = candidate(3).addr;
+    let key = balancer.key_of(&four, &client(), addr, now).unwrap();
+    assert_eq!(key, stable_hash(&[3]));
+    assert_eq!(balancer.of_key(&four, &client(), key, now), Some(addr));
+    assert_eq!(balancer.of_key(&four, &client(), 1, now), None);
+    let chosen = shares(&balancer, &four, 20, now, |_| Wish { stuck: Some(candidate(3).addr), ..Wish::default() });
+    assert_eq!(chosen[2], 20);
 }
 
 proptest! {

@@ -82,6 +82,7 @@ pub(crate) fn slice(name: &str, service: &str, port: u16, ips: &[&str]) -> Endpo
         zone_hints: Vec::new(),
         node_hints: Vec::new(),
         pod: None,
+        pod_uid: None,
     };
     EndpointSlice {
         name: NamespacedName::new("shop", name),

@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use super::target::targets;
 use super::{Explanation, From, Party, Question, explain_sent};
-use crate::mesh::{Destination, ServiceDestination, ServiceKind, Waypoint};
+use crate::mesh::{Destination, NamespacedName, ServiceDestination, ServiceKind, Waypoint};
 use crate::model::State;
 use crate::policy::{PathFault, normal_path};
-use crate::route::{Action, Answer, Because, Decision, Routes, Target};
+use crate::route::{Action, Answer, Because, Decision, RouteRef, Routes, Rule, Target};
 
 /// The answer to a question about one request.
 #[derive(Clone, Debug, Serialize)]
@@ -53,8 +53,19 @@ pub struct BackendExplanation {
     pub request: Option<String>,
     /// What is answered in its place, where it is not there.
     pub answer: Option<AnswerExplanation>,
+    /// What policies about traffic, and the rule itself, say of it.
+    pub traffic: Vec<TrafficExplanation>,
     /// What becomes of the connection to it.
     pub connection: Option<Explanation>,
+}
+
+/// One field that is in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrafficExplanation {
+    /// `timeouts.request`
+    pub field: &'static str,
+    /// `TrafficPolicy shop/cart`, or the rule itself.
+    pub from: String,
 }
 
 /// Answers a question about one request, or says what is wrong with it.
@@ -81,6 +92,7 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
         _ => None,
     });
     let routes = service
+        .clone()
         .ok_or("routes rule the ports of Services, and this is none")
         .and_then(|(dialled, service)| rule(state, &from, dialled, &service).map(|routes| (service, routes)));
     match routes {
@@ -90,7 +102,10 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
             let connection = Some(explain_sent(state, question, Some(head))?);
             let to = format!("{} port {}", explanation.to, explanation.port);
             let request = Some(words(head));
-            explanation.backends.push(BackendExplanation { to, weight: 1, of: 1, request, answer: None, connection });
+            let dialled = service.filter(|_| why == NO_ROUTE);
+            let traffic = dialled.map(|(_, service)| traffic(state, None, &service.service.name)).unwrap_or_default();
+            let backend = BackendExplanation { to, weight: 1, of: 1, request, answer: None, traffic, connection };
+            explanation.backends.push(backend);
         }
     }
     Ok(explanation)
@@ -110,7 +125,7 @@ fn rule(
         return Err("neither the Service nor its namespace says selvedge.dev/waypoint: node");
     }
     let routes = state.routes.routes(&service.service.name, &service.port, &client.name().namespace);
-    routes.ok_or("there is none for this Service port and this client's namespace")
+    routes.ok_or(NO_ROUTE)
 }
 
 impl RequestExplanation {
@@ -172,6 +187,7 @@ fn backend(
         of,
         request: None,
         answer: Some(in_numbers(answer)),
+        traffic: Vec::new(),
         connection: None,
     };
     let forward = match decision {
@@ -195,7 +211,16 @@ fn backend(
     let to = to.unwrap_or_else(|| Party::Named(name.clone()));
     let asked = Question { from: question.from.clone(), to, port: Some(port) };
     let connection = explain_sent(state, &asked, Some(&sent)).ok();
-    BackendExplanation { to: words_of, weight, of, request: Some(words(&sent)), answer: None, connection }
+    let traffic = traffic(state, Some((&forward.route(), forward.rule())), name);
+    BackendExplanation { to: words_of, weight, of, request: Some(words(&sent)), answer: None, traffic, connection }
+}
+
+fn traffic(state: &State, rule: Option<(&RouteRef, &Rule)>, service: &NamespacedName) -> Vec<TrafficExplanation> {
+    let itself = || "the rule itself".to_owned();
+    let sources = state.traffic.sources(rule, service).into_iter();
+    sources
+        .map(|(field, from)| TrafficExplanation { field, from: from.map_or_else(itself, |from| from.to_string()) })
+        .collect()
 }
 
 /// The request as it is where it is judged.
@@ -226,6 +251,8 @@ fn words(head: &Parts) -> String {
     let host = host.map(|host| format!(" of {host}")).unwrap_or_default();
     format!("{} {}{host}", head.method, head.uri.path_and_query().map_or("/", |path| path.as_str()))
 }
+
+const NO_ROUTE: &str = "there is none for this Service port and this client's namespace";
 
 #[cfg(test)]
 mod tests;

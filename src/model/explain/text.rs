@@ -60,6 +60,9 @@ impl fmt::Display for RequestExplanation {
                 }
                 (None, None) => writeln!(f)?,
             }
+            for traffic in &backend.traffic {
+                writeln!(f, "    {} of {}", traffic.field, traffic.from)?;
+            }
         }
         Ok(())
     }

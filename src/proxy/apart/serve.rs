@@ -28,11 +28,8 @@ pub struct Admitted {
     service: ServiceDestination,
     connection: Registered,
     /// Of a port that declares another protocol than HTTP: somebody has accepted already.
-    upstream: Option<Endpoint>,
+    upstream: Option<(Line, Option<Counted>)>,
 }
-
-/// One that has accepted, and is counted for that.
-type Endpoint = Box<(Line, Option<Counted>)>;
 
 impl Arriving {
     /// One stream of an HBONE tunnel, to its end.
@@ -139,7 +136,7 @@ impl Arriving {
         &self,
         place: &Relayed,
         to: SocketAddr,
-    ) -> Result<(ServiceDestination, Option<Endpoint>), Failure> {
+    ) -> Result<(ServiceDestination, Option<(Line, Option<Counted>)>), Failure> {
         if !self.proxy.limits.admits(self.pod.uid()) {
             let text = "too many connections; raise the descriptor limit of the waypoint, or its replicas";
             return Err(Failure::new(Reason::Limit, text));
@@ -160,8 +157,8 @@ impl Arriving {
         if service.port.protocol().is_none_or(AppProtocol::is_http) {
             return Ok((service, None));
         }
-        let endpoint = place.any_line(&service).await?;
-        Ok((service, Some(Box::new(endpoint))))
+        let line = place.any_line(&service).await?;
+        Ok((service, Some(line)))
     }
 }
 
@@ -169,7 +166,7 @@ impl Arriving {
 enum Heard {
     Requests(Version),
     /// Bytes that are nobody's business; with an endpoint, and what that has said.
-    Bytes(Option<Endpoint>, BytesMut),
+    Bytes(Option<(Line, Option<Counted>)>, BytesMut),
 }
 
 impl Admitted {
@@ -178,7 +175,7 @@ impl Admitted {
         let Self { place, service, connection, upstream } = self;
         let control = &connection.control;
         let heard = match upstream {
-            Some(endpoint) => Ok(Heard::Bytes(Some(endpoint), BytesMut::new())),
+            Some(line) => Ok(Heard::Bytes(Some(line), BytesMut::new())),
             None => tokio::select! {
                 heard = Box::pin(ear.hear(&place, &service)) => heard,
                 reason = control.reset_requested() => Err(Failure::new(reason, "ended before a request")),
@@ -195,13 +192,12 @@ impl Admitted {
                 }
             }
             Ok(Heard::Bytes(upstream, heard)) => {
-                let endpoint = match upstream {
-                    Some(endpoint) => Ok(endpoint),
-                    None => place.any_line(&service).await.map(Box::new),
+                let line = match upstream {
+                    Some(line) => Ok(line),
+                    None => place.any_line(&service).await,
                 };
-                match endpoint {
-                    Ok(endpoint) => {
-                        let (line, _counted) = *endpoint;
+                match line {
+                    Ok((line, _counted)) => {
                         // The line tells of it.
                         connection.telemetry.told_by_requests();
                         tokio::select! {
@@ -239,7 +235,7 @@ struct Ear {
 impl Ear {
     async fn hear(&mut self, place: &Relayed, service: &ServiceDestination) -> Result<Heard, Failure> {
         let is_http = service.port.protocol().is_some() || self.is_demanded(place, service);
-        let mut upstream: Option<Endpoint> = None;
+        let mut upstream: Option<(Line, Option<Counted>)> = None;
         loop {
             match sniff(&self.said) {
                 Guess::Http1 => return Ok(Heard::Requests(Version::Http1)),
@@ -261,11 +257,10 @@ impl Ear {
                 None => {
                     if tokio::time::timeout(SILENCE, self.more()).await.is_err() {
                         // The server may be the one who speaks first.
-                        upstream = Some(Box::new(place.any_line(service).await?));
+                        upstream = Some(place.any_line(service).await?);
                     }
                 }
-                Some(endpoint) => {
-                    let (line, _) = &mut **endpoint;
+                Some((line, _)) => {
                     let mut heard = BytesMut::new();
                     tokio::select! {
                         () = self.more() => {}

@@ -74,9 +74,9 @@ impl Reader<'_> {
             filters,
             action,
             timeouts: timeouts(&format!("{field}.timeouts"), written.timeouts)?,
-            retry: written.retry.map(|retry| read_retry(&format!("{field}.retry"), retry)).transpose()?,
+            retry: written.retry.map(|retry| read_retry(&format!("{field}.retry"), retry)).transpose()?.map(Arc::new),
             session: match written.session_persistence {
-                Some(session) => Some(read_session(&format!("{field}.sessionPersistence"), session)?),
+                Some(session) => Some(Arc::new(read_session(&format!("{field}.sessionPersistence"), session)?)),
                 None => None,
             },
         })
@@ -155,19 +155,16 @@ impl Reader<'_> {
     }
 }
 
-fn timeouts(field: &str, written: Option<wire::Timeouts>) -> Result<Timeouts, DecodeError> {
+pub(in crate::route) fn timeouts(field: &str, written: Option<wire::Timeouts>) -> Result<Timeouts, DecodeError> {
     let Some(written) = written else { return Ok(Timeouts::default()) };
-    // "A zero-valued timeout means no timeout" (GEP-1742).
-    let limit = |name: &str, text: Option<String>| {
-        Ok(duration(field, name, text.as_deref())?.filter(|limit| *limit > Duration::ZERO))
-    };
+    // "A zero-valued timeout means no timeout" (GEP-1742): also where a policy says another one.
     Ok(Timeouts {
-        request: limit("request", written.request)?,
-        backend_request: limit("backendRequest", written.backend_request)?,
+        request: duration(field, "request", written.request.as_deref())?,
+        backend_request: duration(field, "backendRequest", written.backend_request.as_deref())?,
     })
 }
 
-fn read_retry(field: &str, written: wire::Retry) -> Result<Retry, DecodeError> {
+pub(in crate::route) fn read_retry(field: &str, written: wire::Retry) -> Result<Retry, DecodeError> {
     let code = |(at, code): (usize, u16)| {
         let known = (400..600).contains(&code).then(|| StatusCode::from_u16(code).ok()).flatten();
         known.ok_or_else(|| DecodeError {
@@ -180,10 +177,14 @@ fn read_retry(field: &str, written: wire::Retry) -> Result<Retry, DecodeError> {
         attempts: written.attempts,
         backoff: duration(field, "backoff", written.backoff.as_deref())?,
         codes: codes.into_iter().enumerate().map(code).collect::<Result<_, _>>()?,
+        grpc_codes: Vec::new(),
     })
 }
 
-fn read_session(field: &str, written: wire::SessionPersistence) -> Result<SessionPersistence, DecodeError> {
+pub(in crate::route) fn read_session(
+    field: &str,
+    written: wire::SessionPersistence,
+) -> Result<SessionPersistence, DecodeError> {
     let one_of = |name: &str, text: &str, known: &str| DecodeError {
         field: format!("{field}.{name}"),
         cause: format!("{text:?} is none of {known}"),
@@ -206,7 +207,7 @@ fn read_session(field: &str, written: wire::SessionPersistence) -> Result<Sessio
     })
 }
 
-fn duration(field: &str, name: &str, text: Option<&str>) -> Result<Option<Duration>, DecodeError> {
+pub(in crate::route) fn duration(field: &str, name: &str, text: Option<&str>) -> Result<Option<Duration>, DecodeError> {
     let Some(text) = text else { return Ok(None) };
     let read = parse_duration(text);
     let refused = |error| DecodeError { field: format!("{field}.{name}"), cause: format!("{text:?} is {error}") };

@@ -214,7 +214,7 @@ fn timeouts_retries_and_sessions_are_read_and_refused_by_field() {
     assert_eq!(route.notes, []);
     let rule = &route.rules[0];
     assert_eq!(rule.timeouts.request.unwrap().as_secs(), 10);
-    assert_eq!(rule.timeouts.backend_request, None, "0s is no limit");
+    assert_eq!(rule.timeouts.backend_request, Some(std::time::Duration::ZERO), "0s is said, and no limit");
     assert_eq!(rule.retry.as_ref().unwrap().codes.len(), 2);
     assert_eq!(rule.session.as_ref().unwrap().kind, crate::route::SessionKind::Header);
     for (rule, field) in [

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ParentRef {
+pub(in crate::route) struct ParentRef {
     pub group: Option<String>,
     pub kind: Option<String>,
     pub namespace: Option<String>,
@@ -17,7 +17,7 @@ pub(super) struct ParentRef {
 /// Its parts are read one by one: what an unknown field means differs.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Rule {
+pub(in crate::route) struct Rule {
     pub name: Option<String>,
     pub matches: Option<Vec<Value>>,
     pub filters: Option<Vec<Value>>,
@@ -29,7 +29,7 @@ pub(super) struct Rule {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct HttpMatch {
+pub(in crate::route) struct HttpMatch {
     pub path: Option<PathMatch>,
     pub method: Option<String>,
     pub headers: Option<Vec<NamedMatch>>,
@@ -37,14 +37,14 @@ pub(super) struct HttpMatch {
 }
 
 #[derive(Deserialize)]
-pub(super) struct PathMatch {
+pub(in crate::route) struct PathMatch {
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub value: Option<String>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct NamedMatch {
+pub(in crate::route) struct NamedMatch {
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub name: String,
@@ -52,13 +52,13 @@ pub(super) struct NamedMatch {
 }
 
 #[derive(Deserialize)]
-pub(super) struct GrpcMatch {
+pub(in crate::route) struct GrpcMatch {
     pub method: Option<MethodMatch>,
     pub headers: Option<Vec<NamedMatch>>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct MethodMatch {
+pub(in crate::route) struct MethodMatch {
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub service: Option<String>,
@@ -66,7 +66,7 @@ pub(super) struct MethodMatch {
 }
 
 #[derive(Deserialize)]
-pub(super) struct BackendRef {
+pub(in crate::route) struct BackendRef {
     pub group: Option<String>,
     pub kind: Option<String>,
     pub namespace: Option<String>,
@@ -78,7 +78,7 @@ pub(super) struct BackendRef {
 
 /// A reference as mirrors have it.
 #[derive(Deserialize)]
-pub(super) struct ObjectRef {
+pub(in crate::route) struct ObjectRef {
     pub group: Option<String>,
     pub kind: Option<String>,
     pub namespace: Option<String>,
@@ -88,7 +88,7 @@ pub(super) struct ObjectRef {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Filter {
+pub(in crate::route) struct Filter {
     #[serde(rename = "type")]
     pub kind: String,
     pub request_header_modifier: Option<HeaderFilter>,
@@ -105,35 +105,35 @@ pub(super) struct Filter {
 }
 
 #[derive(Deserialize)]
-pub(super) struct HeaderFilter {
+pub(in crate::route) struct HeaderFilter {
     pub set: Option<Vec<Header>>,
     pub add: Option<Vec<Header>>,
     pub remove: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Header {
+pub(in crate::route) struct Header {
     pub name: String,
     pub value: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct RequestMirror {
+pub(in crate::route) struct RequestMirror {
     pub backend_ref: ObjectRef,
     pub percent: Option<u32>,
     pub fraction: Option<Fraction>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Fraction {
+pub(in crate::route) struct Fraction {
     pub numerator: u32,
     pub denominator: Option<u32>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct RequestRedirect {
+pub(in crate::route) struct RequestRedirect {
     pub scheme: Option<String>,
     pub hostname: Option<String>,
     pub path: Option<PathModifier>,
@@ -142,14 +142,14 @@ pub(super) struct RequestRedirect {
 }
 
 #[derive(Deserialize)]
-pub(super) struct UrlRewrite {
+pub(in crate::route) struct UrlRewrite {
     pub hostname: Option<String>,
     pub path: Option<PathModifier>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PathModifier {
+pub(in crate::route) struct PathModifier {
     #[serde(rename = "type")]
     pub kind: String,
     pub replace_full_path: Option<String>,
@@ -158,7 +158,7 @@ pub(super) struct PathModifier {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Cors {
+pub(in crate::route) struct Cors {
     pub allow_origins: Option<Vec<String>>,
     pub allow_credentials: Option<bool>,
     pub allow_methods: Option<Vec<String>>,
@@ -169,13 +169,13 @@ pub(super) struct Cors {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Timeouts {
+pub(in crate::route) struct Timeouts {
     pub request: Option<String>,
     pub backend_request: Option<String>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Retry {
+pub(in crate::route) struct Retry {
     pub attempts: Option<u32>,
     pub backoff: Option<String>,
     pub codes: Option<Vec<u16>>,
@@ -183,7 +183,7 @@ pub(super) struct Retry {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct SessionPersistence {
+pub(in crate::route) struct SessionPersistence {
     pub session_name: Option<String>,
     pub absolute_timeout: Option<String>,
     pub idle_timeout: Option<String>,
@@ -194,6 +194,6 @@ pub(super) struct SessionPersistence {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct CookieConfig {
+pub(in crate::route) struct CookieConfig {
     pub lifetime_type: Option<String>,
 }

@@ -6,7 +6,7 @@ pub struct Limits {
     pub connections: Option<u32>,
     /// Requests that wait for a connection.
     pub pending: Option<u32>,
-    /// Requests that have one.
+    /// Requests under way, those that wait among them.
     pub requests: Option<u32>,
 }
 
@@ -27,6 +27,15 @@ pub enum Full {
 }
 
 impl Full {
+    /// As a sentence has it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Pending => "requests that wait for a connection",
+            Self::Requests => "requests under way",
+        }
+    }
+
     /// One word, for a label.
     pub fn name(self) -> &'static str {
         match self {
@@ -43,13 +52,12 @@ impl Breaker {
         take(&mut self.pending, limits.pending, Full::Pending)
     }
 
-    /// It has one.
+    /// A request is under way.
     pub fn begin(&mut self, limits: &Limits) -> Result<(), Full> {
-        self.give_up();
         take(&mut self.requests, limits.requests, Full::Requests)
     }
 
-    /// It waits no more, and got none.
+    /// It waits no more.
     pub fn give_up(&mut self) {
         self.pending = self.pending.saturating_sub(1);
     }
@@ -94,9 +102,10 @@ mod tests {
         assert_eq!([breaker.wait(&limits), breaker.wait(&limits)], [Ok(()), Ok(())]);
         assert_eq!(breaker.wait(&limits), Err(Full::Pending));
         assert_eq!(breaker.begin(&limits), Ok(()));
-        assert_eq!(breaker.begin(&limits), Err(Full::Requests), "and it waits no more");
-        assert_eq!(breaker.wait(&limits), Ok(()));
+        assert_eq!(breaker.begin(&limits), Err(Full::Requests));
         breaker.give_up();
+        assert_eq!(breaker.wait(&limits), Ok(()));
+        (0..2).for_each(|_| breaker.give_up());
         breaker.end();
         breaker.close();
         assert!(breaker.is_idle());

@@ -14,3 +14,6 @@ pub use fault::{Abort, Fault, FaultRules};
 pub use limit::{Bucket, Rate};
 pub use outlier::{OutlierRules, Outliers};
 pub use retry::{Outcome, RetryRules, Tries};
+
+#[cfg(test)]
+mod simulation;

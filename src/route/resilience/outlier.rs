@@ -16,7 +16,7 @@ pub struct OutlierRules {
     /// Of all endpoints, how many may be ejected at once; one may always be.
     pub max_ejected_percent: u32,
     /// Of a round's requests, the share of successes below which an endpoint is ejected, compared with what all
-    /// endpoints have on average: so many hundredths of a standard deviation below it. 0 is never.
+    /// endpoints have on average: so many thousandths of a standard deviation below it. 0 is never.
     pub success_rate_deviation: u32,
     /// Requests in a round below which an endpoint is not compared.
     pub least_requests: u32,
@@ -49,6 +49,8 @@ struct Record {
     /// Of this round.
     requests: u32,
     successes: u32,
+    /// In the round before.
+    was_asked: bool,
     ejections: u32,
     ejected_until: Option<Instant>,
 }
@@ -121,15 +123,20 @@ impl<E: Hash + Eq + Clone> Outliers<E> {
             // One that was in order for a whole round begins anew with short ejections.
             let is_well = !record.is_ejected(now) && record.requests > 0 && record.requests == record.successes;
             record.ejections = record.ejections.saturating_sub(u32::from(is_well));
+            record.was_asked = record.requests > 0;
             (record.requests, record.successes) = (0, 0);
         }
+        // What nobody has asked for a while is forgotten: endpoints come and go.
+        self.endpoints.retain(|_, record| {
+            record.was_asked || record.errors > 0 || record.ejected_until.is_some_and(|until| now < until + LONGEST)
+        });
         if rules.success_rate_deviation == 0 || rates.len() < FEWEST {
             return;
         }
         let count = rates.len() as f64;
         let mean = rates.iter().map(|(_, rate)| rate).sum::<f64>() / count;
         let variance = rates.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
-        let bound = mean - variance.sqrt() * f64::from(rules.success_rate_deviation) / 100.0;
+        let bound = mean - variance.sqrt() * f64::from(rules.success_rate_deviation) / 1000.0;
         for (endpoint, _) in rates.iter().filter(|(_, rate)| *rate < bound) {
             self.eject(rules, endpoint, known, now);
         }
@@ -196,7 +203,7 @@ mod tests {
 
     #[test]
     fn one_far_below_the_average_is_ejected() {
-        let rules = OutlierRules { consecutive_errors: 0, success_rate_deviation: 150, ..RULES };
+        let rules = OutlierRules { consecutive_errors: 0, success_rate_deviation: 1500, ..RULES };
         let now = Instant::now();
         let mut outliers = Outliers::default();
         for endpoint in 0..6u8 {
@@ -223,7 +230,7 @@ mod tests {
         fn whatever_fails_somebody_is_left(
             steps in prop::collection::vec((0u8..4, any::<bool>(), 0u64..8), 0..300), percent in 0u32..200,
         ) {
-            let rules = OutlierRules { max_ejected_percent: percent, success_rate_deviation: 100, ..RULES };
+            let rules = OutlierRules { max_ejected_percent: percent, success_rate_deviation: 1000, ..RULES };
             let (mut now, mut outliers) = (Instant::now(), Outliers::default());
             for (endpoint, is_success, seconds) in steps {
                 now += Duration::from_secs(seconds);

@@ -23,18 +23,18 @@ pub struct RetryRules {
 }
 
 impl Default for RetryRules {
-    /// Without a word from anybody: only what never reached the application is sent again.
+    /// Without a word from anybody: only what never reached the application is sent again, elsewhere and at once.
     fn default() -> Self {
-        Self { attempts: 2, codes: Vec::new(), grpc_codes: Vec::new(), backoff: BACKOFF, unanswered: false }
+        Self { attempts: 4, codes: Vec::new(), grpc_codes: Vec::new(), backoff: Duration::ZERO, unanswered: false }
     }
 }
 
 impl From<&Retry> for RetryRules {
     fn from(written: &Retry) -> Self {
         Self {
-            attempts: written.attempts.unwrap_or(2),
+            attempts: written.attempts.unwrap_or(ATTEMPTS),
             codes: written.codes.clone(),
-            grpc_codes: Vec::new(),
+            grpc_codes: written.grpc_codes.clone(),
             backoff: written.backoff.unwrap_or(BACKOFF),
             unanswered: true,
         }
@@ -97,7 +97,8 @@ impl Tries {
     }
 }
 
-/// Where none is written.
+/// Where a policy does not say how many, or how long.
+const ATTEMPTS: u32 = 2;
 const BACKOFF: Duration = Duration::from_millis(25);
 /// After these the pauses stay as long as they are.
 pub const MOST_DOUBLINGS: u32 = 5;

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{CniKind, group_of};
 use crate::mesh::{self, NamespacedName, ObjectKind, ObjectRef};
 use crate::model::Delta;
+use crate::route::traffic::{self, PolicyRef, TrafficKind};
 use crate::route::{self, RouteKind, RouteRef};
 
 /// The kinds that are read.
@@ -25,6 +26,9 @@ pub enum Kind {
     /// Of the Gateway API.
     HttpRoute,
     GrpcRoute,
+    /// Ours, and the Gateway API's, about traffic.
+    TrafficPolicy,
+    BackendTrafficPolicy,
     Gateway,
     /// A CNI's own.
     Cni(&'static CniKind),
@@ -32,7 +36,7 @@ pub enum Kind {
 
 impl Kind {
     /// All but those of CNIs.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -45,6 +49,8 @@ impl Kind {
         Self::MeshNode,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TrafficPolicy,
+        Self::BackendTrafficPolicy,
         Self::Gateway,
     ];
 
@@ -62,6 +68,8 @@ impl Kind {
             Self::MeshNode => "MeshNode",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
             Self::Gateway => "Gateway",
             Self::Cni(kind) => kind.kind,
         }
@@ -77,7 +85,10 @@ impl Kind {
             Self::Namespace | Self::Node | Self::Service | Self::Pod => Some("v1"),
             Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
             Self::EndpointSlice => Some("discovery.k8s.io/v1"),
-            Self::PeerAuthentication | Self::AuthorizationPolicy | Self::MeshNode => Some("selvedge.dev/v1alpha1"),
+            Self::PeerAuthentication | Self::AuthorizationPolicy | Self::MeshNode | Self::TrafficPolicy => {
+                Some("selvedge.dev/v1alpha1")
+            }
+            Self::BackendTrafficPolicy => Some("gateway.networking.x-k8s.io/v1alpha1"),
             Self::HttpRoute | Self::GrpcRoute | Self::Gateway => Some("gateway.networking.k8s.io/v1"),
             Self::Cni(_) => None,
         }
@@ -130,6 +141,7 @@ impl Key {
     /// The step of the model that takes it away; `None` for policies, which say it themselves.
     pub(in crate::source) fn delete(&self) -> Option<Delta> {
         let route = |kind| Delta::Route(route::Delta::Delete(RouteRef { kind, name: self.name.clone() }));
+        let traffic = |kind| Delta::Traffic(traffic::Delta::Delete(PolicyRef { kind, name: self.name.clone() }));
         let kind = match self.kind {
             Kind::Namespace => ObjectKind::Namespace,
             Kind::Node => ObjectKind::Node,
@@ -142,6 +154,8 @@ impl Key {
             Kind::Gateway => ObjectKind::Gateway,
             Kind::HttpRoute => return Some(route(RouteKind::Http)),
             Kind::GrpcRoute => return Some(route(RouteKind::Grpc)),
+            Kind::TrafficPolicy => return Some(traffic(TrafficKind::Traffic)),
+            Kind::BackendTrafficPolicy => return Some(traffic(TrafficKind::Backend)),
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
         };
         Some(Delta::Mesh(mesh::Delta::Delete(ObjectRef { kind, name: self.model_name() })))

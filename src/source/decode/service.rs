@@ -12,7 +12,7 @@ use super::field::{
 };
 use super::{Item, Key, Read};
 use crate::mesh::{
-    Endpoint, EndpointSlice, InternalTrafficPolicy, NamespacedName, Object, Service, ServiceKind, ServicePort,
+    Endpoint, EndpointSlice, InternalTrafficPolicy, NamespacedName, Object, PodUid, Service, ServiceKind, ServicePort,
     TargetPort, TrafficDistribution,
 };
 
@@ -205,7 +205,10 @@ fn endpoint(key: &Key, i: usize, is_v4: bool, written: discovery::Endpoint) -> R
     let conditions = written.conditions.unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
     let hints = written.hints.unwrap_or_default();
-    let pod = written.target_ref.filter(|target| target.kind.as_deref() == Some("Pod")).and_then(|target| {
+    let target = written.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
+    let pod_uid = target.as_ref().and_then(|target| target.uid.as_deref()).filter(|uid| !uid.is_empty());
+    let pod_uid = pod_uid.map(PodUid::new);
+    let pod = target.and_then(|target| {
         let namespace = target.namespace.map_or_else(|| key.name.namespace.clone(), Into::into);
         Some(NamespacedName { namespace, name: target.name?.into() })
     });
@@ -219,6 +222,7 @@ fn endpoint(key: &Key, i: usize, is_v4: bool, written: discovery::Endpoint) -> R
         zone_hints: hints.for_zones.into_iter().flatten().map(|hint| hint.name.into()).collect(),
         node_hints: hints.for_nodes.into_iter().flatten().map(|hint| hint.name.into()).collect(),
         pod,
+        pod_uid,
     })
 }
 

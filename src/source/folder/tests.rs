@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::mesh::{self, Object};
 use crate::policy::{self, PolicyObject, Selection};
-use crate::route;
+use crate::route::{self, traffic};
 
 /// A folder whose clock and files the test holds.
 struct Bench {
@@ -90,6 +90,13 @@ impl Bench {
                 }
                 Delta::Route(route::Delta::Apply(route)) => {
                     self.objects.insert(format!("{}=route", route.name.name));
+                }
+                Delta::Traffic(traffic::Delta::Apply(policy)) => {
+                    self.objects.insert(format!("{}=traffic", policy.name.name.name));
+                }
+                Delta::Traffic(traffic::Delta::Delete(reference)) => {
+                    self.objects.retain(|other| !other.starts_with(&format!("{}=", reference.name.name)));
+                    self.deleted.push(reference.name.name.to_string());
                 }
                 Delta::Route(route::Delta::Delete(reference)) => {
                     self.objects.retain(|other| !other.starts_with(&format!("{}=", reference.name.name)));

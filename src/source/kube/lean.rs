@@ -49,7 +49,9 @@ impl Keep {
             Kind::MeshNode => Self::Only(&[("metadata", METADATA), ("status", Self::Only(&[("captured", Self::All)]))]),
             Kind::Cni(_) => Self::Only(&[("metadata", METADATA)]),
             // All of their spec: what nobody knows of a match or a filter is not passed over.
-            Kind::HttpRoute | Kind::GrpcRoute => Self::Only(&[("metadata", ROUTE_METADATA), ("spec", Self::All)]),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TrafficPolicy | Kind::BackendTrafficPolicy => {
+                Self::Only(&[("metadata", ROUTE_METADATA), ("spec", Self::All)])
+            }
             Kind::Gateway => Self::Only(&[
                 ("metadata", METADATA),
                 ("spec", Self::Only(&[("gatewayClassName", Self::All), ("listeners", Self::All)])),

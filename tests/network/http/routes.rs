@@ -166,25 +166,35 @@ fn tries_again(lab: &Lab) -> Result<()> {
 }
 
 /// A Service with routes, and its backends.
-struct Versions {
-    web: Pod,
-    v1: Application,
-    v2: Application,
-    _pods: [Pod; 2],
+pub struct Versions {
+    pub web: Pod,
+    pub v1: Application,
+    pub v2: Application,
+    pub pods: [Pod; 2],
 }
 
 impl Versions {
-    fn open(lab: &Lab) -> Result<Self> {
+    pub fn open(lab: &Lab) -> Result<Self> {
+        Self::start(lab, false)
+    }
+
+    /// With either of them behind `shop/cart`.
+    pub fn both(lab: &Lab) -> Result<Self> {
+        Self::start(lab, true)
+    }
+
+    fn start(lab: &Lab, both: bool) -> Result<Self> {
         let web = lab.pod(PodSpec::new("shop/web", "node-a"))?;
         let v1 = lab.pod(PodSpec::new("shop/v1", "node-b"))?;
         let v2 = lab.pod(PodSpec::new("shop/v2", "node-a"))?;
-        lab.service(&service("shop/cart", 1).port("http", 80, 8080).endpoint(&v1))?;
+        let cart = service("shop/cart", 1).port("http", 80, 8080).endpoint(&v1);
+        lab.service(&if both { cart.endpoint(&v2) } else { cart })?;
         lab.service(&service("shop/v1", 2).port("http", 80, 8080).endpoint(&v1))?;
         lab.service(&service("shop/v2", 3).port("http", 80, 8080).endpoint(&v2))?;
-        Ok(Self { web, v1: Application::start(&v1, 8080)?, v2: Application::start(&v2, 8080)?, _pods: [v1, v2] })
+        Ok(Self { web, v1: Application::start(&v1, 8080)?, v2: Application::start(&v2, 8080)?, pods: [v1, v2] })
     }
 
-    fn route(&self, lab: &Lab, rules: Value) -> Result<()> {
+    pub fn route(&self, lab: &Lab, rules: Value) -> Result<()> {
         lab.put(&json!({
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "HTTPRoute",

@@ -55,6 +55,21 @@ spec:
     - {name: cart, port: 80, weight: 0}
   - matches: [{path: {value: /moved}}]
     filters: [{type: RequestRedirect, requestRedirect: {hostname: new.example}}]
+---
+apiVersion: selvedge.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: all, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: cart}]
+  retry: {attempts: 1}
+  timeouts: {request: 1s}
+---
+apiVersion: selvedge.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: canary, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, sectionName: canary}]
+  retry: {attempts: 2}
 ";
 
 fn asked(from: &str, to: &str, line: &str) -> RequestExplanation {
@@ -111,4 +126,16 @@ fn where_no_route_has_a_say_it_is_told_why() {
         assert_eq!((told.backends.len(), told.backends[0].weight, told.backends[0].of), (1, 1, 1));
         assert_eq!(told.backends[0].connection.as_ref().unwrap().verdict, Verdict::Allow);
     }
+}
+
+#[test]
+fn what_policies_say_about_traffic_is_named_with_where_it_comes_from() {
+    let explanation = asked("client", "10.96.0.10", "GET /api/x");
+    let told = |at: usize| {
+        let fields = explanation.backends[at].traffic.iter();
+        fields.map(|one| format!("{} {}", one.field, one.from)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(0), ["timeouts.request TrafficPolicy shop/all", "retry TrafficPolicy shop/canary"]);
+    assert_eq!(told(1), ["retry TrafficPolicy shop/canary"], "another Service");
+    assert!(explanation.to_string().contains("    timeouts.request of TrafficPolicy shop/all"), "{explanation}");
 }

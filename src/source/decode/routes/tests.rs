@@ -11,8 +11,8 @@ use crate::route::{Decision, Forward, Routes, Target};
 use crate::source::directory::load;
 
 /// A model of all that the page shows.
-fn documented() -> Model {
-    let blocks: Vec<&str> = PAGE.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
+fn documented(page: &str) -> Model {
+    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
     assert!(blocks.len() >= 4, "only {} examples were found", blocks.len());
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.yaml"), blocks.join("\n---\n")).unwrap();
@@ -54,7 +54,7 @@ fn backend(routes: &Routes, head: &Parts, random: u64) -> String {
 
 #[test]
 fn what_the_page_shows_is_read_and_rules_as_it_says() {
-    let model = documented();
+    let model = documented(PAGE);
     let (routes, waypoint) = dialled(&model, "10.96.0.10:80");
     assert_eq!(waypoint, Waypoint::Node);
     let plain = request("GET", "/", &[]);
@@ -73,7 +73,7 @@ fn what_the_page_shows_is_read_and_rules_as_it_says() {
         (&"cart.internal".parse().unwrap(), &"api".parse().unwrap())
     );
     assert!(!api.headers.contains_key("x-debug"));
-    assert_eq!(chosen.timeouts().request.unwrap().as_secs(), 10);
+    assert_eq!(chosen.rule().timeouts.request.unwrap().as_secs(), 10);
     let (grpc, _) = dialled(&model, "10.96.0.10:90");
     assert_eq!(backend(&grpc, &request("POST", "/shop.v1.Cart/Checkout", &[]), 0), "cart-v2");
     assert_eq!(backend(&grpc, &request("POST", "/shop.v1.Cart/List", &[]), 0), "cart");
@@ -154,3 +154,36 @@ fn a_route_in_another_version_is_refused_and_other_kinds_of_the_gateway_api_are_
 }
 
 const PAGE: &str = include_str!("../../../../docs/http-routes.md");
+const POLICIES: &str = include_str!("../../../../docs/traffic-policy.md");
+
+#[test]
+fn every_field_of_the_page_on_traffic_is_in_force() {
+    let model = documented(POLICIES);
+    let state = model.read();
+    let Destination::Service(cart) = state.mesh.destination("10.96.0.10:80".parse().unwrap()) else { panic!() };
+    let routes = state.routes.routes(&cart.service.name, &cart.port, &"web".into()).unwrap();
+    let (route, rule) = routes.meet(&request("GET", "/api/x", &[])).unwrap();
+    let sources = state.traffic.sources(Some((&route, rule)), &cart.service.name);
+    let told: Vec<_> = sources
+        .iter()
+        .map(|(field, from)| format!("{field} {}", from.as_ref().map_or("itself", |from| &from.name.name)))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "timeouts.request cart-time",
+            "timeouts.backendRequest cart-time",
+            "retry cart-retry",
+            "retryConstraint cart-retry",
+            "sessionPersistence cart-session",
+            "faultInjection cart-faults",
+            "rateLimits cart-limits",
+            "circuitBreaker cart-breaker",
+            "outlierDetection cart-outliers",
+            "loadBalancer cart-balance",
+        ]
+    );
+    let web = crate::mesh::NamespacedName::new("shop", "web");
+    let sources = state.traffic.sources(None, &web);
+    assert_eq!(sources[0].1.as_ref().unwrap().to_string(), "XBackendTrafficPolicy shop/web");
+}

@@ -1,0 +1,306 @@
+//! Policies about traffic, on real traffic: what is sent again, held back, failed on purpose, and where it goes.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Response, ServiceSpec, eventually, trial_with};
+use serde_json::{Value, json};
+
+use super::routes::Versions;
+use super::server::Application;
+use super::vip;
+use crate::lab;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial_with("http::traffic::a_request_is_sent_again_within_its_budget", lab(), sent_again_within_its_budget),
+        trial_with("http::traffic::a_policy_bounds_the_time_of_a_request_and_of_a_try", lab(), bounds_the_time),
+        trial_with("http::traffic::a_full_backend_is_given_no_more", lab(), a_full_backend),
+        trial_with("http::traffic::an_endpoint_that_fails_is_left_out", lab(), an_endpoint_that_fails),
+        trial_with("http::traffic::faults_befall_whom_they_are_meant_for", lab(), faults),
+        trial_with("http::traffic::a_header_leads_to_one_endpoint_from_everywhere", lab(), a_header_leads),
+        trial_with("http::traffic::a_session_outlives_the_weight_of_its_backend", lab(), a_session),
+        trial_with("http::traffic::a_route_limits_the_rate", lab(), a_route_limits),
+        trial_with("http::traffic::a_service_is_limited_where_its_pods_are", lab(), a_service_is_limited),
+        trial_with("http::traffic::connections_take_turns", lab(), connections_take_turns),
+    ]
+}
+
+fn sent_again_within_its_budget(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    let retry = json!({"codes": [503], "attempts": 3, "backoff": "5ms"});
+    policy(lab, "v1", json!({"retry": retry}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let ask = |body: &str| shop.web.http((vip(2), 80), &Request::post("/status/503", body.to_owned()));
+    ensure!(ask("body")?.status == 503);
+    ensure!(shop.v1.heard() == ["POST /status/503"; 4], "{:?}", shop.v1.heard());
+    let large = "x".repeat(100_000);
+    ensure!(ask(&large)?.status == 503);
+    ensure!(shop.v1.heard().len() == 5, "what is not at hand any more was sent again: {:?}", shop.v1.heard());
+    let constraint = json!({"budget": {"percent": 0}, "minRetryRate": {"count": 1, "interval": "1h"}});
+    policy(lab, "v1", json!({"retry": retry, "retryConstraint": constraint}))?;
+    eventually("the budget holds", BOUND, || {
+        let answer = ask("body").ok()?;
+        (answer.header("selvedge-reason") == Some("retry-budget")).then_some(())
+    })?;
+    let before = shop.v1.heard().len();
+    ensure!(ask("body")?.status == 503 && shop.v1.heard().len() == before + 1, "the budget is spent");
+    agents[0].access_line("the budget", |line| line["reason"] == "retry-budget")?;
+    let metrics = agents[0].metrics()?;
+    ensure!(metrics.sum("selvedge_http_retries_withheld_total", &[]) >= 2.0);
+    ensure!(metrics.sum("selvedge_http_retries_total", &[("why", "status")]) >= 4.0);
+    Ok(())
+}
+
+fn bounds_the_time(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    let retry = json!({"attempts": 2, "backoff": "1ms"});
+    policy(lab, "v1", json!({"timeouts": {"backendRequest": "300ms"}, "retry": retry}))?;
+    policy(lab, "v2", json!({"timeouts": {"request": "300ms"}, "retry": retry}))?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    for (service, application, tries) in [(2, &shop.v1, 3), (3, &shop.v2, 1)] {
+        let answer = shop.web.http_get((vip(service), 80), "/sleep/20000")?;
+        ensure!(answer.status == 504 && answer.header("selvedge-reason") == Some("timeout"), "{answer:?}");
+        ensure!(application.heard().len() == tries, "{tries}: {:?}", application.heard());
+    }
+    Ok(())
+}
+
+fn a_full_backend(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    policy(lab, "v1", json!({"circuitBreaker": {"maxRequests": 2}}))?;
+    policy(lab, "v2", json!({"circuitBreaker": {"maxConnections": 1, "maxPendingRequests": 1}}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let is_refused =
+        |answer: &Response| answer.status == 503 && answer.header("selvedge-reason") == Some("circuit-breaker");
+
+    let at = (vip(2), 80);
+    let held = [Unfinished::begin(&shop.web, at, &shop.v1)?, Unfinished::begin(&shop.web, at, &shop.v1)?];
+    let refused = shop.web.http_get(at, "/third")?;
+    ensure!(is_refused(&refused), "{refused:?}");
+    held.into_iter().try_for_each(Unfinished::finish)?;
+    eventually("there is room again", BOUND, || (shop.web.http_get(at, "/after").ok()?.status == 200).then_some(()))?;
+
+    let at = (vip(3), 80);
+    shop.web.http_get(at, "/first")?;
+    let held = Unfinished::begin(&shop.web, at, &shop.v2)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let (told, hear) = std::sync::mpsc::channel();
+        for _ in 0..2 {
+            let (told, web) = (told.clone(), &shop.web);
+            scope.spawn(move || told.send(web.http_get(at, "/waits")));
+        }
+        let refused = hear.recv_timeout(BOUND)??;
+        ensure!(is_refused(&refused), "two wait where one may: {refused:?}");
+        held.finish()?;
+        let waited = hear.recv_timeout(BOUND)??;
+        ensure!(waited.status == 200, "{waited:?}");
+        Ok(())
+    })?;
+    for what in ["requests", "pending"] {
+        eventually(&format!("the refusal for {what} is counted"), BOUND, || {
+            let metrics = agents[0].metrics().ok()?;
+            (metrics.sum("selvedge_http_circuit_breaker_refused_total", &[("what", what)]) >= 1.0).then_some(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A request that is under way until the test ends it.
+struct Unfinished(std::net::TcpStream);
+
+impl Unfinished {
+    /// Returns once the application has heard of it.
+    fn begin(from: &Pod, to: (std::net::IpAddr, u16), application: &Application) -> Result<Self> {
+        let before = application.heard().len();
+        let mut stream = from.connect(to)?;
+        stream.write_all(b"POST /unfinished HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n1")?;
+        eventually("the application hears of it", BOUND, || (application.heard().len() > before).then_some(()))?;
+        Ok(Self(stream))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.0.write_all(b"2")?;
+        let answer = super::protocols::hear_until(&mut self.0, "\"length\":2")?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        Ok(())
+    }
+}
+
+fn an_endpoint_that_fails(lab: &Lab) -> Result<()> {
+    let shop = Versions::both(lab)?;
+    let outliers = json!({"consecutive5xxErrors": 1, "baseEjectionTime": "10m", "maxEjectionPercent": 50});
+    policy(lab, "cart", json!({"outlierDetection": outliers}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let ask = |path: &str| shop.web.http_get((vip(1), 80), path);
+    ensure!(ask("/status/500")?.status == 500);
+    let failed = if shop.v1.heard().is_empty() { "v2" } else { "v1" };
+    for _ in 0..30 {
+        let answer = ask("/x")?.json()?;
+        ensure!(answer["pod"] != failed, "{failed} failed, and was asked again: {answer}");
+    }
+    // The last one is never left out.
+    for _ in 0..3 {
+        ensure!(ask("/status/500")?.status == 500);
+    }
+    ensure!(ask("/x")?.json()?["pod"] != failed);
+    ensure!(agents[0].metrics()?.sum("selvedge_http_ejections_total", &[]) == 1.0);
+    Ok(())
+}
+
+fn faults(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    let chaos = json!([{"name": "x-chaos", "value": "yes"}]);
+    policy(
+        lab,
+        "v1",
+        json!({"retry": {"codes": [418]}, "faultInjection": {
+            "headers": chaos, "delay": {"fixedDelay": "200ms"}, "abort": {"httpStatus": 418},
+        }}),
+    )?;
+    policy(lab, "v2", json!({"faultInjection": {"abort": {"grpcStatus": "DATA_LOSS"}}}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    ensure!(shop.web.http_get((vip(2), 80), "/x")?.status == 200);
+    let began = Instant::now();
+    let answer = shop.web.http((vip(2), 80), &Request::get("/x").header("x-chaos", "yes"))?;
+    ensure!(answer.status == 418 && answer.header("selvedge-reason") == Some("fault"), "{answer:?}");
+    ensure!(began.elapsed() >= Duration::from_millis(200), "it was not kept waiting");
+    ensure!(shop.v1.heard() == ["GET /x"], "{:?}", shop.v1.heard());
+    ensure!(shop.web.http_get((vip(3), 80), "/x")?.status == 200, "it is for clients of gRPC");
+    let grpc = Request::post("/shop.Cart/Get", "").header("content-type", "application/grpc");
+    let answer = shop.web.http((vip(3), 80), &grpc)?;
+    ensure!(answer.header("grpc-status") == Some("15"), "{answer:?}");
+    let metrics = agents[0].metrics()?;
+    let counted = |fault| metrics.sum("selvedge_http_faults_total", &[("fault", fault)]);
+    ensure!((counted("delay"), counted("abort")) == (1.0, 2.0));
+    Ok(())
+}
+
+fn a_header_leads(lab: &Lab) -> Result<()> {
+    let shop = Versions::both(lab)?;
+    let other = lab.pod(PodSpec::new("shop/other", "node-b"))?;
+    policy(lab, "cart", json!({"loadBalancer": {"consistentHash": {"httpHeaderName": "x-user"}}}))?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let ask = |from: &Pod, user: &str| -> Result<String> {
+        let answer = from.http((vip(1), 80), &Request::get("/x").header("x-user", user))?.json()?;
+        Ok(answer["pod"].as_str().unwrap_or_default().to_owned())
+    };
+    let mut seen = BTreeSet::new();
+    for user in ["ann", "bob", "cid", "dan", "eve", "fay", "gus", "hal", "ida", "jim", "kim", "lee"] {
+        let pod = ask(&shop.web, user)?;
+        for from in [&shop.web, &other, &shop.web] {
+            ensure!(ask(from, user)? == pod, "{user} was led elsewhere");
+        }
+        seen.insert(pod);
+    }
+    ensure!(seen.len() == 2, "nobody is led to one of the two: {seen:?}");
+    Ok(())
+}
+
+fn a_session(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    let weights = |one: u32, two: u32| {
+        json!([{
+            "name": "split", "sessionPersistence": {"sessionName": "seat"},
+            "backendRefs": [{"name": "v1", "port": 80, "weight": one}, {"name": "v2", "port": 80, "weight": two}],
+        }])
+    };
+    shop.route(lab, weights(0, 1))?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let at = (vip(1), 80);
+    let first = shop.web.http_get(at, "/x")?;
+    let cookie = first.header("set-cookie").context("no cookie")?;
+    let cookie = cookie.split(';').next().unwrap_or_default().to_owned();
+    ensure!(cookie.starts_with("seat=") && first.json()?["pod"] == "v2", "{first:?}");
+    shop.route(lab, weights(1, 0))?;
+    eventually("newcomers go to the other one", BOUND, || {
+        (shop.web.http_get(at, "/x").ok()?.json().ok()?["pod"] == "v1").then_some(())
+    })?;
+    let seated = Request::get("/x").header("cookie", &format!("a=b; {cookie}"));
+    for _ in 0..5 {
+        let answer = shop.web.http(at, &seated)?;
+        ensure!(answer.header("set-cookie").is_none(), "it was told what it knows: {answer:?}");
+        ensure!(answer.json()?["pod"] == "v2", "{answer:?}");
+    }
+    Ok(())
+}
+
+fn a_route_limits(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    shop.route(lab, json!([{"name": "all", "backendRefs": [{"name": "v1", "port": 80}]}]))?;
+    let limits = json!([{"requests": 2, "interval": "1h", "by": "Header", "header": "x-tenant"}]);
+    let target = json!({
+        "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "cart", "sectionName": "all",
+    });
+    policy_on(lab, "limits", target, json!({"rateLimits": limits}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let ask = |tenant: &str| -> Result<Response> {
+        shop.web.http((vip(1), 80), &Request::get("/x").header("x-tenant", tenant))
+    };
+    for tenant in ["a", "b"] {
+        let answers = (0..3).map(|_| ask(tenant)).collect::<Result<Vec<_>>>()?;
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        ensure!(statuses == [200, 200, 429], "{tenant}: {statuses:?}");
+        let wait: u64 = answers[2].header("retry-after").context("no retry-after")?.parse()?;
+        ensure!((1..=1800).contains(&wait), "{wait}");
+        ensure!(answers[2].header("selvedge-reason") == Some("rate-limit"), "{answers:?}");
+    }
+    let line = agents[0].access_line("the limit", |line| line["status"] == 429)?;
+    ensure!(line["reason"] == "rate-limit" && line["route"] == "shop/cart", "{line}");
+    ensure!(agents[0].metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
+    Ok(())
+}
+
+/// Clients of two nodes are counted together, and each identity by itself.
+fn a_service_is_limited(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    let other = lab.pod(PodSpec::new("shop/other", "node-b").service_account("other"))?;
+    policy(lab, "v1", json!({"rateLimits": [{"requests": 3, "interval": "1h"}]}))?;
+    policy(lab, "v2", json!({"rateLimits": [{"requests": 1, "interval": "1h", "by": "Identity"}]}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let ask = |from: &Pod, service: u8| from.http_get((vip(service), 80), "/x").map(|answer| answer.status);
+    let all = [ask(&shop.web, 2)?, ask(&other, 2)?, ask(&shop.web, 2)?, ask(&other, 2)?, ask(&shop.web, 2)?];
+    ensure!(all == [200, 200, 200, 429, 429], "{all:?}");
+    let each = [ask(&shop.web, 3)?, ask(&shop.web, 3)?, ask(&other, 3)?, ask(&other, 3)?];
+    ensure!(each == [200, 429, 200, 429], "{each:?}");
+    ensure!((shop.v1.heard().len(), shop.v2.heard().len()) == (3, 2), "what was held back was heard");
+    let inbound = |line: &Value| line["direction"] == "inbound" && line["status"] == 429;
+    let line = agents[1].access_line("the limit", inbound)?;
+    ensure!(line["reason"] == "rate-limit" && line["destination_pod"] == "shop/v1", "{line}");
+    ensure!(agents[1].metrics()?.sum("selvedge_http_rate_limited_total", &[]) == 2.0);
+    Ok(())
+}
+
+/// What no agent reads the requests of.
+fn connections_take_turns(lab: &Lab) -> Result<()> {
+    let shop = Versions::both(lab)?;
+    let [one, other] = &shop.pods;
+    let plain = ServiceSpec::new("shop/plain").cluster_ip(vip(9)).port("tcp", 80, 8080);
+    lab.service(&plain.endpoint(one).endpoint(other))?;
+    policy(lab, "plain", json!({"loadBalancer": {"simple": "ROUND_ROBIN"}}))?;
+    let _agents = lab.start_agents(&AgentOptions::default())?;
+    let mut pods = Vec::new();
+    for _ in 0..10 {
+        pods.push(shop.web.http_get((vip(9), 80), "/x")?.json()?["pod"].clone());
+    }
+    ensure!(pods.windows(2).all(|pair| pair[0] != pair[1]), "{pods:?}");
+    Ok(())
+}
+
+/// On a Service, under its name.
+fn policy(lab: &Lab, service: &str, spec: Value) -> Result<()> {
+    policy_on(lab, service, json!({"group": "", "kind": "Service", "name": service}), spec)
+}
+
+fn policy_on(lab: &Lab, name: &str, target: Value, mut spec: Value) -> Result<()> {
+    spec["targetRefs"] = json!([target]);
+    lab.put(&json!({
+        "apiVersion": "selvedge.dev/v1alpha1",
+        "kind": "TrafficPolicy",
+        "metadata": {"namespace": "shop", "name": name},
+        "spec": spec,
+    }))
+}
