@@ -5,7 +5,9 @@
 //! | room | what lives there | may touch |
 //! | --- | --- | --- |
 //! | [`mesh`] | the model: identities, workloads, services, and the tables that answer look-ups | nothing: no socket, clock or runtime |
-//! | [`policy`] | compile, decide, explain | `mesh` |
+//! | [`authentication`] | the tokens of requests: read, verified, made a principal | nothing |
+//! | [`authorizer`] | who else is asked about a request: the question, and what the answer says | `mesh` |
+//! | [`policy`] | compile, decide, explain | `mesh`, `authentication` |
 //! | [`route`] | L7: match a request, pick a backend, edit heads | `mesh` |
 //! | [`model`] | `mesh`, `policy` and `route` together, fed by deltas, read by every shell | the core |
 //! | [`api`] | the custom resources users write; `crd/*.yaml` is generated from them | nothing |
@@ -28,6 +30,8 @@
 pub mod admin;
 pub mod agent;
 pub mod api;
+pub mod authentication;
+pub mod authorizer;
 pub mod capture;
 pub mod cli;
 pub mod cni;

@@ -70,7 +70,8 @@ pub struct AuthorizationPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
     pub rules: Vec<Rule>,
-    /// The external authorizer of action CUSTOM. It cannot be asked at layer 4: what CUSTOM matches is denied.
+    /// The ExternalAuthorizer that action CUSTOM asks about each request. About a connection nobody can be asked: there what
+    /// CUSTOM matches is denied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<Extension>,
 }

@@ -14,9 +14,13 @@ mod admission;
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod authorization_policy;
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
+mod external_authorizer;
+#[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod mesh_node;
 #[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
 mod peer_authentication;
+#[allow(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
+mod request_authentication;
 mod schema;
 mod status;
 mod target;
@@ -29,8 +33,16 @@ use kube::CustomResourceExt;
 pub use authorization_policy::{
     Action, AuthorizationPolicy, AuthorizationPolicySpec, Condition, Extension, From, Operation, Rule, Source, To,
 };
+pub use external_authorizer::{
+    AuthorizerService, BodyInCheck, ExternalAuthorizer, ExternalAuthorizerSpec, GrpcAuthorizer, HeaderAndValue,
+    HttpAuthorizer,
+};
 pub use mesh_node::{CaptureFailure, MeshNode, MeshNodeStatus, NotEnforced};
 pub use peer_authentication::{Mode, MutualTls, PeerAuthentication, PeerAuthenticationSpec};
+pub use request_authentication::{
+    ClaimToHeader, FetchedKeys, JwtRule, KeyOfConfigMap, RequestAuthentication, RequestAuthenticationSpec,
+    RequestAuthenticationStatus, TokenHeader,
+};
 pub use status::{PolicyStatus, StatusCondition};
 pub use target::{TargetRef, WorkloadSelector};
 pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
@@ -52,7 +64,7 @@ pub struct CrdFile {
 pub fn files() -> Result<Vec<CrdFile>, CrdError> {
     let mut files = crds()?;
     let mut guards = admission::mesh_nodes();
-    for crd in [AuthorizationPolicy::crd(), PeerAuthentication::crd(), TrafficPolicy::crd()] {
+    for crd in policies() {
         guards.extend(admission::policies(&crd)?);
     }
     let documents: Vec<String> = guards.iter().map(serde_yaml::to_string).collect::<Result<_, _>>()?;
@@ -63,7 +75,9 @@ pub fn files() -> Result<Vec<CrdFile>, CrdError> {
 
 /// Every CustomResourceDefinition.
 pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
-    let crds = [AuthorizationPolicy::crd(), MeshNode::crd()?, PeerAuthentication::crd(), TrafficPolicy::crd()];
+    let mut crds = policies().to_vec();
+    crds.push(MeshNode::crd()?);
+    crds.sort_by(|a, b| a.spec.names.plural.cmp(&b.spec.names.plural));
     let file = |crd: CustomResourceDefinition| {
         let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
         let mut crd = serde_yaml::to_value(&crd)?;
@@ -74,6 +88,17 @@ pub fn crds() -> Result<Vec<CrdFile>, CrdError> {
         Ok(CrdFile { name, yaml: format!("{GENERATED}{yaml}") })
     };
     crds.into_iter().map(file).collect()
+}
+
+/// Those that users write.
+fn policies() -> [CustomResourceDefinition; 5] {
+    [
+        AuthorizationPolicy::crd(),
+        PeerAuthentication::crd(),
+        RequestAuthentication::crd(),
+        ExternalAuthorizer::crd(),
+        TrafficPolicy::crd(),
+    ]
 }
 
 /// A type of ours that makes no CustomResourceDefinition.

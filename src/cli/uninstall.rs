@@ -165,7 +165,7 @@ const fn kind(
 const SYSTEM: &str = "selvedge-system";
 const AGENTS: Kind = kind("apps", "v1", "DaemonSet", "daemonsets", true);
 /// What agents need to the end goes only after them.
-const REST: [Kind; 12] = [
+const REST: [Kind; 13] = [
     kind("apps", "v1", "Deployment", "deployments", true),
     kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", true),
     kind("", "v1", "Service", "services", true),
@@ -177,6 +177,7 @@ const REST: [Kind; 12] = [
         false,
     ),
     kind("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", false),
+    kind("gateway.networking.k8s.io", "v1", "GatewayClass", "gatewayclasses", false),
     kind("selvedge.dev", "v1alpha1", "MeshNode", "meshnodes", false),
     kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", true),
     kind("rbac.authorization.k8s.io", "v1", "Role", "roles", true),

@@ -1,7 +1,9 @@
-//! What the leader alone does: statuses of policies and routes, Events on pods, taints of nodes, waypoints.
+//! What the leader alone does: statuses of policies and routes, keys of token issuers, Events on pods, taints of nodes,
+//! waypoints.
 
 mod conditions;
 mod events;
+pub mod keys;
 mod routes;
 mod taints;
 mod traffic;
@@ -33,6 +35,7 @@ use crate::route::RouteKind;
 use crate::route::traffic::TrafficKind;
 use conditions::Conditions;
 use events::Events;
+use keys::{ClusterAddresses, Keys};
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
 use traffic::{PoliciesOf, TrafficStatuses};
@@ -70,8 +73,10 @@ impl Leader {
         };
         let authorization = kind(PolicyKind::AuthorizationPolicy, "authorizationpolicies");
         let peer = kind(PolicyKind::PeerAuthentication, "peerauthentications");
+        let tokens = kind(PolicyKind::RequestAuthentication, "requestauthentications");
         let (authorizations, authorization_watch) = watch_objects(&self.client, &authorization);
         let (peers, peer_watch) = watch_objects(&self.client, &peer);
+        let (token_rules, token_watch) = watch_objects(&self.client, &tokens);
         let (reports, report_watch) = watch::<MeshNode>(&self.client);
         let (nodes, node_watch) = watch::<TaintedNode>(&self.client);
         let (services, service_watch) = watch::<RoutedService>(&self.client);
@@ -87,6 +92,8 @@ impl Leader {
         let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
 
         let mut conditions = Conditions::new(self.client.clone());
+        let mut keys = Keys::new(self.client.clone());
+        let mut cluster = ClusterAddresses::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
         let (deployments, deployment_watch) = watch_labelled::<LeanDeployment>(&self.client, OF_WAYPOINTS);
         let client = self.client.clone();
@@ -103,6 +110,11 @@ impl Leader {
                 let told = reports.state();
                 conditions.tell(PolicyKind::AuthorizationPolicy, &authorization, authorizations.state(), &told).await;
                 conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
+                conditions.tell(PolicyKind::RequestAuthentication, &tokens, token_rules.state(), &told).await;
+                if !token_rules.state().is_empty() {
+                    let forbidden = cluster.forbidden(&nodes.state()).await;
+                    keys.tell(&tokens, token_rules.state(), forbidden.as_ref()).await;
+                }
                 statuses.tell(&routes).await;
                 waypoints.tell().await;
                 traffic_statuses.tell(&traffic, &statuses, &routes).await;
@@ -113,6 +125,7 @@ impl Leader {
         let watches = futures_util::future::join_all([
             authorization_watch.boxed(),
             peer_watch.boxed(),
+            token_watch.boxed(),
             report_watch.boxed(),
             node_watch.boxed(),
             service_watch.boxed(),

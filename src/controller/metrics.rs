@@ -12,6 +12,7 @@ pub fn describe_metrics() {
     describe_gauge!(ALARM, "Whether the root needs a person, by what is wrong.");
     describe_gauge!(PHASE, "The phase of a root rotation that holds now.");
     describe_gauge!(LEADER, "Whether this replica leads.");
+    describe_counter!(super::leader::keys::FETCHES, "Fetches of keys of token issuers, by whether they went well.");
     describe_counter!(WRITES, "What the leader wrote for people, by kind and whether it could.");
 }
 

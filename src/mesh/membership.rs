@@ -107,6 +107,11 @@ pub enum Waypoint {
 }
 
 impl Waypoint {
+    /// Whether somebody reads requests.
+    pub fn reads(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
     /// The Gateway that a Service of a namespace means; none where what it wrote is no name.
     pub fn gateway_name(written: &str, namespace: &Arc<str>) -> Option<NamespacedName> {
         let (namespace, name) = match written.split_once('/') {

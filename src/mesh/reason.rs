@@ -11,6 +11,10 @@ pub enum Reason {
     Policy(NamespacedName),
     /// The destination speaks mutual TLS only (PeerAuthentication STRICT), and this was plaintext.
     Plaintext(Option<NamespacedName>),
+    /// The request's token does not hold (RequestAuthentication), and in what way.
+    Token(&'static str),
+    /// An external authorizer said no, or could not be asked.
+    Authorizer(NamespacedName),
     /// The destination's agent denied it, by a policy that this agent does not know.
     Denied,
     /// No certificate for the source pod's own identity could be had.
@@ -58,6 +62,8 @@ impl Reason {
         match self {
             Self::Policy(_) => "policy",
             Self::Plaintext(_) => "plaintext",
+            Self::Token(_) => "token",
+            Self::Authorizer(_) => "authorizer",
             Self::Denied => "denied",
             Self::Identity => "identity",
             Self::Tls => "tls",
@@ -84,7 +90,10 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Policy(policy) | Self::Plaintext(Some(policy)) => write!(f, "{}:{policy}", self.code()),
+            Self::Policy(policy) | Self::Plaintext(Some(policy)) | Self::Authorizer(policy) => {
+                write!(f, "{}:{policy}", self.code())
+            }
+            Self::Token(fault) => write!(f, "{}:{fault}", self.code()),
             other => f.write_str(other.code()),
         }
     }

@@ -1,4 +1,4 @@
-//! `mesh`, `policy` and `route` together: fed by deltas, read by every shell.
+//! `mesh`, `policy`, `route` and `authorizer` together: fed by deltas, read by every shell.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{broadcast, watch};
 
+use crate::authorizer::{self, Authorizers};
 use crate::mesh::{self, Change, Identity, Mesh, MeshSettings, Requests, Workload};
 use crate::policy::{self, Policies, Query, Reads, Scope, Selection};
 use crate::route::{self, traffic};
@@ -38,6 +39,7 @@ pub struct State {
     pub mesh: Mesh,
     pub policies: Policies,
     pub routes: route::Table,
+    pub authorizers: Authorizers,
     pub traffic: traffic::Table,
 }
 
@@ -75,6 +77,7 @@ pub enum Delta {
     Mesh(mesh::Delta),
     Policy(policy::Delta),
     Route(route::Delta),
+    Authorizer(authorizer::Delta),
     Traffic(traffic::Delta),
 }
 
@@ -94,6 +97,7 @@ impl Model {
                 mesh: Mesh::new(settings),
                 policies,
                 routes: route::Table::default(),
+                authorizers: Authorizers::default(),
                 traffic: traffic::Table::default(),
             }),
             interner: Mutex::default(),
@@ -112,6 +116,7 @@ impl Model {
                     Delta::Mesh(delta) => step.change.merge(state.mesh.apply(interner.intern(delta))),
                     Delta::Policy(delta) => step.policies.extend(state.policies.apply(delta)),
                     Delta::Route(delta) => state.routes.apply(delta),
+                    Delta::Authorizer(delta) => state.authorizers.apply(delta),
                     Delta::Traffic(delta) => {
                         // As for a policy that speaks of requests: those to their pods are to be read now.
                         step.policies.extend(state.traffic.apply(delta).into_iter().map(|service| Scope {

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::matcher::{Bias, Matcher, Subject};
 use super::object::{Action, AuthorizationPolicy, Malformed, PolicyKind, PolicyRef, Rule, Terms};
 use super::word;
@@ -8,6 +10,8 @@ use crate::mesh::TrustDomain;
 pub(super) struct Compiled {
     pub(super) reference: PolicyRef,
     pub(super) effect: Effect,
+    /// Who is asked about what it matches.
+    pub(super) provider: Option<Arc<str>>,
     pub(super) reads: Reads,
     matching: Matching,
 }
@@ -26,6 +30,8 @@ pub enum Reads {
 pub(super) enum Effect {
     Allow,
     Deny,
+    /// Each request is denied unless this authorizer lets it pass.
+    Ask,
     Audit,
     /// Dry-run of ALLOW, of DENY.
     WouldAllow,
@@ -71,11 +77,13 @@ impl Compiled {
         let effect = match (policy.action, policy.dry_run) {
             (Action::Allow, false) => Effect::Allow,
             (Action::Allow, true) => Effect::WouldAllow,
+            // What cannot be read of it may have been why nobody is to be let in.
+            (Action::Custom, false) if !policy.opaque && policy.provider.is_some() => Effect::Ask,
             (Action::Deny | Action::Custom, false) => Effect::Deny,
             (Action::Deny | Action::Custom, true) => Effect::WouldDeny,
             (Action::Audit, _) => Effect::Audit,
         };
-        let denies = matches!(effect, Effect::Deny | Effect::WouldDeny);
+        let denies = matches!(effect, Effect::Deny | Effect::Ask | Effect::WouldDeny);
         let matching = match (policy.opaque, denies) {
             // What cannot be read may have been its rules.
             (true, true) if policy.rules.is_empty() => {
@@ -88,6 +96,7 @@ impl Compiled {
             }
         };
         let reads = match policy.rules.iter().any(Rule::reads_requests) {
+            _ if effect == Effect::Ask => Reads::ToDecide,
             true if matches!(effect, Effect::Allow | Effect::Deny) => Reads::ToDecide,
             true => Reads::ToObserve,
             false => Reads::Nothing,
@@ -95,6 +104,7 @@ impl Compiled {
         Self {
             reference: PolicyRef { kind: PolicyKind::AuthorizationPolicy, name: policy.name.clone() },
             effect,
+            provider: policy.provider.clone(),
             reads,
             matching,
         }
@@ -104,6 +114,7 @@ impl Compiled {
         Self {
             reference: policy.reference.clone(),
             effect: if policy.observes { Effect::WouldDeny } else { Effect::Deny },
+            provider: None,
             reads: Reads::Nothing,
             matching: Matching::Always(format!("it is malformed and denies all: {}: {}", policy.field, policy.cause)),
         }

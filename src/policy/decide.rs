@@ -47,6 +47,16 @@ pub struct Decision {
     pub clause: Option<Clause>,
     /// AUDIT and dry-run policies that had something to say; they changed nothing.
     pub observed: Vec<Observed>,
+    /// Who else has to let a request pass that is allowed so far.
+    pub asks: Vec<Ask>,
+}
+
+/// One policy of action CUSTOM that a request meets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ask {
+    pub policy: NamespacedName,
+    /// The name of its `ExternalAuthorizer`.
+    pub provider: Arc<str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -95,6 +105,10 @@ impl Policies {
         let standing = self.standing(query.destination);
         let by_service = query.own_services().flat_map(|service| self.at_service(service));
         let reads = standing.policies.iter().chain(by_service).map(|policy| policy.reads);
+        let mut tokens_by_service = query.own_services().flat_map(|service| self.authentications_at_service(service));
+        if !standing.authentications.is_empty() || tokens_by_service.next().is_some() {
+            return Reads::ToDecide;
+        }
         reads.max().unwrap_or(Reads::Nothing)
     }
 
@@ -120,7 +134,11 @@ impl Policies {
             (true, Verdict::Allow) => Vec::new(),
             (true, Verdict::Deny) => observe(&policies, &Subject::unread(query)),
         };
-        Decision { verdict, reason, clause, observed }
+        let asks = match verdict {
+            Verdict::Allow if subject.is_request() => asks(&policies, subject),
+            _ => Vec::new(),
+        };
+        Decision { verdict, reason, clause, observed, asks }
     }
 
     /// What stands over the destination, by pod and by Service, each policy once and in the order of names.
@@ -142,6 +160,13 @@ fn authorize(policies: &[&Compiled], subject: &Subject<'_>) -> (Option<Reason>, 
     if let Some((policy, outcome)) = first_match(with(Effect::Deny), subject) {
         return (Some(Reason::Policy(policy.reference.name.clone())), Some(clause(policy, outcome)));
     }
+    // Nobody can be asked about a connection whose requests are not told apart.
+    if !subject.is_awaited()
+        && !subject.is_request()
+        && let Some((policy, outcome)) = first_match(with(Effect::Ask), subject)
+    {
+        return (Some(Reason::Policy(policy.reference.name.clone())), Some(clause(policy, outcome)));
+    }
     if let Some((policy, outcome)) = first_match(with(Effect::Allow), subject) {
         let clause = clause(policy, outcome);
         // The rule may be met by some requests, and by others not.
@@ -155,6 +180,16 @@ fn authorize(policies: &[&Compiled], subject: &Subject<'_>) -> (Option<Reason>, 
     };
     let clause = Clause { policy: policy.reference.clone(), rule: None, words };
     (Some(Reason::Policy(policy.reference.name.clone())), Some(clause))
+}
+
+/// Whom the policies ask that a request meets, each once.
+fn asks(policies: &[&Compiled], subject: &Subject<'_>) -> Vec<Ask> {
+    let asking = policies.iter().filter(|policy| policy.effect == Effect::Ask && policy.matches(subject).is_some());
+    let ask =
+        |policy: &&Compiled| Some(Ask { policy: policy.reference.name.clone(), provider: policy.provider.clone()? });
+    let mut asks: Vec<Ask> = asking.filter_map(ask).collect();
+    asks.dedup_by(|a, b| a.provider == b.provider && a.policy.namespace == b.policy.namespace);
+    asks
 }
 
 fn first_match<'a>(
@@ -172,7 +207,7 @@ fn observe(policies: &[&Compiled], subject: &Subject<'_>) -> Vec<Observed> {
     let mut observed = Vec::new();
     for policy in policies {
         let would = match policy.effect {
-            Effect::Allow | Effect::Deny => continue,
+            Effect::Allow | Effect::Deny | Effect::Ask => continue,
             Effect::Audit => None,
             Effect::WouldAllow => Some(Verdict::Allow),
             Effect::WouldDeny => Some(Verdict::Deny),

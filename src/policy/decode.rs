@@ -12,6 +12,7 @@ use super::object::{
 use super::{Scope, Selection};
 use crate::mesh::NamespacedName;
 
+mod authentication;
 mod field;
 mod rule;
 
@@ -57,6 +58,11 @@ pub fn decode(kind: PolicyKind, value: &Value) -> Result<PolicyObject, DecodeErr
         PolicyKind::PeerAuthentication => {
             PolicyObject::PeerAuthentication(Box::new(peer(name, created(object)?, &mut spec, notes)?))
         }
+        PolicyKind::RequestAuthentication => {
+            let scope = scope(kind, &name.namespace, &mut spec, &mut notes)?;
+            let read = authentication::authentication(name, scope, &mut spec, object.get("status"), notes)?;
+            PolicyObject::RequestAuthentication(Box::new(read))
+        }
     };
     Ok(object)
 }
@@ -99,18 +105,24 @@ fn authorization(
     let scope = scope(PolicyKind::AuthorizationPolicy, &name.namespace, spec, &mut notes)?;
     let rules_field = spec.take("rules");
     let provider = if action == Action::Custom { spec.take("provider") } else { None };
-    if let Some((path, provider)) = provider {
-        object_at(provider, &path)?;
+    let provider = match provider {
+        None => None,
+        Some((path, provider)) => {
+            let mut fields = Fields::new(object_at(provider, &path)?, &path);
+            let name = fields.take("name").map(|(path, name)| text(name, &path)).transpose()?;
+            notes.extend(fields.rest());
+            name.filter(|name| !name.is_empty()).map(Arc::<str>::from)
+        }
+    };
+    if action == Action::Custom && provider.is_none() {
+        notes.push(Unenforced {
+            field: "spec.provider.name".into(),
+            cause: "CUSTOM asks an ExternalAuthorizer, and none is named: what it matches is denied; name one".into(),
+        });
     }
     notes.extend(spec.rest());
     // So far everything noted is beside the rules: it may have been a misspelt action, scope or `rules`.
     let opaque = !notes.is_empty();
-    if action == Action::Custom {
-        notes.push(Unenforced {
-            field: "spec.action".into(),
-            cause: "no external authorizer is asked at layer 4: what it matches is denied; use ALLOW or DENY".into(),
-        });
-    }
     let mut rules = Vec::new();
     if let Some((path, value)) = rules_field {
         let Value::Array(list) = value else {
@@ -120,7 +132,7 @@ fn authorization(
             rules.push(rule::rule(&name, value, &format!("{path}[{index}]"), &mut notes)?);
         }
     }
-    Ok(AuthorizationPolicy { name, scope, action, dry_run, rules, opaque, unenforced: notes })
+    Ok(AuthorizationPolicy { name, scope, action, provider, dry_run, rules, opaque, unenforced: notes })
 }
 
 fn peer(
@@ -178,7 +190,7 @@ fn scope(
     notes: &mut Vec<Unenforced>,
 ) -> Result<Scope, DecodeError> {
     let selector = spec.take("selector");
-    let targets = if kind == PolicyKind::AuthorizationPolicy { spec.take("targetRefs") } else { None };
+    let targets = if kind == PolicyKind::PeerAuthentication { None } else { spec.take("targetRefs") };
     let selection = match (selector, targets) {
         (Some(_), Some((path, _))) => {
             return Err(refuse(&path, "it excludes spec.selector: split the policy in two".into()));

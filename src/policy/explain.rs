@@ -100,6 +100,11 @@ impl Policies {
             considered.why = format!("it stands over {scope}, not over {}", query.destination.name());
             return considered;
         }
+        if let PolicyObject::RequestAuthentication(policy) = &entry.object {
+            let issuers: Vec<&str> = policy.rules.iter().map(|rule| &*rule.issuer).collect();
+            considered.why = format!("it judges tokens of {} in requests, not connections", issuers.join(", "));
+            return considered;
+        }
         match &entry.compiled {
             Some(compiled) => {
                 let outcomes = compiled.outcomes(subject);
@@ -133,6 +138,7 @@ fn action(entry: &Entry) -> &'static str {
         (PolicyObject::Authorization(_), Some(Effect::WouldDeny)) => "DENY (dry-run)",
         (PolicyObject::Authorization(policy), _) => policy.action.as_str(),
         (PolicyObject::PeerAuthentication(_), _) => "mtls",
+        (PolicyObject::RequestAuthentication(_), _) => "tokens",
         (PolicyObject::Malformed(policy), _) if policy.observes => "malformed (observed only)",
         (PolicyObject::Malformed(_), _) => "malformed (denies all)",
     }

@@ -57,6 +57,11 @@ impl<'a> Subject<'a> {
         self.identity.is_some()
     }
 
+    /// Whether it is one request.
+    pub(super) fn is_request(&self) -> bool {
+        matches!(self.known, Known::One(_))
+    }
+
     /// Whether requests will be asked about one by one.
     pub(super) fn is_awaited(&self) -> bool {
         matches!(self.known, Known::Later)

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod around;
+mod authentication;
 mod block;
 mod compile;
 mod decide;
@@ -23,8 +24,9 @@ mod standing;
 mod store;
 mod word;
 
+pub use authentication::RequestAuthentication;
 pub use compile::Reads;
-pub use decide::{Clause, Decision, Observed, Query, Verdict};
+pub use decide::{Ask, Clause, Decision, Observed, Query, Verdict};
 pub use decode::{DRY_RUN, DecodeError, decode, malformed};
 pub use explain::{Considered, Explanation, RuleOutcome};
 pub use object::{
@@ -33,10 +35,12 @@ pub use object::{
 };
 pub use path::{PathFault, normal_path};
 pub use problem::{Problem, describe_metrics, record_metrics};
-pub use request::{Principal, RequestHead};
+pub use request::RequestHead;
 pub use scope::{Scope, Selection};
 pub use standing::PeerMode;
 pub use store::{Delta, Policies};
+
+pub use crate::authentication::Principal;
 
 /// The namespace whose policies stand over the whole mesh.
 pub const ROOT_NAMESPACE: &str = "selvedge-system";

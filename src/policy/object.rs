@@ -6,7 +6,7 @@ use http::HeaderName;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Scope, Selection};
+use super::{RequestAuthentication, Scope, Selection};
 use crate::mesh::NamespacedName;
 
 /// One policy as read: typed, and with a note of what in it cannot be enforced.
@@ -14,6 +14,7 @@ use crate::mesh::NamespacedName;
 pub enum PolicyObject {
     Authorization(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
+    RequestAuthentication(Box<RequestAuthentication>),
     /// Refused, and without a last good version.
     Malformed(Box<Malformed>),
 }
@@ -27,6 +28,9 @@ impl PolicyObject {
             Self::PeerAuthentication(policy) => {
                 PolicyRef { kind: PolicyKind::PeerAuthentication, name: policy.name.clone() }
             }
+            Self::RequestAuthentication(policy) => {
+                PolicyRef { kind: PolicyKind::RequestAuthentication, name: policy.name.clone() }
+            }
             Self::Malformed(policy) => policy.reference.clone(),
         }
     }
@@ -35,6 +39,7 @@ impl PolicyObject {
         match self {
             Self::Authorization(policy) => &policy.scope,
             Self::PeerAuthentication(policy) => &policy.scope,
+            Self::RequestAuthentication(policy) => &policy.scope,
             Self::Malformed(policy) => &policy.scope,
         }
     }
@@ -49,6 +54,7 @@ impl PolicyObject {
                 policy.opaque = true;
                 policy.unenforced.extend(missing);
             }
+            Self::RequestAuthentication(policy) => policy.close(missing),
             Self::Malformed(policy) => policy.scope.selection = Selection::All,
             // It has no targets.
             Self::PeerAuthentication(_) => {}
@@ -61,6 +67,7 @@ impl PolicyObject {
         match self {
             Self::Authorization(policy) => &policy.unenforced,
             Self::PeerAuthentication(policy) => &policy.unenforced,
+            Self::RequestAuthentication(policy) => &policy.unenforced,
             Self::Malformed(_) => &[],
         }
     }
@@ -83,6 +90,7 @@ impl fmt::Display for PolicyRef {
 pub enum PolicyKind {
     AuthorizationPolicy,
     PeerAuthentication,
+    RequestAuthentication,
 }
 
 impl fmt::Display for PolicyKind {
@@ -90,6 +98,7 @@ impl fmt::Display for PolicyKind {
         f.write_str(match self {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
         })
     }
 }
@@ -99,6 +108,8 @@ pub struct AuthorizationPolicy {
     pub name: NamespacedName,
     pub scope: Scope,
     pub action: Action,
+    /// Who is asked, of action CUSTOM: the name of an `ExternalAuthorizer`.
+    pub provider: Option<Arc<str>>,
     /// Annotation `selvedge.dev/dry-run: "true"`: observed, never enforced.
     pub dry_run: bool,
     pub rules: Vec<Rule>,
@@ -112,7 +123,7 @@ pub enum Action {
     Allow,
     Deny,
     Audit,
-    /// Asks an external authorizer, which layer 4 cannot: what it matches is denied.
+    /// Asks an external authorizer about each request. About a connection nobody can be asked: what it matches is denied.
     Custom,
 }
 

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::object::{PolicyObject, PolicyRef};
+use super::object::{PolicyObject, PolicyRef, Unenforced};
 
 /// One reason why a policy is not enforced as written.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,8 +29,14 @@ pub(super) fn of(object: &PolicyObject) -> Vec<Problem> {
         let cause = format!("{}; malformed: {effect} until it is mended", malformed.cause);
         return vec![Problem { policy, field: malformed.field.clone(), cause }];
     }
-    let unenforced = object.unenforced().iter();
-    unenforced
+    let lacking: &[Unenforced] = match object {
+        PolicyObject::RequestAuthentication(policy) => &policy.lacking,
+        _ => &[],
+    };
+    object
+        .unenforced()
+        .iter()
+        .chain(lacking)
         .map(|found| Problem { policy: policy.clone(), field: found.field.clone(), cause: found.cause.clone() })
         .collect()
 }

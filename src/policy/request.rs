@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use http::header::HOST;
 use http::{HeaderMap, Request};
-use serde_json::{Map, Value};
+
+use crate::authentication::Principal;
 
 /// One request, as the application will get it.
 #[derive(Clone, Copy, Debug)]
@@ -15,17 +16,6 @@ pub struct RequestHead<'a> {
     pub headers: &'a HeaderMap,
     /// Who a token says that it is from, where one was there and is valid.
     pub principal: Option<&'a Principal>,
-}
-
-/// Who a request is from, as a valid token says it.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Principal {
-    /// Claim `iss`.
-    pub issuer: Arc<str>,
-    /// Claim `sub`; empty where the token has none.
-    pub subject: Arc<str>,
-    /// All of the token's claims, these two among them.
-    pub claims: Map<String, Value>,
 }
 
 impl<'a> RequestHead<'a> {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::compile::Compiled;
 use super::object::{Mode, PeerAuthentication, PolicyObject};
-use super::{Scope, Selection};
+use super::{RequestAuthentication, Scope, Selection};
 use crate::mesh::{NamespacedName, Pod};
 
 /// What stands over one pod, whatever address it is reached at.
@@ -11,6 +11,8 @@ use crate::mesh::{NamespacedName, Pod};
 pub(super) struct Standing {
     /// By name, so that the same policies always give the same reason.
     pub(super) policies: Vec<Arc<Compiled>>,
+    /// Whose tokens are taken.
+    pub(super) authentications: Vec<RequestAuthentication>,
     peer: PeerPolicy,
 }
 
@@ -38,6 +40,9 @@ impl Standing {
             standing.policies.extend(compiled.cloned());
             match object {
                 PolicyObject::Authorization(_) => {}
+                PolicyObject::RequestAuthentication(policy) => {
+                    standing.authentications.push(RequestAuthentication::clone(policy))
+                }
                 PolicyObject::PeerAuthentication(peer) if peer.unenforced.is_empty() => {
                     peers.entry(Level::of(&peer.scope)).or_default().push(peer);
                 }

@@ -8,7 +8,7 @@ use super::compile::Compiled;
 use super::object::{PolicyObject, PolicyRef};
 use super::problem::{self, Problem};
 use super::standing::{PeerMode, Standing};
-use super::{ROOT_NAMESPACE, Scope};
+use super::{ROOT_NAMESPACE, RequestAuthentication, Scope};
 use crate::mesh::{NamespacedName, Pod, PodUid, SharedMap, TrustDomain, Workload};
 
 /// Every policy of the mesh, and what stands over each pod that was asked about.
@@ -21,6 +21,8 @@ pub struct Policies {
     by_namespace: SharedMap<Arc<str>, Around>,
     /// Policies with targetRefs, by Service.
     by_service: SharedMap<NamespacedName, Arc<BTreeMap<PolicyRef, Arc<Compiled>>>>,
+    /// Of these, those that say whose tokens are taken.
+    tokens_by_service: SharedMap<NamespacedName, Arc<BTreeMap<PolicyRef, RequestAuthentication>>>,
     problems: SharedMap<PolicyRef, Arc<[Problem]>>,
     /// Shared by all clones; who reads it holds what it finds against the versions that he has.
     cache: Arc<Cache>,
@@ -46,6 +48,7 @@ impl Policies {
             trust_domain,
             by_namespace: SharedMap::default(),
             by_service: SharedMap::default(),
+            tokens_by_service: SharedMap::default(),
             problems: SharedMap::default(),
             cache: Arc::default(),
         }
@@ -97,6 +100,14 @@ impl Policies {
         self.by_service.get(service).into_iter().flat_map(|policies| policies.values())
     }
 
+    /// Whose tokens endpoints of a Service take by targetRefs.
+    pub(super) fn authentications_at_service(
+        &self,
+        service: &NamespacedName,
+    ) -> impl Iterator<Item = &RequestAuthentication> {
+        self.tokens_by_service.get(service).into_iter().flat_map(|policies| policies.values())
+    }
+
     pub(super) fn standing(&self, workload: &Workload) -> Arc<Standing> {
         let pod = &workload.pod;
         let arounds = self.arounds(&pod.name.namespace);
@@ -120,7 +131,7 @@ impl Policies {
         let reference = object.reference();
         let compiled = match &object {
             PolicyObject::Authorization(policy) => Some(Arc::new(Compiled::of(policy, &self.trust_domain))),
-            PolicyObject::PeerAuthentication(_) => None,
+            PolicyObject::PeerAuthentication(_) | PolicyObject::RequestAuthentication(_) => None,
             PolicyObject::Malformed(policy) => Some(Arc::new(Compiled::malformed(policy))),
         };
         if let Some(compiled) = &compiled {
@@ -128,6 +139,13 @@ impl Policies {
                 let mut policies = self.by_service.remove(service).unwrap_or_default();
                 Arc::make_mut(&mut policies).insert(reference.clone(), compiled.clone());
                 self.by_service.insert(service.clone(), policies);
+            }
+        }
+        if let PolicyObject::RequestAuthentication(policy) = &object {
+            for service in policy.scope.services() {
+                let mut policies = self.tokens_by_service.remove(service).unwrap_or_default();
+                Arc::make_mut(&mut policies).insert(reference.clone(), RequestAuthentication::clone(policy));
+                self.tokens_by_service.insert(service.clone(), policies);
             }
         }
         let problems = problem::of(&object);
@@ -144,10 +162,17 @@ impl Policies {
         let entry = self.by_namespace.get(namespace)?.get(reference)?.clone();
         self.change_around(namespace, |around| around.remove(reference));
         for service in entry.object.scope().services() {
-            let Some(mut policies) = self.by_service.remove(service) else { continue };
-            Arc::make_mut(&mut policies).remove(reference);
-            if !policies.is_empty() {
-                self.by_service.insert(service.clone(), policies);
+            if let Some(mut policies) = self.by_service.remove(service) {
+                Arc::make_mut(&mut policies).remove(reference);
+                if !policies.is_empty() {
+                    self.by_service.insert(service.clone(), policies);
+                }
+            }
+            if let Some(mut policies) = self.tokens_by_service.remove(service) {
+                Arc::make_mut(&mut policies).remove(reference);
+                if !policies.is_empty() {
+                    self.tokens_by_service.insert(service.clone(), policies);
+                }
             }
         }
         self.problems.remove(reference);

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::mesh::{Identity, Membership, NamespacedName, Owner, Phase, Pod, PodUid, Reason, Settings, Workload};
 
+mod authentication;
 mod closed;
 mod cost;
 mod documented;
@@ -64,6 +65,7 @@ fn peer(namespace: &str, name: &str, spec: Value) -> Value {
 fn kind_of(value: &Value) -> PolicyKind {
     match value["kind"].as_str() {
         Some("PeerAuthentication") => PolicyKind::PeerAuthentication,
+        Some("RequestAuthentication") => PolicyKind::RequestAuthentication,
         _ => PolicyKind::AuthorizationPolicy,
     }
 }

@@ -18,11 +18,23 @@ pub struct Choosing {
     client: Client,
     /// Whose clients it belongs to.
     namespace: Arc<str>,
+    /// Nobody behind it reads the requests to a Service.
+    is_last: bool,
 }
 
 impl Choosing {
     pub fn new(proxy: &Arc<Proxy>, client: IpAddr, namespace: &Arc<str>) -> Self {
-        Self { proxy: proxy.clone(), client: proxy.client(client), namespace: namespace.clone() }
+        Self { proxy: proxy.clone(), client: proxy.client(client), namespace: namespace.clone(), is_last: false }
+    }
+
+    /// Of a client of a waypoint in a process of its own.
+    pub fn at(proxy: &Arc<Proxy>, client: Client, namespace: Arc<str>) -> Self {
+        Self { proxy: proxy.clone(), client, namespace, is_last: true }
+    }
+
+    /// Whether the limits of a Service are counted here: else the agents of its pods count.
+    pub fn counts_services(&self) -> bool {
+        self.is_last
     }
 
     pub fn client_ip(&self) -> IpAddr {

@@ -103,6 +103,8 @@ impl Finding {
             Reason::UnknownDestination => Self::Definite(Answer::Unreachable(Unreachable::Host)),
             Reason::Policy(_)
             | Reason::Plaintext(_)
+            | Reason::Token(_)
+            | Reason::Authorizer(_)
             | Reason::Denied
             | Reason::Identity
             | Reason::Tls

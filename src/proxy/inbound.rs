@@ -1,13 +1,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::StatusCode;
+
 use super::Proxy;
 use super::connections::Connection;
 use super::failure::Failure;
 use super::pods::ServedPod;
-use crate::mesh::{Identity, Mesh, Reason, Workload, believable_source, is_reserved_port};
+use crate::authentication::Rule;
+use crate::authorizer::Authorizer;
+use crate::mesh::{Identity, Mesh, NamespacedName, Reason, Workload, believable_source, is_reserved_port};
 use crate::model::State;
-use crate::policy::{Decision, Reads, RequestHead, Verdict};
+use crate::policy::{Ask, Decision, ROOT_NAMESPACE, Reads, RequestHead, Verdict};
+use crate::waypoint::Refusal;
 
 /// What both ways into a pod check before they dial its application.
 pub struct Arrival<'a> {
@@ -39,17 +44,23 @@ impl Arrival<'_> {
             let text = format!("port {} belongs to the mesh and is no destination", self.to.port());
             return Err(Failure::new(Reason::Protocol, text));
         }
-        let decided = decide(self.proxy, self.pod, (self.client, self.identity, self.via), self.to)?;
+        let decided = decide(self.proxy, self.pod, self.who(), self.to)?;
         connection.decided(&decided.decision);
         match decided.reads {
             Reads::ToObserve | Reads::ToDecide => connection.reads_requests(),
             // What came meanwhile would have found nothing to reset.
-            Reads::Nothing if reads(self.proxy, self.pod, self.client, self.to) == Reads::ToDecide => {
+            Reads::Nothing if reads(self.proxy, self.pod, self.who(), self.to) == Reads::ToDecide => {
                 return Err(Failure::new(Reason::Drain, READ_NOW));
             }
             Reads::Nothing => {}
         }
         Ok(decided)
+    }
+}
+
+impl<'a> Arrival<'a> {
+    fn who(&self) -> Who<'a> {
+        (self.client, self.identity, self.via)
     }
 }
 
@@ -80,6 +91,7 @@ pub fn decide(
     let workload = destination(&state, pod, to)?;
     check_waypoint(&state, via, to)?;
     let (query, reads) = state.query(client.ip(), identity, workload, to);
+    let reads = read_here(&state, (client, identity, via), to, reads)?;
     Ok(Decided { workload: workload.clone(), decision: state.policies.decide(&query), reads })
 }
 
@@ -98,11 +110,59 @@ pub fn decide_request(
     Ok(state.policies.decide_request(&query, request))
 }
 
+/// Whose tokens are taken of requests that arrive there.
+pub fn token_rules(
+    proxy: &Proxy,
+    pod: &ServedPod,
+    client: SocketAddr,
+    identity: Option<&Identity>,
+    to: SocketAddr,
+) -> Result<Vec<Arc<Rule>>, Failure> {
+    let state = proxy.model.read();
+    let workload = destination(&state, pod, to)?;
+    let (query, _) = state.query(client.ip(), identity, workload, to);
+    Ok(state.policies.token_rules(&query))
+}
+
+/// Who else has to let a request pass that is allowed so far.
+pub fn asked(state: &State, decision: &Decision) -> Result<Vec<Arc<Authorizer>>, Refusal> {
+    let find = |ask: &Ask| {
+        let found = state.authorizers.find(&ask.policy.namespace, &ask.provider, ROOT_NAMESPACE).cloned();
+        found.ok_or_else(|| {
+            let name = NamespacedName::new(ask.policy.namespace.clone(), ask.provider.clone());
+            let text =
+                format!("AuthorizationPolicy {} names it, and there is none, nor one in {ROOT_NAMESPACE}", ask.policy);
+            Refusal::unasked(&name, StatusCode::FORBIDDEN, &text)
+        })
+    };
+    decision.asks.iter().map(find).collect()
+}
+
 /// Whether requests that arrive there are to be read now.
-pub fn reads(proxy: &Proxy, pod: &ServedPod, client: SocketAddr, to: SocketAddr) -> Reads {
+pub fn reads(proxy: &Proxy, pod: &ServedPod, who: Who<'_>, to: SocketAddr) -> Reads {
     let state = proxy.model.read();
     let Ok(workload) = destination(&state, pod, to) else { return Reads::Nothing };
-    state.query(client.ip(), None, workload, to).1
+    let reads = state.query(who.0.ip(), None, workload, to).1;
+    // Who may not come by here is not let in either way.
+    read_here(&state, who, to, reads).unwrap_or(Reads::ToDecide)
+}
+
+/// Behind a waypoint of its own requests are read there, and nobody else may bring any that policy decides.
+fn read_here(state: &State, (_, identity, via): Who<'_>, to: SocketAddr, reads: Reads) -> Result<Reads, Failure> {
+    if reads == Reads::Nothing || !state.mesh.is_behind_waypoint(to) {
+        return Ok(reads);
+    }
+    if via.or(identity).is_some_and(|peer| is_own_waypoint(&state.mesh, peer, to)) {
+        return Ok(Reads::Nothing);
+    }
+    if reads == Reads::ToObserve {
+        return Ok(Reads::Nothing);
+    }
+    let text = format!(
+        "a policy over {to} speaks of requests, which the waypoint of its Service decides: it takes connections from that \
+         waypoint alone; dial the Service"
+    );
+    Err(Failure::new(Reason::Waypoint, text))
 }
 
 fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<&'a Arc<Workload>, Failure> {

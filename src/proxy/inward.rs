@@ -22,12 +22,13 @@ use super::connections::{Connection, Registered};
 use super::counted::Counted;
 use super::dial;
 use super::failure::Failure;
-use super::inbound::{allowed, decide_request};
-use super::onward::{Bond, Line, RequestPlace};
+use super::inbound::{allowed, asked, decide_request, token_rules};
+use super::onward::{Bond, Line, Onward, RequestPlace};
 use super::pods::ServedPod;
 use super::source_ports::Held;
+use super::workers::Thread;
 use super::{Proxy, pods};
-use crate::mesh::{Identity, Reason};
+use crate::mesh::{Identity, Reason, ServiceDestination};
 use crate::model::Model;
 use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Telemetry};
@@ -195,8 +196,18 @@ impl Place for Served {
         (tried.len() < TRIES).then_some(self.inward.to)
     }
 
-    fn settle(&self, request: &mut Parts) -> Result<(), Refusal> {
-        waypoint::settle_path(request)
+    fn settle(&self, _: &Receiver, request: &mut Parts) -> Result<(), Refusal> {
+        waypoint::settle_path(request)?;
+        let Inward { proxy, pod, client, identity, to, .. } = &self.inward;
+        let rules = token_rules(proxy, pod, *client, identity.as_ref(), *to).map_err(Refusal::unreached)?;
+        waypoint::authenticate(&rules, request)
+    }
+
+    fn judge_again(&self, _: SocketAddr, request: &RequestHead<'_>) -> Result<(), Refusal> {
+        let Inward { proxy, pod, client, identity, via, to, .. } = &self.inward;
+        let who = (*client, identity.as_ref(), via.as_ref());
+        let decision = decide_request(proxy, pod, who, *to, request).map_err(Refusal::unreached)?;
+        allowed(&decision).map_err(Refusal::unreached)
     }
 
     fn judge(&self, _: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal> {
@@ -206,7 +217,14 @@ impl Place for Served {
         self.connection.judged(&decision);
         allowed(&decision).map_err(Refusal::unreached)?;
         self.limit(request.headers)?;
-        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name) }))
+        let asks = asked(&proxy.model.read(), &decision)?;
+        Ok(Some(Permit { policy: decision.clause.map(|clause| clause.policy.name), asks }))
+    }
+
+    /// The pod itself asks, as whom it is.
+    fn asker(&self, to: &ServiceDestination) -> Option<Rc<dyn Place>> {
+        let Inward { proxy, pod, to: own, .. } = &self.inward;
+        Onward::new(proxy, &Thread::here()?, pod, SocketAddr::new(own.ip(), 0), *own).asker(to)
     }
 
     fn counted(&self, _: SocketAddr) -> Option<Counted> {

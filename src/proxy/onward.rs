@@ -26,7 +26,9 @@ use super::pods::{RequestsOf, ServedPod};
 use super::same_node::Arriving;
 use super::source_ports::Held;
 use super::workers::{Thread, with_random};
-use crate::mesh::{AppProtocol, Destination, Identity, Path, PodUid, Reason, Waypoint, Workload};
+use crate::mesh::{
+    AppProtocol, Destination, Identity, Path, PodUid, Reason, ServiceDestination, ServiceKind, Waypoint, Workload,
+};
 use crate::model::Model;
 use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
@@ -185,7 +187,7 @@ impl Place for Onward {
         Some(Choosing::new(&self.proxy, self.client.ip(), &self.workload().name().namespace))
     }
 
-    fn settle(&self, _: &mut Parts) -> Result<(), Refusal> {
+    fn settle(&self, _: &Receiver, _: &mut Parts) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -217,6 +219,15 @@ impl Place for Onward {
         };
         let (source, source_ip) = (self.pod.uid().clone(), self.client.ip());
         Some(Bond { source, source_ip, behalf: None, endpoint, destination })
+    }
+
+    fn asker(&self, to: &ServiceDestination) -> Option<Rc<dyn Place>> {
+        let dialled = match &to.service.kind {
+            ServiceKind::ClusterIp(addresses) => addresses.iter().find(|ip| ip.is_ipv4() == self.client.is_ipv4()),
+            ServiceKind::Headless | ServiceKind::ExternalName => None,
+        };
+        let dialled = dialled.map_or(self.dialled, |ip| SocketAddr::new(*ip, to.port.port));
+        Some(Rc::new(Self { dialled, ..self.clone() }))
     }
 
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>> {

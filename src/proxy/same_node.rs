@@ -66,7 +66,7 @@ impl<'a> Neighbour<'a> {
         let holds = pod.captured.workload.pod.ips.contains(&to.ip());
         let joins = || proxy.model.read().mesh.may_join(source.uid(), destination, to);
         // Requests are read where they come out of a tunnel.
-        let relays = || reads(proxy, &pod, client, to) == Reads::Nothing;
+        let relays = || reads(proxy, &pod, (client, None, None), to) == Reads::Nothing;
         (holds && joins() && relays()).then_some(Self { proxy, source, pod, client, to })
     }
 

@@ -153,8 +153,18 @@ impl Drop for LoadGuard {
 async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, index: usize, (pool, fast): (PoolSettings, fast::PoolSettings)) {
     let thread =
         Rc::new(Thread { pool: Pool::new(pool), fast: fast::Pool::new(fast), http: waypoint::Pool::default(), index });
+    HERE.set(Some(thread.clone()));
     while let Some(job) = jobs.recv().await {
         job(thread.clone());
+    }
+    // What it owns ends with it, not with the thread's own end.
+    HERE.set(None);
+}
+
+impl Thread {
+    /// That of whoever asks; none outside of the workers.
+    pub fn here() -> Option<Rc<Self>> {
+        HERE.with_borrow(Clone::clone)
     }
 }
 
@@ -162,6 +172,7 @@ async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, index: usize, (pool, fast):
 const SETTLING: Duration = Duration::from_millis(5);
 
 thread_local! {
+    static HERE: RefCell<Option<Rc<Thread>>> = const { RefCell::new(None) };
     static RANDOM: RefCell<Option<rand::rngs::StdRng>> = const { RefCell::new(None) };
 }
 

@@ -9,6 +9,7 @@ use super::cors::{self, Grant};
 use super::head::Head;
 use super::index::{Entry, RuleSet};
 use super::{Action, Answer, Backend, BackendRef, Because, Filters, RouteKind, RouteRef, Rule, Target};
+use crate::authorizer::Authorizer;
 
 /// What rules the requests to one port of one Service from one client namespace.
 #[derive(Clone, Debug)]
@@ -164,6 +165,11 @@ impl<'a> Forward<'a> {
         mirrors
             .filter(move |(index, mirror)| mirror.share.takes(mix(random, *index)))
             .filter_map(|(_, m)| m.to.as_ref())
+    }
+
+    /// Who is asked whether it may go on, before anything is changed.
+    pub fn authorizers(&self) -> impl Iterator<Item = &'a Authorizer> + use<'a> {
+        self.filters().into_iter().filter_map(|filters| filters.authorizer.as_deref())
     }
 
     /// All backends of its rule, whatever they weigh.

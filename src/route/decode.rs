@@ -12,6 +12,7 @@ use self::rule::Reader;
 use super::{Note, Parent, ParentPort, Route, RouteKind, Why};
 use crate::mesh::NamespacedName;
 
+mod external;
 mod filter;
 mod matches;
 pub(super) mod rule;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::{BackendRef, Cors};
+use crate::authorizer::Authorizer;
 
 /// The filters of a rule or of one of its backends, but for a redirect, which is what a rule does.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -14,6 +15,8 @@ pub struct Filters {
     pub rewrite: Rewrite,
     pub mirrors: Vec<Mirror>,
     pub cors: Option<Cors>,
+    /// `ExternalAuth`.
+    pub authorizer: Option<Arc<Authorizer>>,
 }
 
 impl Filters {
@@ -23,6 +26,7 @@ impl Filters {
         rewrite: Rewrite { hostname: None, path: None },
         mirrors: Vec::new(),
         cors: None,
+        authorizer: None,
     };
 }
 

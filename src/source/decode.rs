@@ -10,6 +10,7 @@ pub(super) use self::field::Fault;
 use self::field::{SUBDOMAIN, check_namespaced, is_subdomain, parse};
 use super::Problem;
 use super::document::{self, Document};
+use crate::authorizer::{self, Authorizer};
 use crate::mesh;
 use crate::model::Delta;
 use crate::route::traffic::{self, TrafficPolicy};
@@ -40,21 +41,26 @@ pub(super) enum Item {
     Other(mesh::Object),
     Policy(PolicyItem),
     Route(Arc<Route>),
+    Authorizer(Arc<Authorizer>),
+    /// The texts of a ConfigMap.
+    ConfigMap(BTreeMap<String, String>),
     Traffic(Arc<TrafficPolicy>),
 }
 
 impl Item {
-    /// The step of the model that puts it in force.
-    pub fn apply(&self) -> Delta {
+    /// The step of the model that puts it in force; none where it is so only in what names it.
+    pub fn apply(&self) -> Option<Delta> {
         let apply = |object: mesh::Object| Delta::Mesh(mesh::Delta::Apply(object));
-        match self {
+        Some(match self {
             Self::Policy(policy) => Delta::Policy(policy.apply()),
             Self::Route(route) => Delta::Route(route::Delta::Apply(route.clone())),
             Self::Traffic(policy) => Delta::Traffic(traffic::Delta::Apply(policy.clone())),
             Self::Pod(pod, _) => apply(mesh::Object::Pod(pod.clone())),
             Self::Service(service, _) => apply(mesh::Object::Service(service.clone())),
             Self::Other(object) => apply(object.clone()),
-        }
+            Self::Authorizer(authorizer) => Delta::Authorizer(authorizer::Delta::Apply(authorizer.clone())),
+            Self::ConfigMap(_) => return None,
+        })
     }
 }
 
@@ -101,7 +107,7 @@ impl Broken {
 
     fn new(key: Key, value: &Value, fault: &Fault, line_of: impl Fn(&str) -> usize) -> Self {
         let stand_in = match key.kind {
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
                 Some(Arc::new(Item::Policy(policies::malformed(&key, value, fault, line_of))))
             }
             Kind::NetworkPolicy | Kind::Cni(_) => Some(Arc::new(Item::Other(network_policy::selects_all(&key)))),
@@ -238,7 +244,8 @@ fn read_value(path: &Path, document: &Document<'_>, at: &At, value: Value, conte
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     let Some(known) = Kind::of(group, &kind) else {
         if group == "selvedge.dev" {
-            let kinds = "AuthorizationPolicy, PeerAuthentication, TrafficPolicy and MeshNode";
+            let kinds = "AuthorizationPolicy, ExternalAuthorizer, MeshNode, PeerAuthentication, RequestAuthentication and \
+                         TrafficPolicy";
             let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
             let fault = Fault::new("kind", format!("selvedge.dev has no kind {kind:?}; it has {kinds}"));
             content.problems.push(problem(format!("{kind} {name}"), fault));
@@ -298,13 +305,18 @@ fn read_object(key: &Key, value: Value, line_of: impl Fn(&str) -> usize) -> Resu
         Kind::Service => service::service(key, parse(value)?),
         Kind::EndpointSlice => service::endpoint_slice(key, parse(value)?).map(plain),
         Kind::Pod => pod::pod(key, parse(value)?),
-        Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+        Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
             check_namespaced(key, is_subdomain, SUBDOMAIN)?;
             policies::decode(key, &value, line_of)
         }
         Kind::NetworkPolicy => network_policy::network_policy(key, parse(value)?).map(plain),
         Kind::Cni(_) => Ok(plain(network_policy::selects_all(key))),
         Kind::MeshNode => cluster::mesh_node(key, parse(value)?).map(plain),
+        Kind::ExternalAuthorizer => policies::authorizer(key, &value),
+        Kind::ConfigMap => {
+            let map: k8s_openapi::api::core::v1::ConfigMap = parse(value)?;
+            Ok((Item::ConfigMap(map.data.unwrap_or_default()), Vec::new()))
+        }
         Kind::HttpRoute | Kind::GrpcRoute => routes::route(key, &value),
         Kind::TrafficPolicy | Kind::BackendTrafficPolicy => routes::traffic(key, &value),
         Kind::Gateway => gateway::gateway(key, parse(value)?),

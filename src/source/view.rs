@@ -105,6 +105,7 @@ pub(super) fn combine<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, now
         }));
     }
     problems.extend(part_twins(files.clone(), &mut view, now));
+    bring_keys(&mut view);
     problems.extend(close_over_missing_targets(files.clone(), &mut view));
     problems.extend(tell_of_routes(files, &view));
     derive::add_endpoint_slices(&mut view);
@@ -146,6 +147,23 @@ fn place<'a>(mut files: impl Iterator<Item = FileView<'a>>, key: &Key) -> (PathB
     found.unwrap_or_default()
 }
 
+/// Puts the keys of issuers from the folder's ConfigMaps where they are asked for.
+fn bring_keys(view: &mut View) {
+    let text = |name: &NamespacedName, key: &str| {
+        let item = view.get(&Key { kind: Kind::ConfigMap, name: name.clone() })?;
+        if let Item::ConfigMap(data) = &**item { data.get(key).cloned() } else { None }
+    };
+    let mut changed = Vec::new();
+    for (key, item) in view.iter() {
+        let Item::Policy(policy) = &**item else { continue };
+        let beside = policy.beside_config_maps(text);
+        if beside != *policy {
+            changed.push((key.clone(), Arc::new(Item::Policy(beside))));
+        }
+    }
+    view.extend(changed);
+}
+
 /// A policy over a Service that is not there may mean any of them: until there is one it fails closed.
 fn close_over_missing_targets<'a>(files: impl Iterator<Item = FileView<'a>> + Clone, view: &mut View) -> Vec<Problem> {
     let is_there = |service: &NamespacedName| view.contains_key(&Key { kind: Kind::Service, name: service.clone() });
@@ -154,7 +172,7 @@ fn close_over_missing_targets<'a>(files: impl Iterator<Item = FileView<'a>> + Cl
     for (key, item) in view.iter() {
         let Item::Policy(policy) = &**item else { continue };
         let (beside, missing) = policy.beside(is_there);
-        problems.extend(missing.into_iter().map(|target| Problem {
+        problems.extend(missing.into_iter().chain(policy.lacking()).map(|target| Problem {
             file: files.clone().find(|file| file.holds(key)).map(|file| file.path.to_owned()).unwrap_or_default(),
             line: target.line,
             object: key.to_string(),
@@ -186,7 +204,7 @@ pub(super) fn difference(now: &View, next: &View) -> Vec<Delta> {
         _ => key.delete(),
     });
     let new = next.iter().filter(|(key, item)| now.get(key).is_none_or(|old| !Arc::ptr_eq(old, item) && old != *item));
-    let new = new.map(|(_, item)| item.apply());
+    let new = new.filter_map(|(_, item)| item.apply());
     gone.chain(new).collect()
 }
 

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
 use super::{Failure, LIMITED};
+use crate::authentication::{Challenge, Fault};
+use crate::authorizer::Denied;
 use crate::mesh::{NamespacedName, Reason};
 use crate::route::GrpcStatus;
 
@@ -18,6 +21,14 @@ pub struct Refusal {
     pub detail: String,
     /// When it is worth asking again.
     retry_after: Option<Duration>,
+    /// What else its client is told.
+    told: Option<Box<Told>>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    headers: HeaderMap,
+    body: Bytes,
 }
 
 impl Refusal {
@@ -57,6 +68,53 @@ impl Refusal {
 
     pub fn too_many(detail: impl Into<String>) -> Self {
         Self { grpc: GrpcStatus::ResourceExhausted, ..Self::unavailable(Reason::Limit, detail) }
+    }
+
+    /// The request's token does not hold.
+    pub fn token(fault: &Fault) -> Self {
+        let Challenge { status, headers, .. } = Challenge::of(fault);
+        Self {
+            status,
+            grpc: GrpcStatus::Unauthenticated,
+            reason: Reason::Token(fault.code()),
+            detail: fault.to_string(),
+            retry_after: None,
+            told: Some(Box::new(Told { headers, body: Bytes::new() })),
+        }
+    }
+
+    /// An external authorizer says no, in words of its own.
+    pub fn denied(authorizer: &NamespacedName, denied: Denied) -> Self {
+        let Denied { status, headers, body } = denied;
+        Self {
+            status,
+            grpc: match status {
+                StatusCode::UNAUTHORIZED => GrpcStatus::Unauthenticated,
+                StatusCode::TOO_MANY_REQUESTS => GrpcStatus::ResourceExhausted,
+                _ => GrpcStatus::PermissionDenied,
+            },
+            reason: Reason::Authorizer(authorizer.clone()),
+            detail: format!("ExternalAuthorizer {authorizer} answered {status}"),
+            retry_after: None,
+            told: Some(Box::new(Told { headers, body })),
+        }
+    }
+
+    /// An external authorizer could not be asked.
+    pub fn unasked(authorizer: &NamespacedName, status: StatusCode, cause: &str) -> Self {
+        Self {
+            status,
+            grpc: GrpcStatus::PermissionDenied,
+            reason: Reason::Authorizer(authorizer.clone()),
+            detail: format!("ExternalAuthorizer {authorizer} could not be asked, so the request is refused: {cause}"),
+            retry_after: None,
+            told: None,
+        }
+    }
+
+    /// What its client reads, where there is anything.
+    pub fn body(&self, is_grpc: bool) -> Bytes {
+        self.told.as_ref().filter(|_| !is_grpc).map(|told| told.body.clone()).unwrap_or_default()
     }
 
     /// A defect of ours.
@@ -106,6 +164,7 @@ impl Refusal {
             reason,
             detail: detail.into(),
             retry_after: None,
+            told: None,
         }
     }
 
@@ -113,6 +172,9 @@ impl Refusal {
     pub fn head(&self, is_grpc: bool) -> http::response::Parts {
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = self.status;
+        if let Some(told) = &self.told {
+            head.headers = told.headers.clone();
+        }
         // Bounded, and without a word about policy beyond that there is one.
         head.headers.insert(REASON, HeaderValue::from_static(self.reason.code()));
         if let Some(wait) = self.retry_after {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -31,6 +32,8 @@ pub struct RequestBody {
     tee: Option<Rc<Tee>>,
     /// The client waits for leave to send it.
     gate: Option<Gate>,
+    /// What was read of it ahead.
+    ahead: VecDeque<Frame<Bytes>>,
 }
 
 enum From {
@@ -39,19 +42,82 @@ enum From {
 }
 
 impl RequestBody {
-    pub fn of_client(body: Incoming, sent: Rc<Cell<u64>>, tee: Option<Rc<Tee>>, gate: Option<Gate>) -> Self {
-        if body.is_end_stream()
-            && let Some(tee) = &tee
-        {
-            tee.end(true);
+    pub fn of_client(body: Incoming, sent: Rc<Cell<u64>>) -> Self {
+        Self { from: From::Client(body), sent, tee: None, gate: None, ahead: VecDeque::new() }
+    }
+
+    /// Keeps it as it passes, what was read ahead too; and it is sent once the gate opens, unless some of it was read.
+    pub fn attach(&mut self, tee: Option<Rc<Tee>>, gate: Option<Gate>) {
+        if let Some(tee) = &tee {
+            for frame in &self.ahead {
+                frame.data_ref().into_iter().for_each(|data| tee.data(data));
+                frame.trailers_ref().into_iter().for_each(|trailers| tee.trailers(trailers));
+            }
+            if self.is_read() {
+                tee.end(true);
+            }
         }
-        Self { from: From::Client(body), sent, tee, gate }
+        self.tee = tee;
+        self.gate = gate.filter(|_| self.ahead.is_empty());
     }
 
     /// One that was kept, once more.
     pub fn kept(kept: Kept) -> Self {
         let from = From::Kept { data: kept.data.into(), trailers: kept.trailers };
-        Self { from, sent: Rc::default(), tee: None, gate: None }
+        Self { from, sent: Rc::default(), tee: None, gate: None, ahead: VecDeque::new() }
+    }
+
+    /// The first bytes of it, so many at most, and whether there are more. All of it is still to be sent.
+    pub async fn peek(&mut self, most: usize) -> Result<(Bytes, bool), BoxError> {
+        // Who waits for leave to send it has somebody who wants to read it.
+        self.gate = None;
+        let mut data = BytesMut::new();
+        while data.len() <= most {
+            let Some(frame) = poll_fn(|cx| self.poll_next(cx)).await.transpose()? else { break };
+            if let Some(chunk) = frame.data_ref() {
+                data.extend_from_slice(chunk);
+            }
+            self.ahead.push_back(frame);
+        }
+        let is_partial = data.len() > most;
+        data.truncate(most);
+        Ok((data.freeze(), is_partial))
+    }
+
+    /// The next of it that nobody has read.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = match &mut self.from {
+            From::Client(body) => ready!(Pin::new(body).poll_frame(cx)),
+            From::Kept { data, trailers } => {
+                let data = data.pop_front().map(Frame::data);
+                return Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok));
+            }
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.sent.set(self.sent.get() + data.len() as u64);
+                }
+                if let Some(tee) = &self.tee {
+                    frame.data_ref().into_iter().for_each(|data| tee.data(data));
+                    frame.trailers_ref().into_iter().for_each(|trailers| tee.trailers(trailers));
+                    if self.is_read() {
+                        tee.end(true);
+                    }
+                }
+            }
+            Some(Err(_)) => self.tee.iter().for_each(|tee| tee.end(false)),
+            None => self.tee.iter().for_each(|tee| tee.end(true)),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    /// Whether nothing of it is left to be read.
+    fn is_read(&self) -> bool {
+        match &self.from {
+            From::Client(body) => body.is_end_stream(),
+            From::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
+        }
     }
 }
 
@@ -64,53 +130,36 @@ impl Body for RequestBody {
             ready!(gate.poll_open(cx));
             self.gate = None;
         }
-        let this = &mut *self;
-        let frame = match &mut this.from {
-            From::Client(body) => ready!(Pin::new(body).poll_frame(cx)),
-            From::Kept { data, trailers } => {
-                let data = data.pop_front().map(Frame::data);
-                return Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok));
-            }
-        };
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    this.sent.set(this.sent.get() + data.len() as u64);
-                }
-                if let Some(tee) = &this.tee {
-                    frame.data_ref().into_iter().for_each(|data| tee.data(data));
-                    frame.trailers_ref().into_iter().for_each(|trailers| tee.trailers(trailers));
-                    if this.is_end_stream() {
-                        tee.end(true);
-                    }
-                }
-            }
-            Some(Err(_)) => this.tee.iter().for_each(|tee| tee.end(false)),
-            None => this.tee.iter().for_each(|tee| tee.end(true)),
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.poll_next(cx),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.from {
-            From::Client(body) => body.is_end_stream(),
-            From::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
-        }
+        self.ahead.is_empty() && self.is_read()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.from {
+        let rest = match &self.from {
             From::Client(body) => body.size_hint(),
             From::Kept { trailers: Some(_), .. } => SizeHint::default(),
             From::Kept { data, .. } => SizeHint::with_exact(data.iter().map(|data| data.len() as u64).sum()),
+        };
+        let ahead: u64 = self.ahead.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + ahead);
         }
+        hint.set_lower(rest.lower() + ahead);
+        hint
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
         // Nobody reads the rest.
-        let whole = self.is_end_stream();
+        let whole = self.is_read();
         self.tee.iter().for_each(|tee| tee.end(whole));
     }
 }
@@ -152,6 +201,8 @@ impl Gate {
 /// The body of an answer, on its way to the client. What belongs to the request ends with it.
 pub struct AnswerBody {
     from: Option<Incoming>,
+    /// What is said here.
+    words: Bytes,
     trail: Option<Box<Trail>>,
 }
 
@@ -168,17 +219,17 @@ pub struct Trail {
 
 impl AnswerBody {
     /// Of an answer that was given here.
-    pub fn empty(trail: Trail) -> Self {
-        Self { from: None, trail: Some(Box::new(trail)) }
+    pub fn of_words(words: Bytes, trail: Trail) -> Self {
+        Self { from: None, words, trail: Some(Box::new(trail)) }
     }
 
     pub fn of_application(body: Incoming, trail: Trail) -> Self {
-        Self { from: Some(body), trail: Some(Box::new(trail)) }
+        Self { from: Some(body), words: Bytes::new(), trail: Some(Box::new(trail)) }
     }
 
     /// Of one that nobody is to be told of.
     pub fn silent() -> Self {
-        Self { from: None, trail: None }
+        Self { from: None, words: Bytes::new(), trail: None }
     }
 
     fn fail(&mut self, reason: Reason, detail: String) {
@@ -224,8 +275,12 @@ impl Body for AnswerBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let Some(body) = &mut this.from else {
+            let words = std::mem::take(&mut this.words);
+            if let Some(trail) = &mut this.trail {
+                trail.received += words.len() as u64;
+            }
             this.finish();
-            return Poll::Ready(None);
+            return Poll::Ready((!words.is_empty()).then(|| Ok(Frame::data(words))));
         };
         let deadline = this.trail.as_mut().and_then(|trail| trail.deadline.as_mut());
         if deadline.is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
@@ -255,11 +310,11 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.from.as_ref().is_none_or(Incoming::is_end_stream)
+        self.words.is_empty() && self.from.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.from.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+        self.from.as_ref().map_or_else(|| SizeHint::with_exact(self.words.len() as u64), Incoming::size_hint)
     }
 }
 

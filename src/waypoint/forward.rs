@@ -7,12 +7,14 @@ use hyper::{Request, Response};
 
 use super::RETRIED;
 use super::answer::Refusal;
+use super::authorize;
 use super::body::RequestBody;
 use super::client::Version;
 use super::head::Upgrade;
 use super::place::{Permit, Receiver};
 use super::tries::Errand;
 use super::upstream::{Lease, acquire};
+use crate::authorizer::Allowed;
 use crate::mesh::AppProtocol;
 use crate::policy::RequestHead;
 use crate::route::resilience::Outcome;
@@ -98,10 +100,21 @@ impl<'a> Way<'a> {
     /// One endpoint, and the head of its answer. A connection that waited too long says nothing about its endpoint.
     pub async fn once(&mut self, mut request: Request<RequestBody>) -> Result<Answered, Failed> {
         self.endpoint = None;
+        let mut asked: Option<(SocketAddr, Vec<Allowed>)> = None;
         for stale in 0.. {
             let Some(endpoint) = self.pick() else { return Err(Failed::refused(no_endpoint(self.errand.to))) };
             self.endpoint = Some(endpoint);
-            let permit = self.errand.place.judge(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
+            let place = self.errand.place;
+            let permit = place.judge(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
+            let asks = permit.as_ref().map(|permit| permit.asks.as_slice()).unwrap_or_default();
+            if !asks.is_empty() && asked.as_ref().is_none_or(|(at, _)| *at != endpoint) {
+                let (mut head, mut body) = request.into_parts();
+                let allowed = authorize::ask_all(place, asks, &mut head, &mut body).await.map_err(Failed::refused)?;
+                request = Request::from_parts(head, body);
+                // Decided on the request as the application will get it.
+                place.judge_again(endpoint, &RequestHead::of(&request)).map_err(Failed::refused)?;
+                asked = Some((endpoint, allowed));
+            }
             let mut lease = match acquire(
                 self.errand.place,
                 self.errand.to,
@@ -131,7 +144,9 @@ impl<'a> Way<'a> {
                 lease.inherit();
             }
             let unsent = match lease.send(request).await {
-                Ok(response) => {
+                Ok(mut response) => {
+                    let allowed = asked.iter().flat_map(|(_, allowed)| allowed);
+                    allowed.for_each(|one| one.edit_answer(response.headers_mut()));
                     lease.heed(response.headers());
                     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                         lease.disinherit();

@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod authenticate;
+mod authorize;
 mod body;
 mod client;
 mod executor;
@@ -33,6 +35,7 @@ mod upstream;
 pub mod wire;
 
 pub use answer::Refusal;
+pub use authenticate::authenticate;
 pub use client::{Client, Version};
 pub use guard::{Guard, GuardKey, Guards};
 pub use head::settle_path;
@@ -53,6 +56,16 @@ pub fn describe_metrics() {
         POOLED,
         metrics::Unit::Count,
         "Connections to applications that wait for their next request, or carry some over HTTP/2."
+    );
+    metrics::describe_counter!(
+        authenticate::TOKENS,
+        metrics::Unit::Count,
+        "Requests to where a RequestAuthentication stands, by what their token is."
+    );
+    metrics::describe_counter!(
+        authorize::ASKED,
+        metrics::Unit::Count,
+        "Requests that an external authorizer was asked about, by what it said."
     );
     metrics::describe_counter!(
         RETRIED,

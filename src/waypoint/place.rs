@@ -1,5 +1,6 @@
 use std::fmt;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::LocalBoxFuture;
@@ -7,6 +8,7 @@ use http::request::Parts;
 
 use super::answer::Refusal;
 use super::{Bond, Failure, Line, Pool};
+use crate::authorizer::Authorizer;
 use crate::mesh::{AppProtocol, NamespacedName, ServiceDestination};
 use crate::model::Model;
 use crate::policy::RequestHead;
@@ -56,13 +58,21 @@ pub trait Place {
     ///
     /// # Errors
     /// It has none; what the client is told instead.
-    fn settle(&self, request: &mut Parts) -> Result<(), Refusal>;
+    fn settle(&self, to: &Receiver, request: &mut Parts) -> Result<(), Refusal>;
 
     /// Whether policy lets the endpoint have a request; none where somebody further on decides.
     ///
     /// # Errors
     /// What the client is told instead.
     fn judge(&self, endpoint: SocketAddr, request: &RequestHead<'_>) -> Result<Option<Permit>, Refusal>;
+
+    /// Whether it still does, once an external authorizer has changed the request.
+    ///
+    /// # Errors
+    /// What the client is told instead.
+    fn judge_again(&self, _: SocketAddr, _: &RequestHead<'_>) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// Counts a request for an endpoint for as long as what is returned lives.
     fn counted(&self, endpoint: SocketAddr) -> Option<Counted>;
@@ -73,6 +83,11 @@ pub trait Place {
     /// What a connection to the endpoint has to be like now; none where none may be kept.
     fn bond(&self, endpoint: SocketAddr) -> Option<Bond>;
 
+    /// Where questions to an external authorizer are sent from; none: nobody can be asked.
+    fn asker(&self, _: &ServiceDestination) -> Option<Rc<dyn Place>> {
+        None
+    }
+
     /// Connects to an endpoint.
     fn connect<'a>(&'a self, to: &'a Receiver, endpoint: SocketAddr) -> LocalBoxFuture<'a, Result<Line, Failure>>;
 }
@@ -82,6 +97,8 @@ pub trait Place {
 pub struct Permit {
     /// What says so; none where nothing stands over the endpoint.
     pub policy: Option<NamespacedName>,
+    /// Who else has to let it pass.
+    pub asks: Vec<Arc<Authorizer>>,
 }
 
 /// What the model says of where requests go.

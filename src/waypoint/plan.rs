@@ -168,13 +168,19 @@ impl Plan {
         }
     }
 
-    /// Whether the limits of the route let the request through: those that are counted where the client is.
+    /// Whether the limits let the request through that are counted here.
     pub fn limit(&self, session: &Session, head: &Parts) -> Result<(), Refusal> {
-        let Some(limits) = &self.in_force.rate_limits else { return Ok(()) };
-        let Some(Chosen { choosing, .. }) = &self.chosen else { return Ok(()) };
-        let client = session.place.describe().source;
-        let taken = choosing.rates().take(&self.scope, limits, &client, &head.headers, Instant::now());
-        taken.map_err(Refusal::rate_limit)
+        let Some(Chosen { choosing, service, .. }) = &self.chosen else { return Ok(()) };
+        let name = &service.service.name;
+        let of_service = choosing.counts_services().then(|| session.place.model().read().traffic.rate_limits(name));
+        let of_service = of_service.flatten().map(|limits| (format!("Service {name}"), limits));
+        let of_rule = self.in_force.rate_limits.clone().map(|limits| (self.scope.clone(), limits));
+        for (scope, limits) in of_rule.into_iter().chain(of_service) {
+            let client = session.place.describe().source;
+            let taken = choosing.rates().take(&scope, &limits, &client, &head.headers, Instant::now());
+            taken.map_err(Refusal::rate_limit)?;
+        }
+        Ok(())
     }
 
     /// What befalls the request on purpose: it waits, and then it may be answered here.

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE};
 use http::request::Parts;
@@ -20,7 +21,6 @@ use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
 use super::client::Version;
 use super::forward::{Answered, Manner};
 use super::head::{self, Upgrade};
-use super::mirror;
 use super::place::{Permit, View};
 use super::plan::{Plan, stick_to_backend};
 use super::session::Session;
@@ -29,6 +29,7 @@ use super::tries::{Errand, Limits, send};
 use super::upgrade::{Tunnel, carry_streams};
 use super::upstream::Lease;
 use super::wire::Violation;
+use super::{authorize, mirror};
 use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
@@ -67,14 +68,14 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
                 info.reason = Some(refusal.reason.clone());
                 info.detail = refusal.detail.clone();
             });
-            (refusal.head(asked.is_grpc), Given::Here)
+            (refusal.head(asked.is_grpc), Given::Here(refusal.body(asked.is_grpc)))
         }
         Err(NotSent::Answered(answer)) => {
             record.amend(|info| {
                 info.route = answer.route.as_ref().map(|route| route.name.clone());
                 info.detail = answer.because.message().to_owned();
             });
-            (answer.into_head(), Given::Here)
+            (answer.into_head(), Given::Here(Bytes::new()))
         }
     };
     let status = head.status;
@@ -93,7 +94,7 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     }
     let trail = |lease, deadline| Trail { record, sent: asked.sent, received: 0, deadline, lease, _place: place };
     let body = match from {
-        Given::Here => AnswerBody::empty(trail(None, None)),
+        Given::Here(words) => AnswerBody::of_words(words, trail(None, None)),
         Given::Application { body, lease, deadline } => AnswerBody::of_application(body, trail(Some(lease), deadline)),
         Given::Upgraded(handed, lease) => {
             let trail = trail(Some(lease), None);
@@ -122,7 +123,7 @@ struct Asked {
 
 /// Where an answer's body comes from.
 enum Given {
-    Here,
+    Here(Bytes),
     Application { body: Incoming, lease: Lease, deadline: Option<Pin<Box<Sleep>>> },
     Upgraded(tokio::sync::oneshot::Receiver<super::upstream::Handed>, Lease),
     Streams(OnUpgrade, Lease),
@@ -201,6 +202,13 @@ impl Ask<'_> {
         if let Some(service) = to.service() {
             record.amend(|info| info.connection.service = Some(service.clone()));
         }
+        let mut body = RequestBody::of_client(body, self.asked.sent.clone());
+        let mut allowed = Vec::new();
+        for authorizer in forward.into_iter().flat_map(Forward::authorizers) {
+            let one = authorize::ask(&self.session.place, authorizer, &head, &mut body).await?;
+            one.edit(&mut head);
+            allowed.push(one);
+        }
         if let Some(forward) = forward {
             forward.edit_request(&mut head);
         }
@@ -211,18 +219,20 @@ impl Ask<'_> {
         let tee = self.tee(forward, &plan, &head);
         let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, to.protocol());
         let gate = gate(&mut head, manner.version);
-        let body = RequestBody::of_client(body, self.asked.sent.clone(), tee.clone(), gate);
+        body.attach(tee.clone(), gate);
         let errand = Errand { place: &self.session.place, to: &to, plan: &plan, limits: &limits, manner };
         let Answered { response, lease, permit } = Box::pin(send(errand, head, body, tee.as_deref())).await?;
         record.amend(|info| {
-            if let Some(Permit { policy }) = permit {
+            if let Some(Permit { policy, .. }) = permit {
                 (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
             }
             let service = info.connection.service.take();
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
         });
-        self.take_back(forward, &plan, response, lease, &limits)
+        let (mut head, given) = self.take_back(forward, &plan, response, lease, &limits)?;
+        allowed.iter().for_each(|one| one.edit_answer(&mut head.headers));
+        Ok((head, given))
     }
 
     fn take_back(

@@ -35,6 +35,14 @@ pub struct Kept {
     size: usize,
 }
 
+impl Kept {
+    /// One piece.
+    pub fn of(data: Bytes) -> Self {
+        let size = data.len();
+        Self { data: if size == 0 { Vec::new() } else { vec![data] }, trailers: None, size }
+    }
+}
+
 impl Tee {
     pub fn new() -> Rc<Self> {
         Rc::default()

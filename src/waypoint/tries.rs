@@ -42,7 +42,7 @@ pub async fn send(
     tee: Option<&Tee>,
 ) -> Result<Answered, Refusal> {
     let Errand { place, plan, limits, manner, .. } = errand;
-    place.settle(&mut head)?;
+    place.settle(errand.to, &mut head)?;
     head::send_as(&mut head, manner.http(), manner.upgrade);
     // An upgrade is begun once: what came of it nobody here can tell.
     let is_upgrade = manner.upgrade.is_some();

@@ -108,7 +108,7 @@ fn condition(scene: &Scene, kind: &str, route: &str, wanted: &str, is_it: impl F
 }
 
 /// Makes the Gateway API's kinds known to the cluster, those of the standard channel.
-fn install_kinds() -> Result<()> {
+pub fn install_kinds() -> Result<()> {
     // On the server's side: they are too long for the annotation that the other way needs.
     kubectl(&["apply", "--server-side", "--force-conflicts", "--filename", &kinds()?])?;
     let kinds = ["customresourcedefinition/httproutes.gateway.networking.k8s.io", "--for=condition=Established"];
@@ -120,7 +120,7 @@ fn kinds() -> Result<String> {
 }
 
 /// A Service of the pods with its name as their label.
-fn service(name: &str, spec: &str) -> String {
+pub fn service(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: v1\n\
          kind: Service\n\
@@ -130,7 +130,7 @@ fn service(name: &str, spec: &str) -> String {
 }
 
 /// A route that sends everything for one Service to another.
-fn http_route(name: &str, parent: &str, backend: &str) -> String {
+pub fn http_route(name: &str, parent: &str, backend: &str) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\n\
          kind: HTTPRoute\n\

@@ -27,6 +27,7 @@ mod traffic;
 mod turnover;
 mod uninstall;
 mod upgrade;
+mod waypoints;
 mod wire;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         starting::trials(),
         turnover::trials(),
         upgrade::trials(),
+        waypoints::trials(),
         uninstall::trials(),
     ];
     let subjects = match std::env::var_os("SELVEDGE_KWOK") {

@@ -100,7 +100,8 @@ fn rotated_under_load(scene: &Scene) -> Result<()> {
     })?;
     let new = bundle()?;
     ensure!(new.matches("BEGIN CERTIFICATE").count() == 1 && new != old, "{said}\nleft {new}");
-    ensure!(["introducing", "retiring", "stable"].iter().all(|phase| said.contains(phase)), "the command said {said}");
+    // Agents that are quick are done with `introducing` between two looks of the command.
+    ensure!(["retiring", "stable"].iter().all(|phase| said.contains(phase)), "the command said {said}");
     ensure!(told.failures.is_empty() && told.answered > 100, "{told:?}");
     let certificates = certificates_from_pem(new.as_bytes()).map_err(|error| anyhow::anyhow!("{error}"))?;
     let hash = hash_of(&certificates);

@@ -28,8 +28,8 @@ fn policy_status(scene: &Scene) -> Result<()> {
          spec: {rules: [{from: [{source: {namespaces: [shop]}}]}]}\n---\n\
          apiVersion: selvedge.dev/v1alpha1\n\
          kind: AuthorizationPolicy\n\
-         metadata: {name: layer-seven}\n\
-         spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}\n---\n\
+         metadata: {name: unknown-key}\n\
+         spec: {rules: [{when: [{key: request.colour, values: [red]}]}]}\n---\n\
          apiVersion: selvedge.dev/v1alpha1\n\
          kind: PeerAuthentication\n\
          metadata: {name: strict}\n\
@@ -49,18 +49,18 @@ fn policy_status(scene: &Scene) -> Result<()> {
         let enforced = condition(kind, name, "Enforced")?;
         ensure!(enforced["status"] != "False", "{name}: {enforced}");
     }
-    let enforced = condition("authorizationpolicy", "layer-seven", "Enforced")?;
+    let enforced = condition("authorizationpolicy", "unknown-key", "Enforced")?;
     let message = enforced["message"].as_str().context("no message")?;
-    ensure!(enforced["status"] == "False" && message.contains("methods"), "{enforced}");
+    ensure!(enforced["status"] == "False" && message.contains("request.colour"), "{enforced}");
     // Mended: the condition follows, with the new generation.
     scene.apply(
         "apiVersion: selvedge.dev/v1alpha1\n\
          kind: AuthorizationPolicy\n\
-         metadata: {name: layer-seven}\n\
+         metadata: {name: unknown-key}\n\
          spec: {rules: [{to: [{operation: {ports: [\"80\"]}}]}]}\n",
     )?;
     let mended =
-        || condition("authorizationpolicy", "layer-seven", "Enforced").ok().filter(|one| one["status"] != "False");
+        || condition("authorizationpolicy", "unknown-key", "Enforced").ok().filter(|one| one["status"] != "False");
     let mended = eventually("the mended policy is enforced", BOUND, mended)?;
     ensure!(mended["observedGeneration"] == 2, "{mended}");
     Ok(())

@@ -142,10 +142,7 @@ fn tells_of_all(scene: &Scene, person: &Person, bare: &str) -> Result<()> {
             &format!("pod {namespace}/of-another-mesh is not captured: rules of Istio are in the pod"),
             "docs/troubleshooting.md",
         ),
-        (
-            &format!("AuthorizationPolicy {namespace}/layer-seven: spec.rules[0].to[0].operation.methods"),
-            "connections are decided at layer 4",
-        ),
+        (&format!("AuthorizationPolicy {namespace}/layer-seven: spec.rules[0]"), "annotate a Service that leads there"),
     ] {
         let found = || {
             let said = person.run(&["check", "--output=json"]).ok().filter(|said| said.code == 1)?;

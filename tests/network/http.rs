@@ -1,11 +1,13 @@
 //! HTTP on the node: requests told apart between real clients and real servers.
 
+mod authorizers;
 mod h2spec;
 mod l7_policy;
 mod protocols;
 mod refusals;
 mod routes;
 mod server;
+mod tokens;
 mod traces;
 mod traffic;
 
@@ -33,11 +35,13 @@ pub fn trials() -> Vec<Trial> {
     ];
     [
         own,
+        authorizers::trials(),
         h2spec::trials(),
         l7_policy::trials(),
         protocols::trials(),
         refusals::trials(),
         routes::trials(),
+        tokens::trials(),
         traces::trials(),
         traffic::trials(),
     ]

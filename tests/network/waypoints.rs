@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
             lab(),
             a_word_about_a_client,
         ),
+        trial_with("waypoints::requests_are_judged_there_and_nobody_goes_round_it", lab(), requests_are_judged_there),
         trial_with("waypoints::without_one_that_is_ready_connections_are_refused", lab(), without_one),
         trial_with("waypoints::a_service_needs_to_be_admitted", lab(), a_service_needs_to_be_admitted),
         trial_with("waypoints::rolling_one_fails_no_request", lab(), rolling_one),
@@ -147,6 +148,39 @@ fn policy_judges_the_client(lab: &Lab) -> Result<()> {
     ensure!(answer.status == 403, "{answer:?}");
     let line = agents[1].access_line("the waypoint's own try", |line| line["reason"] == "policy:shop/web-only")?;
     ensure!(line["source_identity"] == "spiffe://cluster.local/ns/infra/sa/gw-selvedge-waypoint", "{line}");
+    Ok(())
+}
+
+fn requests_are_judged_there(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab, "http")?;
+    let outside = lab.pod(PodSpec::new("shop/outside", "node-a").outside())?;
+    lab.put(&json!({
+        "apiVersion": "selvedge.dev/v1alpha1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"namespace": "shop", "name": "reading"},
+        "spec": {
+            "action": "ALLOW",
+            "rules": [{
+                "from": [{"source": {"principals": ["cluster.local/ns/shop/sa/default"]}}],
+                "to": [{"operation": {"methods": ["GET"], "paths": ["/open/*"]}}],
+            }],
+        },
+    }))?;
+    let (agents, _waypoint) = shop.run(lab, &AgentOptions::default(), &[])?;
+    for (path, status) in [("/open/x", 200), ("/closed", 403), ("/closed/../open/x", 200), ("/open/%2e%2e/closed", 403)]
+    {
+        let answer = shop.web.http_get(shop.vip(), path)?;
+        ensure!(answer.status == status, "{path}: {answer:?}");
+    }
+    ensure!(shop.far.heard().iter().chain(&shop.near.heard()).all(|heard| heard == "GET /open/x"));
+    // Round it: the pod's own address, from inside the mesh and from outside.
+    for (number, client) in [&shop.web, &outside].into_iter().enumerate() {
+        let there = (shop.pods[1].ip(), 8080);
+        let reached = client.http_get(there, "/open/x").is_ok_and(|answer| answer.status == 200);
+        ensure!(!reached, "client {number} went round the waypoint");
+    }
+    let line = agents[1].access_line("the refusal", |line| line["reason"] == "waypoint")?;
+    ensure!(line["detail"].as_str().is_some_and(|detail| detail.contains("dial the Service")), "{line}");
     Ok(())
 }
 

@@ -160,4 +160,11 @@ fn controller(facts: &Facts, findings: &mut Findings) {
 }
 
 /// The kinds that an agent needs to know.
-const KINDS: [&str; 4] = ["authorizationpolicies", "meshnodes", "peerauthentications", "trafficpolicies"];
+const KINDS: [&str; 6] = [
+    "authorizationpolicies",
+    "externalauthorizers",
+    "meshnodes",
+    "peerauthentications",
+    "requestauthentications",
+    "trafficpolicies",
+];

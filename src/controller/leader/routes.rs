@@ -232,7 +232,7 @@ where
     store.state().iter().fold(0, |sum, object| sum.wrapping_add(of_one(object)))
 }
 
-pub fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
+pub(super) fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
     value.pointer(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -271,7 +271,7 @@ struct Entry {
     conditions: Vec<StatusCondition>,
 }
 
-pub fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
+pub(super) fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
     let status = if condition.is_true { "True" } else { "False" };
     let former = former.iter().find(|former| former.kind == condition.kind && former.status == status);
     StatusCondition {

@@ -1,8 +1,9 @@
 //! Takes the start-up taint off nodes whose agent is ready.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource};
@@ -20,19 +21,33 @@ pub struct Taints {
     daemon_set: String,
 }
 
-/// A Node without what taints do not need.
+/// A Node with its taints and addresses, and nothing else.
 #[derive(Resource, Clone, Debug, Deserialize)]
 #[resource(inherit = Node)]
 pub struct TaintedNode {
     metadata: ObjectMeta,
     #[serde(default)]
     spec: Spec,
+    #[serde(default)]
+    status: Status,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 struct Spec {
     #[serde(default)]
     taints: Vec<Taint>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Status {
+    #[serde(default)]
+    addresses: Vec<NodeAddress>,
+}
+
+impl TaintedNode {
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.status.addresses.iter().filter_map(|one| one.address.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical())
+    }
 }
 
 impl Taints {

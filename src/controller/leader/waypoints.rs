@@ -34,7 +34,8 @@ pub struct Waypoints {
     deployments: Store<LeanDeployment>,
     /// By the Gateway's UID.
     made: HashMap<String, Made>,
-    class_told: Option<Instant>,
+    /// When the class was looked after last, and whether that went well.
+    class_looked: Option<(Instant, bool)>,
     bound: Option<(BTreeSet<(String, String)>, Instant)>,
 }
 
@@ -73,8 +74,8 @@ impl Waypoints {
         gateways: Store<DynamicObject>,
         deployments: Store<LeanDeployment>,
     ) -> Self {
-        let (made, class_told, bound) = (HashMap::new(), None, None);
-        Self { client, settings, gateways, gateway, deployments, made, class_told, bound }
+        let (made, class_looked, bound) = (HashMap::new(), None, None);
+        Self { client, settings, gateways, gateway, deployments, made, class_looked, bound }
     }
 
     pub async fn tell(&mut self) {
@@ -197,10 +198,10 @@ impl Waypoints {
 
     /// The class that users name, which there is only where the Gateway API is.
     async fn tell_class(&mut self) {
-        if self.class_told.is_some_and(|told| told.elapsed() < MENDING) {
+        if self.class_looked.is_some_and(|(looked, well)| looked.elapsed() < if well { MENDING } else { AGAIN }) {
             return;
         }
-        self.class_told = Some(Instant::now());
+        self.class_looked = Some((Instant::now(), false));
         let named = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
         let resource = ApiResource::from_gvk_with_plural(&named, "gatewayclasses");
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
@@ -210,12 +211,13 @@ impl Waypoints {
             "metadata": {"name": WAYPOINT_CLASS, "labels": {"app.kubernetes.io/part-of": "selvedge"}},
             "spec": {
                 "controllerName": CONTROLLER,
-                "description": "A waypoint of Selvedge: requests to Services are routed and judged in a process of its own.",
+                "description": "Selvedge: requests are routed and judged in pods apart.",
             },
         });
         let written = api.patch(WAYPOINT_CLASS, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&class)).await;
         record("gateway", "GatewayClass selvedge-waypoint", written.as_ref().map(drop));
         let Ok(object) = written else { return };
+        self.class_looked = Some((Instant::now(), true));
         let before = object.data.get("status").cloned().unwrap_or_default();
         let generation = object.metadata.generation.unwrap_or_default();
         let Some(status) = class_status(&before, generation, &now()) else { return };

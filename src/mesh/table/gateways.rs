@@ -27,8 +27,20 @@ impl Mesh {
 
     /// The waypoints whose word about a client is believed at a pod's address: those of the Services that lead there.
     pub fn own_waypoints_at(&self, endpoint: SocketAddr) -> impl Iterator<Item = OwnWaypoint> {
+        self.own_services_at(endpoint).filter_map(|service| self.own_waypoint(service)?.ok())
+    }
+
+    /// Whether a pod's address is behind a waypoint, be it there or not.
+    pub fn is_behind_waypoint(&self, endpoint: SocketAddr) -> bool {
+        self.own_services_at(endpoint).any(|service| self.own_waypoint(service).is_some())
+    }
+
+    /// The Services of the pod's own namespace that lead to an address of it. One of another namespace may list any address
+    /// by hand, and has no say over it.
+    fn own_services_at(&self, endpoint: SocketAddr) -> impl Iterator<Item = &Arc<Service>> {
+        let pod = self.workload_by_ip(endpoint.ip());
         let services = self.services_at(endpoint).filter_map(|name| self.service(name));
-        services.filter_map(|service| self.own_waypoint(service)?.ok())
+        services.filter(move |service| pod.is_some_and(|pod| pod.name().namespace == service.name.namespace))
     }
 
     /// Where the pods of a waypoint are to be found.
@@ -144,10 +156,19 @@ mod tests {
         apply(&mut mesh, Object::Gateway(gateway("selvedge-waypoint", AllowedNamespaces::All)));
         apply(&mut mesh, Object::Service(asking("cart", "infra/gw")));
         apply(&mut mesh, Object::EndpointSlice(slice("cart-1", "cart", 8080, &["10.1.0.1"])));
+        apply(&mut mesh, Object::Pod(pod("cart", "u1", &["10.1.0.1"])));
         let at = |mesh: &Mesh, addr: &str| mesh.own_waypoints_at(addr.parse().unwrap()).count();
         assert_eq!((at(&mesh, "10.1.0.1:8080"), at(&mesh, "10.1.0.1:8081"), at(&mesh, "10.1.0.2:8080")), (1, 0, 0));
         apply(&mut mesh, Object::Service(asking("cart", "none")));
         assert_eq!(at(&mesh, "10.1.0.1:8080"), 0);
+        // A stranger lists the pod's address by hand.
+        let theirs = NamespacedName::new("elsewhere", "cart");
+        apply(&mut mesh, Object::Service(Service { name: theirs.clone(), ..asking("cart", "infra/gw") }));
+        let mut listed = slice("cart-2", "cart", 8080, &["10.1.0.1"]);
+        (listed.name.namespace, listed.service) = ("elsewhere".into(), theirs);
+        apply(&mut mesh, Object::EndpointSlice(listed));
+        assert_eq!(at(&mesh, "10.1.0.1:8080"), 0);
+        assert!(!mesh.is_behind_waypoint("10.1.0.1:8080".parse().unwrap()));
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Mesh {
     /// asks for it, and does not declare another protocol. A Service of somebody else's may list the pod, and has no say.
     pub fn requests_at(&self, workload: &Workload, addr: SocketAddr) -> Requests {
         let own = self.services_at(addr).filter(|name| name.namespace == workload.name().namespace);
-        let asking = own.filter_map(|name| self.services.get(name)).filter(|s| *self.waypoint_of(s) == Waypoint::Node);
+        let asking = own.filter_map(|name| self.services.get(name)).filter(|s| self.waypoint_of(s).reads());
         asking.map(|service| self.requests_by(service, addr)).max().unwrap_or(Requests::Unread)
     }
 
@@ -56,16 +56,16 @@ impl Mesh {
         service.ports.iter().filter(leads).map(read).max().unwrap_or(Requests::Unread)
     }
 
-    /// Whether requests to any port of a Service are told apart on the nodes of its pods.
+    /// Whether requests to any port of a Service are told apart, on the nodes of its pods or by a waypoint of its own.
     pub fn is_read(&self, service: &NamespacedName) -> bool {
         let Some(service) = self.services.get(service) else { return false };
         let is_http = |port: &ServicePort| port.protocol().is_none_or(AppProtocol::is_http);
-        *self.waypoint_of(service) == Waypoint::Node && service.ports.iter().any(is_http)
+        self.waypoint_of(service).reads() && service.ports.iter().any(is_http)
     }
 
     /// Addresses of pods at which [requests are told apart](Self::requests_at), by the Services that ask for it.
     pub fn read_addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        let asking = self.services.values().filter(|service| *self.waypoint_of(service) == Waypoint::Node);
+        let asking = self.services.values().filter(|service| self.waypoint_of(service).reads());
         asking.flat_map(|service| {
             let addresses = self.endpoint_addresses(&service.name).into_iter();
             addresses.filter(|addr| self.requests_by(service, *addr) != Requests::Unread)

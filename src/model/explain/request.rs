@@ -93,7 +93,7 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
     });
     let routes = service
         .clone()
-        .ok_or("routes rule the ports of Services, and this is none")
+        .ok_or_else(|| "routes rule the ports of Services, and this is none".to_owned())
         .and_then(|(dialled, service)| rule(state, &from, dialled, &service).map(|routes| (service, routes)));
     match routes {
         Ok((service, routes)) => explanation.decide(state, question, head, &service, &routes),
@@ -112,20 +112,17 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
 }
 
 /// What rules the requests, or why nothing does.
-fn rule(
-    state: &State,
-    from: &From,
-    dialled: SocketAddr,
-    service: &ServiceDestination,
-) -> Result<Arc<Routes>, &'static str> {
+fn rule(state: &State, from: &From, dialled: SocketAddr, service: &ServiceDestination) -> Result<Arc<Routes>, String> {
     let Some(client) = from.workload.as_ref().filter(|_| from.is_captured_towards(dialled)) else {
-        return Err("the client's agent routes, and this client has none");
+        return Err("the client's agent routes, or leads to the waypoint, and this client has none".to_owned());
     };
-    if *state.mesh.waypoint_of(&service.service) != Waypoint::Node {
-        return Err("neither the Service nor its namespace says selvedge.dev/waypoint: node");
+    match (state.mesh.waypoint_of(&service.service), state.mesh.own_waypoint(&service.service)) {
+        (Waypoint::Node, _) | (Waypoint::Gateway(_), Some(Ok(_))) => {}
+        (_, Some(Err(problem))) => return Err(format!("connections to the Service are refused: {problem}")),
+        _ => return Err("neither the Service nor its namespace says selvedge.dev/waypoint".to_owned()),
     }
     let routes = state.routes.routes(&service.service.name, &service.port, &client.name().namespace);
-    routes.ok_or(NO_ROUTE)
+    routes.ok_or_else(|| NO_ROUTE.to_owned())
 }
 
 impl RequestExplanation {

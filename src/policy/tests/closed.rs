@@ -66,7 +66,8 @@ fn an_unknown_field_beside_the_rules_closes_the_policy() {
         (json!({ "action": "DENY", "rule": [{ "to": [{ "operation": { "ports": ["80"] } }] }] }), false),
         (json!({ "acton": "DENY", "rules": [{}] }), false),
         (json!({ "action": "AUDIT", "x": 1, "rules": [{}] }), true),
-        (json!({ "action": "CUSTOM", "provider": { "name": "x" }, "rules": [{}] }), false),
+        (json!({ "action": "CUSTOM", "provider": { "nam": "x" }, "rules": [{}] }), false),
+        (json!({ "action": "CUSTOM", "rules": [{}] }), false),
         (
             json!({ "action": "DENY", "rules": [{}], "targetRefs": [{ "kind": "Gateway", "group": "x", "name": "g" }] }),
             false,

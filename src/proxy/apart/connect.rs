@@ -22,7 +22,7 @@ impl Relayed {
         while tried.len() < ENDPOINT_TRIES {
             let Some(endpoint) = self.pick(&to, &tried) else { break };
             let counted = self.counted(endpoint);
-            self.admits(endpoint)?;
+            self.admits_bytes(endpoint)?;
             match self.line(&to, endpoint).await {
                 Ok(line) => {
                     self.reached(endpoint, true);

@@ -111,6 +111,7 @@ impl Arriving {
             behalf: Rc::new(Behalf { identity: self.peer.identity.clone(), address: self.client }),
             source: Rc::new(source.party(&self.proxy)),
             dialled: to,
+            connection: None,
         };
         let info = ConnectionInfo {
             transport: self.transport,
@@ -166,16 +167,17 @@ impl Arriving {
 enum Heard {
     Requests(Version),
     /// Bytes that are nobody's business; with an endpoint, and what that has said.
-    Bytes(Option<(Line, Option<Counted>)>, BytesMut),
+    Bytes(Option<Box<(Line, Option<Counted>)>>, BytesMut),
 }
 
 impl Admitted {
     async fn carry(self, stream: Stream) {
         let mut ear = Ear { stream, said: BytesMut::new(), is_over: false };
-        let Self { place, service, connection, upstream } = self;
+        let Self { mut place, service, connection, upstream } = self;
+        place.connection = Some(connection.shared().clone());
         let control = &connection.control;
         let heard = match upstream {
-            Some(line) => Ok(Heard::Bytes(Some(line), BytesMut::new())),
+            Some(line) => Ok(Heard::Bytes(Some(Box::new(line)), BytesMut::new())),
             None => tokio::select! {
                 heard = Box::pin(ear.hear(&place, &service)) => heard,
                 reason = control.reset_requested() => Err(Failure::new(reason, "ended before a request")),
@@ -193,7 +195,7 @@ impl Admitted {
             }
             Ok(Heard::Bytes(upstream, heard)) => {
                 let line = match upstream {
-                    Some(line) => Ok(line),
+                    Some(line) => Ok(*line),
                     None => place.any_line(&service).await,
                 };
                 match line {
@@ -248,8 +250,10 @@ impl Ear {
                     let text = format!("port {port} of Service {name} speaks HTTP, and what came is none");
                     return Err(Failure::new(Reason::Protocol, text));
                 }
-                Guess::Other => return Ok(Heard::Bytes(upstream, BytesMut::new())),
-                Guess::More | Guess::MaybeHttp1 if self.is_over => return Ok(Heard::Bytes(upstream, BytesMut::new())),
+                Guess::Other => return Ok(Heard::Bytes(upstream.map(Box::new), BytesMut::new())),
+                Guess::More | Guess::MaybeHttp1 if self.is_over => {
+                    return Ok(Heard::Bytes(upstream.map(Box::new), BytesMut::new()));
+                }
                 Guess::More | Guess::MaybeHttp1 => {}
             }
             match &mut upstream {
@@ -265,7 +269,7 @@ impl Ear {
                     tokio::select! {
                         () = self.more() => {}
                         // Also where it ended, or broke: whoever joins the two finds that out.
-                        _ = line.read_buf(&mut heard) => return Ok(Heard::Bytes(upstream, heard)),
+                        _ = line.read_buf(&mut heard) => return Ok(Heard::Bytes(upstream.map(Box::new), heard)),
                     }
                 }
             }

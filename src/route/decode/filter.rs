@@ -1,10 +1,13 @@
 //! The filters of a rule, or of one of its backends. What cannot be honoured is never skipped: it refuses.
 
+use std::sync::Arc;
+
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
+use super::external;
 use super::rule::Reader;
 use super::{passed_over, read, wire};
 use crate::route::{
@@ -19,7 +22,7 @@ pub(super) enum Asked {
 }
 
 /// Why a filter is refused: the field below it, and the cause.
-type Refused = (&'static str, String);
+pub(super) type Refused = (&'static str, String);
 
 pub(super) fn filters(reader: &mut Reader<'_>, field: &str, written: &[Value]) -> (Filters, Asked) {
     let mut filters = Filters::default();
@@ -110,7 +113,11 @@ fn add(
             }
         }
         "ExternalAuth" if is_http => {
-            return Err(("type", "nobody outside is asked for authorization by this version".to_owned()));
+            let said = said(written.external_auth, "externalAuth")?;
+            let authorizer = external::authorizer(reader, &format!("{field}.externalAuth"), said)?;
+            if filters.authorizer.replace(Arc::new(authorizer)).is_some() {
+                return Err(twice());
+            }
         }
         "ExtensionRef" => {
             return Err((EXTENSION, "no kind of filter beside those of the Gateway API is known here".to_owned()));
@@ -118,7 +125,8 @@ fn add(
         other => {
             let known = match reader.kind {
                 RouteKind::Http => {
-                    "RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite, CORS"
+                    "RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite, CORS, \
+                     ExternalAuth"
                 }
                 RouteKind::Grpc => "RequestHeaderModifier, ResponseHeaderModifier, RequestMirror",
             };

@@ -105,7 +105,7 @@ fn a_route_may_have_so_many_regular_expressions_and_no_more() {
 #[test]
 fn a_filter_that_cannot_be_honoured_refuses() {
     for (written, field) in [
-        (json!({"type": "ExternalAuth", "externalAuth": {"protocol": "HTTP"}}), "type"),
+        (json!({"type": "ExternalAuth"}), "externalAuth"),
         (json!({"type": "ExtensionRef", "extensionRef": {"group": "a", "kind": "B", "name": "c"}}), "extensionRef"),
         (json!({"type": "Unheard"}), "type"),
         (json!({"type": "URLRewrite"}), "urlRewrite"),

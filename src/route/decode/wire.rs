@@ -97,11 +97,40 @@ pub(in crate::route) struct Filter {
     pub request_redirect: Option<RequestRedirect>,
     pub url_rewrite: Option<UrlRewrite>,
     pub cors: Option<Cors>,
-    // What these say is nothing to us: they are not honoured here, whatever it is. Yet they are known.
-    #[serde(rename = "externalAuth")]
-    pub _external_auth: Option<Value>,
+    pub external_auth: Option<ExternalAuth>,
+    // What it says is nothing to us: it is not honoured here, whatever it is. Yet it is known.
     #[serde(rename = "extensionRef")]
     pub _extension_ref: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::route) struct ExternalAuth {
+    pub protocol: String,
+    pub backend_ref: ObjectRef,
+    pub grpc: Option<ExternalGrpc>,
+    pub http: Option<ExternalHttp>,
+    pub forward_body: Option<ForwardBody>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::route) struct ExternalGrpc {
+    pub allowed_headers: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::route) struct ExternalHttp {
+    pub path: Option<String>,
+    pub allowed_headers: Option<Vec<String>>,
+    pub allowed_response_headers: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::route) struct ForwardBody {
+    pub max_size: Option<u16>,
 }
 
 #[derive(Deserialize)]

@@ -149,7 +149,7 @@ fn a_redirect_without_a_scheme_stays_on_the_port_that_was_dialled() {
 
 #[test]
 fn a_filter_that_cannot_be_honoured_answers_500() {
-    let rules = json!([{"filters": [{"type": "ExternalAuth"}], "backendRefs": [{"name": "a", "port": 80}]}]);
+    let rules = json!([{"filters": [{"type": "ExtensionRef"}], "backendRefs": [{"name": "a", "port": 80}]}]);
     let routes = cart(&table([route_of(RouteKind::Http, "r", json!({"name": "cart"}), rules)]), "shop").unwrap();
     let plain = answer(&routes, &request("GET /", &[]));
     assert_eq!((plain.status.as_u16(), plain.because), (500, Because::Filter));

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::{CniKind, group_of};
+use crate::authorizer;
 use crate::mesh::{self, NamespacedName, ObjectKind, ObjectRef};
 use crate::model::Delta;
 use crate::route::traffic::{self, PolicyRef, TrafficKind};
@@ -20,6 +21,10 @@ pub enum Kind {
     Pod,
     PeerAuthentication,
     AuthorizationPolicy,
+    RequestAuthentication,
+    ExternalAuthorizer,
+    /// Read from a folder; of a cluster's, the controller reads those that it is asked for.
+    ConfigMap,
     /// Of `networking.k8s.io`.
     NetworkPolicy,
     MeshNode,
@@ -35,8 +40,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All but those of CNIs.
-    pub const ALL: [Self; 15] = [
+    /// All that are watched, but those of CNIs.
+    pub const ALL: [Self; 17] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
@@ -45,6 +50,8 @@ impl Kind {
         Self::Pod,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::RequestAuthentication,
+        Self::ExternalAuthorizer,
         Self::NetworkPolicy,
         Self::MeshNode,
         Self::HttpRoute,
@@ -64,6 +71,9 @@ impl Kind {
             Self::Pod => "Pod",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::ExternalAuthorizer => "ExternalAuthorizer",
+            Self::ConfigMap => "ConfigMap",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::MeshNode => "MeshNode",
             Self::HttpRoute => "HTTPRoute",
@@ -76,18 +86,21 @@ impl Kind {
     }
 
     pub fn is_policy(self) -> bool {
-        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
+        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication)
     }
 
     /// `None`: any version, for of this kind nothing is read that versions may differ in.
     pub(in crate::source) fn api_version(self) -> Option<&'static str> {
         match self {
-            Self::Namespace | Self::Node | Self::Service | Self::Pod => Some("v1"),
+            Self::Namespace | Self::Node | Self::Service | Self::Pod | Self::ConfigMap => Some("v1"),
             Self::ServiceCidr | Self::NetworkPolicy => Some("networking.k8s.io/v1"),
             Self::EndpointSlice => Some("discovery.k8s.io/v1"),
-            Self::PeerAuthentication | Self::AuthorizationPolicy | Self::MeshNode | Self::TrafficPolicy => {
-                Some("selvedge.dev/v1alpha1")
-            }
+            Self::PeerAuthentication
+            | Self::AuthorizationPolicy
+            | Self::RequestAuthentication
+            | Self::ExternalAuthorizer
+            | Self::TrafficPolicy
+            | Self::MeshNode => Some("selvedge.dev/v1alpha1"),
             Self::BackendTrafficPolicy => Some("gateway.networking.x-k8s.io/v1alpha1"),
             Self::HttpRoute | Self::GrpcRoute | Self::Gateway => Some("gateway.networking.k8s.io/v1"),
             Self::Cni(_) => None,
@@ -103,13 +116,13 @@ impl Kind {
     }
 
     pub(super) fn named(name: &str) -> Option<Self> {
-        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name);
+        let known = Self::ALL.into_iter().chain([Self::ConfigMap]).find(|kind| kind.as_str() == name);
         known.or_else(|| CniKind::find(None, name).map(Self::Cni))
     }
 
     pub(in crate::source) fn of(group: &str, name: &str) -> Option<Self> {
         let in_group = |kind: &Self| kind.api_version().is_some_and(|version| group_of(version) == group);
-        let known = Self::ALL.into_iter().find(|kind| kind.as_str() == name && in_group(kind));
+        let known = Self::ALL.into_iter().chain([Self::ConfigMap]).find(|kind| kind.as_str() == name && in_group(kind));
         known.or_else(|| CniKind::find(Some(group), name).map(Self::Cni))
     }
 }
@@ -138,7 +151,7 @@ impl Key {
         self.name.name.starts_with('(')
     }
 
-    /// The step of the model that takes it away; `None` for policies, which say it themselves.
+    /// The step of the model that takes it away; `None` for policies, which say it themselves, and for what is none.
     pub(in crate::source) fn delete(&self) -> Option<Delta> {
         let route = |kind| Delta::Route(route::Delta::Delete(RouteRef { kind, name: self.name.clone() }));
         let traffic = |kind| Delta::Traffic(traffic::Delta::Delete(PolicyRef { kind, name: self.name.clone() }));
@@ -156,7 +169,12 @@ impl Key {
             Kind::GrpcRoute => return Some(route(RouteKind::Grpc)),
             Kind::TrafficPolicy => return Some(traffic(TrafficKind::Traffic)),
             Kind::BackendTrafficPolicy => return Some(traffic(TrafficKind::Backend)),
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => return None,
+            Kind::ExternalAuthorizer => {
+                return Some(Delta::Authorizer(authorizer::Delta::Delete(self.name.clone())));
+            }
+            // What is read of it is in what names it.
+            Kind::ConfigMap => return None,
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => return None,
         };
         Some(Delta::Mesh(mesh::Delta::Delete(ObjectRef { kind, name: self.model_name() })))
     }

@@ -1,9 +1,12 @@
 //! Our own kinds.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
-use super::field::Fault;
+use super::field::{Fault, SUBDOMAIN, check_namespaced, is_subdomain};
 use super::{Item, Key, Kind};
+use crate::authorizer::Authorizer;
 use crate::mesh::NamespacedName;
 use crate::policy::{self, DRY_RUN, DecodeError, Delta, PolicyKind, PolicyObject, Selection, Unenforced};
 
@@ -14,6 +17,8 @@ pub struct PolicyItem {
     targets: Vec<Target>,
     /// What is in force in its place while Services that it names are not there.
     closed: Option<PolicyObject>,
+    /// Where its fields for keys stand.
+    key_lines: Vec<(String, usize)>,
 }
 
 /// One entry of `targetRefs`.
@@ -61,9 +66,34 @@ impl PolicyItem {
         (Self { closed, ..self.clone() }, missing)
     }
 
+    /// The same policy beside the ConfigMaps of a folder, by name and key.
+    pub fn beside_config_maps(&self, text: impl Fn(&NamespacedName, &str) -> Option<String>) -> Self {
+        let PolicyObject::RequestAuthentication(policy) = &self.object else { return self.clone() };
+        if policy.config_maps().next().is_none() {
+            return self.clone();
+        }
+        let beside = policy.beside_config_maps(text);
+        Self { object: PolicyObject::RequestAuthentication(Box::new(beside)), ..self.clone() }
+    }
+
+    /// The keys of issuers that are not there, as far as it tells.
+    pub fn lacking(&self) -> Vec<MissingTarget> {
+        let PolicyObject::RequestAuthentication(policy) = &self.object else { return Vec::new() };
+        let line = |field: &str| self.key_lines.iter().find(|(of, _)| of == field).map_or(0, |(_, line)| *line);
+        let told = policy.lacking.iter();
+        told.map(|one| MissingTarget { line: line(&one.field), field: one.field.clone(), cause: one.cause.clone() })
+            .collect()
+    }
+
     fn new(object: PolicyObject, value: &Value, line_of: impl Fn(&str) -> usize) -> Self {
+        let key_lines = match &object {
+            PolicyObject::RequestAuthentication(policy) => {
+                policy.lacking.iter().map(|one| (one.field.clone(), line_of(&one.field))).collect()
+            }
+            _ => Vec::new(),
+        };
         let Selection::Services(services) = &object.scope().selection else {
-            return Self { object, targets: Vec::new(), closed: None };
+            return Self { object, targets: Vec::new(), closed: None, key_lines };
         };
         let written = value.pointer("/spec/targetRefs").and_then(Value::as_array).into_iter().flatten();
         let target = |(index, written): (usize, &Value)| {
@@ -72,7 +102,7 @@ impl PolicyItem {
             Some(Target { line: line_of(&field), field, service })
         };
         let targets = written.enumerate().filter_map(target).collect();
-        Self { object, targets, closed: None }
+        Self { object, targets, closed: None, key_lines }
     }
 }
 
@@ -103,6 +133,13 @@ pub(super) fn decode(key: &Key, value: &Value, line_of: impl Fn(&str) -> usize) 
     Ok((Item::Policy(PolicyItem::new(object, value, line_of)), notes))
 }
 
+/// Reads an external authorizer; one that cannot be asked as written is not there, and what would ask it is refused.
+pub(super) fn authorizer(key: &Key, value: &Value) -> Result<(Item, Vec<Fault>), Fault> {
+    check_namespaced(key, is_subdomain, SUBDOMAIN)?;
+    let authorizer = Authorizer::decode(&key.name, value).map_err(|error| Fault::new(error.field, error.cause))?;
+    Ok((Item::Authorizer(Arc::new(authorizer)), Vec::new()))
+}
+
 /// What stands in for a policy that cannot be read and has no last good version.
 pub(super) fn malformed(key: &Key, value: &Value, fault: &Fault, line_of: impl Fn(&str) -> usize) -> PolicyItem {
     let error = DecodeError { field: fault.field.clone(), cause: fault.cause.clone() };
@@ -113,6 +150,7 @@ pub(super) fn malformed(key: &Key, value: &Value, fault: &Fault, line_of: impl F
 fn kind_of(key: &Key) -> PolicyKind {
     match key.kind {
         Kind::PeerAuthentication => PolicyKind::PeerAuthentication,
+        Kind::RequestAuthentication => PolicyKind::RequestAuthentication,
         _ => PolicyKind::AuthorizationPolicy,
     }
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::authorizer;
 use crate::mesh::{self, Object};
 use crate::policy::{self, PolicyObject, Selection};
 use crate::route::{self, traffic};
@@ -87,6 +88,13 @@ impl Bench {
                 Delta::Policy(policy::Delta::Delete(reference)) => {
                     self.objects.retain(|other| !other.starts_with(&format!("{}=", reference.name.name)));
                     self.deleted.push(reference.name.name.to_string());
+                }
+                Delta::Authorizer(authorizer::Delta::Apply(authorizer)) => {
+                    self.objects.insert(format!("{}=authorizer", authorizer.name.name));
+                }
+                Delta::Authorizer(authorizer::Delta::Delete(name)) => {
+                    self.objects.retain(|other| !other.starts_with(&format!("{}=", name.name)));
+                    self.deleted.push(name.name.to_string());
                 }
                 Delta::Route(route::Delta::Apply(route)) => {
                     self.objects.insert(format!("{}=route", route.name.name));

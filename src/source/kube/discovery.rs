@@ -61,8 +61,8 @@ fn collections(root: &str, groups: &APIGroupDiscoveryList) -> BTreeMap<Kind, Str
                 version.resources.iter().filter(|resource| resource.verbs.iter().any(|verb| verb == "watch"))
             {
                 let kind = resource.response_kind.as_ref().and_then(|kind| kind.kind.as_deref());
-                let Some((kind, plural)) = kind.and_then(|kind| Kind::of(name, kind)).zip(resource.resource.as_ref())
-                else {
+                let known = kind.and_then(|kind| Kind::of(name, kind)).filter(|kind| *kind != Kind::ConfigMap);
+                let Some((kind, plural)) = known.zip(resource.resource.as_ref()) else {
                     continue;
                 };
                 let api_version = if name.is_empty() { number.clone() } else { format!("{name}/{number}") };

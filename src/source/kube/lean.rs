@@ -56,7 +56,12 @@ impl Keep {
                 ("metadata", METADATA),
                 ("spec", Self::Only(&[("gatewayClassName", Self::All), ("listeners", Self::All)])),
             ]),
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => POLICY,
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::ExternalAuthorizer => POLICY,
+            // With the keys that the controller fetched.
+            Kind::RequestAuthentication => {
+                Self::But(&[("status", Some(Self::Only(&[("keys", Self::All)]))), ("metadata", Some(POLICY_METADATA))])
+            }
+            Kind::ConfigMap => Self::Only(&[("metadata", METADATA), ("data", Self::All)]),
         }
     }
 
@@ -179,16 +184,12 @@ const CONTAINER: Keep = Keep::Only(&[
 const POD_STATUS: Keep = Keep::Only(&[("phase", Keep::All), ("podIP", Keep::All), ("podIPs", Keep::All)]);
 
 /// Less what others write into it.
-const POLICY: Keep = Keep::But(&[
-    ("status", None),
-    (
-        "metadata",
-        Some(Keep::But(&[
-            ("managedFields", None),
-            ("resourceVersion", None),
-            ("annotations", Some(Keep::But(&[("kubectl.kubernetes.io/last-applied-configuration", None)]))),
-        ])),
-    ),
+const POLICY: Keep = Keep::But(&[("status", None), ("metadata", Some(POLICY_METADATA))]);
+
+const POLICY_METADATA: Keep = Keep::But(&[
+    ("managedFields", None),
+    ("resourceVersion", None),
+    ("annotations", Some(Keep::But(&[("kubectl.kubernetes.io/last-applied-configuration", None)]))),
 ]);
 
 #[cfg(test)]

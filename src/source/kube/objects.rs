@@ -97,11 +97,11 @@ impl Objects {
                 Vec::new()
             }
             Item::Service(..) if !had_good => {
-                let mut deltas = vec![item.apply()];
+                let mut deltas: Vec<Delta> = item.apply().into_iter().collect();
                 deltas.extend(self.weigh_policies());
                 deltas
             }
-            _ => vec![item.apply()],
+            _ => item.apply().into_iter().collect(),
         }
     }
 
@@ -184,7 +184,8 @@ impl Objects {
             services.and_then(|services| services.get(name)).is_some_and(|service| service.is_good)
         };
         let policy = self.policies.get_mut(key)?;
-        let (beside, missing) = policy.item.beside(is_there);
+        let (beside, mut missing) = policy.item.beside(is_there);
+        missing.extend(policy.item.lacking());
         self.stale |= !policy.missing.is_empty() || !missing.is_empty();
         policy.missing = missing.into_iter().map(|target| Fault::new(target.field, target.cause)).collect();
         policy.item = beside;

@@ -79,12 +79,16 @@ pub struct Exporter {
     collector: Collector,
     observer: Observer,
     finished: mpsc::Receiver<Finished>,
+    /// What was gathered, and is not sent yet.
+    batch: Vec<Finished>,
+    /// What is under way, and of how many spans: it outlives whoever was sending it.
+    sending: Option<(ExportTraceServiceRequest, u64)>,
     failing: Seldom,
 }
 
 impl Exporter {
     pub(super) fn new(collector: Collector, observer: Observer, finished: mpsc::Receiver<Finished>) -> Self {
-        Self { collector, observer, finished, failing: Seldom::default() }
+        Self { collector, observer, finished, batch: Vec::new(), sending: None, failing: Seldom::default() }
     }
 
     /// Begins, on the runtime of whoever calls.
@@ -106,67 +110,69 @@ impl Exporter {
     }
 
     async fn send_all(&mut self, client: &mut TraceServiceClient<Channel>) {
-        let mut batch = Vec::new();
-        while self.gather(&mut batch).await {
-            let count = batch.len() as u64;
-            let request = proto::request(std::mem::take(&mut batch), &self.observer);
-            let outcome = match self.send(client, request).await {
+        loop {
+            if self.sending.is_none() {
+                if !self.gather().await {
+                    return;
+                }
+                let count = self.batch.len() as u64;
+                self.sending = Some((proto::request(std::mem::take(&mut self.batch), &self.observer), count));
+            }
+            let Some((request, count)) = &self.sending else { return };
+            let outcome = match send(client, request).await {
                 Ok(()) => "sent",
                 Err(status) => {
                     if let Some(unsaid) = self.failing.speaks(Instant::now()) {
-                        let cause = status.message();
-                        tracing::warn!(collector = %self.collector, code = ?status.code(), unsaid, "{count} spans are lost: the collector did not take them: {cause}");
+                        let (code, cause) = (status.code(), status.message());
+                        tracing::warn!(collector = %self.collector, ?code, unsaid, "{count} spans are lost: the collector did not take them: {cause}");
                     }
                     "lost"
                 }
             };
-            metrics::counter!(catalogue::SPANS, "outcome" => outcome).increment(count);
+            metrics::counter!(catalogue::SPANS, "outcome" => outcome).increment(*count);
+            self.sending = None;
         }
     }
 
     /// Waits for the first span, and then a moment for more. False: no more will come.
-    async fn gather(&mut self, batch: &mut Vec<Finished>) -> bool {
-        if self.finished.recv_many(batch, MOST_AT_ONCE).await == 0 {
+    async fn gather(&mut self) -> bool {
+        if self.batch.is_empty() && self.finished.recv_many(&mut self.batch, MOST_AT_ONCE).await == 0 {
             return false;
         }
         let until = tokio::time::Instant::now() + GATHERING;
-        while batch.len() < MOST_AT_ONCE {
-            let more = self.finished.recv_many(batch, MOST_AT_ONCE - batch.len());
+        while self.batch.len() < MOST_AT_ONCE {
+            let room = MOST_AT_ONCE - self.batch.len();
+            let more = self.finished.recv_many(&mut self.batch, room);
             if !matches!(timeout_at(until, more).await, Ok(1..)) {
                 break;
             }
         }
         true
     }
+}
 
-    /// What may pass is tried again, as the [specification](
-    /// https://opentelemetry.io/docs/specs/otlp/#failures) has it.
-    async fn send(
-        &self,
-        client: &mut TraceServiceClient<Channel>,
-        request: ExportTraceServiceRequest,
-    ) -> Result<(), Status> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let answer = timeout(ANSWER, client.export(request.clone())).await;
-            let status = match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))) {
-                Ok(_) => return Ok(()),
-                Err(status) => status,
-            };
-            let may_pass = [
-                Code::Cancelled,
-                Code::DeadlineExceeded,
-                Code::Aborted,
-                Code::OutOfRange,
-                Code::Unavailable,
-                Code::DataLoss,
-            ];
-            if pause > LONGEST_PAUSE || !may_pass.contains(&status.code()) {
-                return Err(status);
-            }
-            sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause *= 2;
+/// What may pass is tried again, as the [specification](https://opentelemetry.io/docs/specs/otlp/#failures) has it.
+async fn send(client: &mut TraceServiceClient<Channel>, request: &ExportTraceServiceRequest) -> Result<(), Status> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let answer = timeout(ANSWER, client.export(request.clone())).await;
+        let status = match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))) {
+            Ok(_) => return Ok(()),
+            Err(status) => status,
+        };
+        let may_pass = [
+            Code::Cancelled,
+            Code::DeadlineExceeded,
+            Code::Aborted,
+            Code::OutOfRange,
+            Code::Unavailable,
+            Code::DataLoss,
+        ];
+        if pause > LONGEST_PAUSE || !may_pass.contains(&status.code()) {
+            return Err(status);
         }
+        sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+        pause *= 2;
     }
 }
 

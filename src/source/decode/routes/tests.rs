@@ -104,7 +104,10 @@ spec:
     let content = file(Path::new("a.yaml"), text.as_bytes());
     let told: Vec<_> = content.problems.iter().map(|one| (one.line, one.object.as_str(), one.field.as_str())).collect();
     let route = "HTTPRoute shop/r";
-    assert_eq!(told, [(9, route, "spec.rules[0].matches[0].path.type"), (11, route, "spec.rules[1].filters[0].type")]);
+    assert_eq!(
+        told,
+        [(9, route, "spec.rules[0].matches[0].path.type"), (11, route, "spec.rules[1].filters[0].externalAuth")]
+    );
     assert_eq!(content.objects.len(), 1, "the rest of it holds");
 }
 
