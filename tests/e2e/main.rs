@@ -3,6 +3,7 @@
 //! Each module is one subject. Each trial has a Kubernetes namespace of its own ([`scene::Scene`]), so that trials run
 //! side by side; what it tells of a failure are the events, the pods and the logs.
 
+mod authorizers;
 mod charts;
 mod cluster;
 mod controller;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         tools::trials(),
         traffic::trials(),
         gateway_api::trials(),
+        authorizers::trials(),
         network_policy::trials(),
         outages::trials(),
         probes::trials(),
