@@ -25,6 +25,7 @@ mod starting;
 mod status;
 mod tools;
 mod traffic;
+mod traffic_policies;
 mod turnover;
 mod uninstall;
 mod upgrade;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         tools::trials(),
         traffic::trials(),
         gateway_api::trials(),
+        traffic_policies::trials(),
         authorizers::trials(),
         network_policy::trials(),
         outages::trials(),
