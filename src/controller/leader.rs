@@ -37,7 +37,7 @@ use crate::route::traffic::TrafficKind;
 use authorizers::AuthorizerStatuses;
 use conditions::Conditions;
 use events::Events;
-use keys::{ClusterAddresses, Keys};
+use keys::{ClusterAddresses, Keys, Tunnels};
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
 use traffic::{PoliciesOf, TrafficStatuses};
@@ -52,6 +52,7 @@ pub struct Leader {
     pub namespace: String,
     pub daemon_set: String,
     pub pods: Arc<Pods>,
+    pub tunnels: Tunnels,
     /// None: no waypoint is deployed.
     pub waypoints: Option<WaypointSettings>,
 }
@@ -97,7 +98,7 @@ impl Leader {
         let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
 
         let mut conditions = Conditions::new(self.client.clone());
-        let mut keys = Keys::new(self.client.clone());
+        let mut keys = Keys::new(self.client.clone(), self.tunnels.clone());
         let mut cluster = ClusterAddresses::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
         let (deployments, deployment_watch) = watch_labelled::<LeanDeployment>(&self.client, OF_WAYPOINTS);
@@ -119,7 +120,7 @@ impl Leader {
                 conditions.tell(PolicyKind::RequestAuthentication, &tokens, token_rules.state(), &told).await;
                 if !token_rules.state().is_empty() {
                     let forbidden = cluster.forbidden(&nodes.state()).await;
-                    keys.tell(&tokens, token_rules.state(), forbidden.as_ref()).await;
+                    keys.tell(&tokens, token_rules.state(), &told, forbidden.as_ref()).await;
                 }
                 statuses.tell(&routes).await;
                 waypoints.tell().await;

@@ -11,6 +11,7 @@ mod gateway_api;
 mod identity;
 mod images;
 mod joining;
+mod keys;
 mod mesh;
 mod network_policy;
 mod nodes;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         gateway_api::trials(),
         traffic_policies::trials(),
         authorizers::trials(),
+        keys::trials(),
         network_policy::trials(),
         outages::trials(),
         probes::trials(),
