@@ -4,6 +4,7 @@
 //! side by side; what it tells of a failure are the events, the pods and the logs.
 
 mod authorizers;
+mod canaries;
 mod charts;
 mod cluster;
 mod controller;
@@ -65,9 +66,11 @@ fn main() -> ExitCode {
         waypoints::trials(),
         uninstall::trials(),
     ];
-    let subjects = match std::env::var_os("SELVEDGE_KWOK") {
-        Some(_) => vec![scale::trials()],
-        None => everyday.into(),
+    let is_set = |name| std::env::var_os(name).is_some();
+    let subjects = match (is_set("SELVEDGE_KWOK"), is_set("SELVEDGE_FLAGGER")) {
+        (true, _) => vec![scale::trials()],
+        (_, true) => vec![canaries::trials()],
+        _ => everyday.into(),
     };
     let (number, of) = share();
     let mine = subjects.into_iter().flatten().enumerate().filter(|(at, _)| at % of == number - 1);
