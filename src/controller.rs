@@ -28,10 +28,12 @@ use tracing::{error, info, warn};
 
 use crate::admin::{Admin, AdminSettings, Control, Dump, Readiness, Sources, on_port};
 use crate::cli::{ControllerArgs, Failure};
+use crate::identity::anchors::ConfigMapAnchors;
 use crate::source::kube::{self, Access};
 use crate::telemetry::{LogControl, Metrics, MetricsSettings};
 use authorization::AgentRules;
 use leader::Leader;
+use leader::keys::Tunnels;
 use lease::{Elector, Leadership};
 use pods::Pods;
 use root::{Keeper, Root};
@@ -94,15 +96,20 @@ async fn serve(args: ControllerArgs, log: LogControl) -> Result<ExitCode, Failur
     essential.spawn(pods.clone().run());
     essential.spawn(keeper.run());
     let names = server_names(namespace, &args.service_name);
-    let signer = root.clone();
+    let (signer, root_of_tunnels) = (root.clone(), root.clone());
     essential.spawn(async move { certificate.keep(&signer, &names).await });
     essential.spawn(housekeeping(root));
+    let anchors = ConfigMapAnchors::new(client.clone(), namespace);
+    let authority = (root_of_tunnels, anchors.trust());
+    let tunnels = Tunnels::new(client.clone(), pods.clone(), authority, &args.trust_domain, (namespace, &args.name));
+    essential.spawn(anchors.follow());
     let leader = Leader {
         client: client.clone(),
         name: args.name.clone(),
         namespace: args.namespace.clone(),
         daemon_set: args.agent_daemon_set.clone(),
         pods,
+        tunnels,
         waypoints: WaypointSettings::of(&args, &client).await,
     };
     essential.spawn(leader.run(leadership));

@@ -79,8 +79,8 @@ pub struct JwtRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 262144))]
     pub jwks: Option<String>,
-    /// Where it publishes them, by https. The controller fetches them; those that could not be fetched for 24 hours hold no
-    /// longer.
+    /// Where it publishes them: by https, or by http at a Service in the mesh, `http://NAME.NAMESPACE.svc/...`, through a
+    /// tunnel. The controller fetches them; those that could not be fetched for 24 hours hold no longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub jwks_uri: Option<String>,

@@ -13,6 +13,7 @@ mod fault;
 mod jwk;
 mod place;
 mod rule;
+mod service_url;
 mod token;
 
 pub use algorithm::Algorithm;
@@ -21,6 +22,7 @@ pub use fault::Fault;
 pub use jwk::{KeySet, KeySetError};
 pub use place::Place;
 pub use rule::{ClaimHeader, Found, KeySource, Keys, Principal, Rule, authenticate, claim_text, may_carry};
+pub use service_url::ServiceUrl;
 pub use token::Token;
 
 /// How far the clocks of an issuer and a node may be apart, in seconds.

@@ -12,6 +12,7 @@ mod check;
 mod decode;
 mod names;
 mod object;
+pub mod status;
 mod store;
 mod verdict;
 pub mod wire;

@@ -1,6 +1,7 @@
-//! What the leader alone does: statuses of policies and routes, keys of token issuers, Events on pods, taints of nodes,
-//! waypoints.
+//! What the leader alone does: statuses of policies, authorizers and routes, keys of token issuers, Events on pods, taints
+//! of nodes, waypoints.
 
+mod authorizers;
 mod conditions;
 mod events;
 pub mod keys;
@@ -33,9 +34,10 @@ use crate::api::{GROUP, MeshNode, VERSION};
 use crate::policy::PolicyKind;
 use crate::route::RouteKind;
 use crate::route::traffic::TrafficKind;
+use authorizers::AuthorizerStatuses;
 use conditions::Conditions;
 use events::Events;
-use keys::{ClusterAddresses, Keys};
+use keys::{ClusterAddresses, Keys, Tunnels};
 use routes::{RouteStatuses, RoutedNamespace, RoutedService, RoutesOf};
 use taints::{TaintedNode, Taints};
 use traffic::{PoliciesOf, TrafficStatuses};
@@ -50,6 +52,7 @@ pub struct Leader {
     pub namespace: String,
     pub daemon_set: String,
     pub pods: Arc<Pods>,
+    pub tunnels: Tunnels,
     /// None: no waypoint is deployed.
     pub waypoints: Option<WaypointSettings>,
 }
@@ -87,12 +90,15 @@ impl Leader {
         let (ours, our_watch) = self.watch_traffic(TrafficKind::Traffic, GROUP, "trafficpolicies");
         let (theirs, their_watch) = self.watch_traffic(TrafficKind::Backend, EXPERIMENTAL, "xbackendtrafficpolicies");
         let traffic = [ours, theirs];
+        let authorizer = GroupVersionKind::gvk(GROUP, VERSION, "ExternalAuthorizer");
+        let authorizer = ApiResource::from_gvk_with_plural(&authorizer, "externalauthorizers");
+        let (authorizers, authorizer_watch) = watch_objects(&self.client, &authorizer);
         let gateway = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "Gateway");
         let gateway = ApiResource::from_gvk_with_plural(&gateway, "gateways");
         let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
 
         let mut conditions = Conditions::new(self.client.clone());
-        let mut keys = Keys::new(self.client.clone());
+        let mut keys = Keys::new(self.client.clone(), self.tunnels.clone());
         let mut cluster = ClusterAddresses::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
         let (deployments, deployment_watch) = watch_labelled::<LeanDeployment>(&self.client, OF_WAYPOINTS);
@@ -101,6 +107,7 @@ impl Leader {
             Waypoints::new(client, self.waypoints.clone(), gateway.clone(), gateways.clone(), deployments);
         let mut statuses = RouteStatuses::new(self.client.clone(), services, namespaces, gateways);
         let mut traffic_statuses = TrafficStatuses::new(self.client.clone());
+        let mut authorizer_statuses = AuthorizerStatuses::new(self.client.clone(), authorizer, authorizers);
         let taints = Taints::new(self.client.clone(), &self.namespace, &self.daemon_set);
         let work = async {
             let mut ticks = tokio::time::interval(BREATH);
@@ -113,11 +120,12 @@ impl Leader {
                 conditions.tell(PolicyKind::RequestAuthentication, &tokens, token_rules.state(), &told).await;
                 if !token_rules.state().is_empty() {
                     let forbidden = cluster.forbidden(&nodes.state()).await;
-                    keys.tell(&tokens, token_rules.state(), forbidden.as_ref()).await;
+                    keys.tell(&tokens, token_rules.state(), &told, forbidden.as_ref()).await;
                 }
                 statuses.tell(&routes).await;
                 waypoints.tell().await;
                 traffic_statuses.tell(&traffic, &statuses, &routes).await;
+                authorizer_statuses.tell(&statuses).await;
                 events.tell(&told).await;
                 taints.take_off(&nodes.state(), &self.pods).await;
             }
@@ -134,6 +142,7 @@ impl Leader {
             grpc_watch.boxed(),
             our_watch.boxed(),
             their_watch.boxed(),
+            authorizer_watch.boxed(),
             gateway_watch.boxed(),
             deployment_watch.boxed(),
         ]);

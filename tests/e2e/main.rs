@@ -3,6 +3,8 @@
 //! Each module is one subject. Each trial has a Kubernetes namespace of its own ([`scene::Scene`]), so that trials run
 //! side by side; what it tells of a failure are the events, the pods and the logs.
 
+mod authorizers;
+mod canaries;
 mod charts;
 mod cluster;
 mod controller;
@@ -10,6 +12,7 @@ mod gateway_api;
 mod identity;
 mod images;
 mod joining;
+mod keys;
 mod mesh;
 mod network_policy;
 mod nodes;
@@ -24,6 +27,7 @@ mod starting;
 mod status;
 mod tools;
 mod traffic;
+mod traffic_policies;
 mod turnover;
 mod uninstall;
 mod upgrade;
@@ -50,6 +54,9 @@ fn main() -> ExitCode {
         tools::trials(),
         traffic::trials(),
         gateway_api::trials(),
+        traffic_policies::trials(),
+        authorizers::trials(),
+        keys::trials(),
         network_policy::trials(),
         outages::trials(),
         probes::trials(),
@@ -59,9 +66,11 @@ fn main() -> ExitCode {
         waypoints::trials(),
         uninstall::trials(),
     ];
-    let subjects = match std::env::var_os("SELVEDGE_KWOK") {
-        Some(_) => vec![scale::trials()],
-        None => everyday.into(),
+    let is_set = |name| std::env::var_os(name).is_some();
+    let subjects = match (is_set("SELVEDGE_KWOK"), is_set("SELVEDGE_FLAGGER")) {
+        (true, _) => vec![scale::trials()],
+        (_, true) => vec![canaries::trials()],
+        _ => everyday.into(),
     };
     let (number, of) = share();
     let mine = subjects.into_iter().flatten().enumerate().filter(|(at, _)| at % of == number - 1);

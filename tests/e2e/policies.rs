@@ -225,7 +225,7 @@ fn as_stolen(own: &str, other: &str) -> Result<()> {
     kubectl(&["delete", "meshnode", own]).map(drop)
 }
 
-fn refused(scene: &Scene, kind: &str, spec: &str, wanted: &str) -> Result<()> {
+pub fn refused(scene: &Scene, kind: &str, spec: &str, wanted: &str) -> Result<()> {
     let refusal = scene.apply(&policy(kind, spec)).err();
     let refusal = refusal.with_context(|| format!("{kind} {spec} was taken"))?.to_string();
     ensure!(refusal.contains(wanted), "{kind} {spec} was refused without {wanted:?}: {refusal}");

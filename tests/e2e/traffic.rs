@@ -1,5 +1,6 @@
 //! What workloads of every kind do in the mesh, and who may talk to whom.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -271,6 +272,8 @@ fn rolled_under_load(scene: &Scene) -> Result<()> {
 #[derive(Debug, Default)]
 pub struct Told {
     pub answered: u64,
+    /// How many each pod answered.
+    pub pods: BTreeMap<String, u64>,
     pub failures: Vec<String>,
 }
 
@@ -279,6 +282,9 @@ impl Told {
     pub fn add(&mut self, printed: &str) -> Result<()> {
         let told: Value = serde_json::from_str(printed).with_context(|| format!("not what a load tells: {printed}"))?;
         self.answered += told["answered"].as_u64().context("answered")?;
+        for (pod, answered) in told["pods"].as_object().context("pods")? {
+            *self.pods.entry(pod.clone()).or_default() += answered.as_u64().context("answered")?;
+        }
         let failures = told["failures"].as_array().context("failures")?.iter();
         self.failures.extend(failures.map(|failure| failure.as_str().unwrap_or_default().to_owned()));
         Ok(())

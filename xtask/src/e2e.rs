@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::build::{cargo, release_path};
-use crate::cluster::{Cluster, gateway_api, kwok, up};
+use crate::cluster::{Cluster, argo_rollouts, flagger, gateway_api, kwok, up};
 use crate::image;
 use crate::style::dim;
 use crate::test::{Tally, count_labelled};
@@ -26,6 +26,10 @@ pub struct Options {
     /// Instead of the tests, measures one agent among ten thousand pods. Takes minutes.
     #[arg(long)]
     scale: bool,
+    /// Instead of the tests, lets Argo Rollouts and Flagger release an application step by step. Takes minutes, and the
+    /// first time minutes more to build them.
+    #[arg(long, conflicts_with_all = ["scale", "clusters"])]
+    canaries: bool,
     /// The cluster's name; one of this name that is up is used, and then stays up.
     #[arg(long, default_value = "e2e", env = "SELVEDGE_CLUSTER")]
     name: String,
@@ -43,13 +47,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 /// The tests, as a section of `cargo xtask test`: on clusters of their own, which do not outlive them.
 pub fn section(retries: u32) -> Result<Tally> {
-    let options = Options { filter: None, keep: false, scale: false, name: "test".to_owned(), clusters: CLUSTERS };
+    let name = "test".to_owned();
+    let options = Options { filter: None, keep: false, scale: false, canaries: false, name, clusters: CLUSTERS };
     tests(&options, retries)
 }
 
 fn tests(options: &Options, retries: u32) -> Result<Tally> {
     crate::cluster::check_rights()?;
-    let images = image::for_tests()?;
+    let mut images = image::for_tests()?;
+    if options.canaries {
+        images.extend(image::for_canaries(&argo_rollouts()?, &flagger()?)?);
+    }
     // Built before several would build it.
     let built = cargo().args(["test", "--workspace", "--test", "e2e", "--locked", "--no-run"]).status()?;
     ensure!(built.success(), "cargo could not build the tests");
@@ -103,6 +111,9 @@ impl Share<'_> {
         command.env("SELVEDGE_SHARE", format!("{}/{}", self.number, self.of));
         if self.options.scale {
             command.arg("--nocapture").env("SELVEDGE_KWOK", kwok()?);
+        }
+        if self.options.canaries {
+            command.env("SELVEDGE_ARGO_ROLLOUTS", argo_rollouts()?).env("SELVEDGE_FLAGGER", flagger()?);
         }
         command.env("SELVEDGE_IMAGE", image::AGENT).env("SELVEDGE_TEST_IMAGE", image::TEST);
         command.env("SELVEDGE_GATEWAY_API", gateway_api()?.kinds);

@@ -26,6 +26,7 @@ pub const CA_CERTIFICATES: Tool = Tool { program: "update-ca-certificates", pack
 pub const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
 pub const WRK: Tool = Tool { program: "wrk", package: "wrk" };
 pub const HAPROXY: Tool = Tool { program: "haproxy", package: "haproxy" };
+pub const PROMETHEUS: Tool = Tool { program: "prometheus", package: "prometheus" };
 pub const NGINX: Tool = Tool { program: "nginx", package: "nginx" };
 
 /// Installs what is missing where that is possible, else says what to type.

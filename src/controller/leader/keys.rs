@@ -5,6 +5,7 @@
 
 mod cluster;
 mod fetch;
+mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -20,19 +21,22 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::record;
-use crate::api::{FetchedKeys, RequestAuthenticationStatus, StatusCondition};
-use crate::authentication::{KeySet, KeySource};
+use crate::api::{FetchedKeys, MeshNode, RequestAuthenticationStatus, StatusCondition};
+use crate::authentication::{KeySet, KeySource, ServiceUrl};
 use crate::policy::{PolicyKind, PolicyObject, RequestAuthentication, decode};
 pub use cluster::ClusterAddresses;
+use fetch::Fetched;
 pub use fetch::Forbidden;
+pub use tunnel::Tunnels;
 
 /// Fetches keys, and writes what changed.
 pub struct Keys {
     client: Client,
+    tunnels: Tunnels,
     held: HashMap<Origin, Held>,
     /// By UID, of one generation.
     read: HashMap<String, (i64, Sources)>,
-    fetches: JoinSet<(Origin, Result<String, String>)>,
+    fetches: JoinSet<(Origin, Result<Fetched, String>)>,
 }
 
 /// What one policy's keys are from.
@@ -59,8 +63,8 @@ struct Held {
 }
 
 impl Keys {
-    pub fn new(client: Client) -> Self {
-        Self { client, held: HashMap::new(), read: HashMap::new(), fetches: JoinSet::new() }
+    pub fn new(client: Client, tunnels: Tunnels) -> Self {
+        Self { client, tunnels, held: HashMap::new(), read: HashMap::new(), fetches: JoinSet::new() }
     }
 
     /// About all policies. What is to be fetched is fetched meanwhile, and told in a later round.
@@ -68,6 +72,7 @@ impl Keys {
         &mut self,
         resource: &ApiResource,
         policies: Vec<Arc<DynamicObject>>,
+        nodes: &[Arc<MeshNode>],
         forbidden: Option<&Arc<Forbidden>>,
     ) {
         self.collect();
@@ -81,7 +86,7 @@ impl Keys {
         self.held.retain(|origin, held| held.is_fetching || wanted.contains_key(origin));
         if let Some(forbidden) = forbidden {
             for (origin, source) in wanted {
-                self.begin(origin, source, forbidden);
+                self.begin(origin, source, nodes, forbidden);
             }
         }
         for (origins, policy) in policies {
@@ -109,19 +114,24 @@ impl Keys {
             let Ok((origin, outcome)) = done else { continue };
             let Some(held) = self.held.get_mut(&origin) else { continue };
             held.is_fetching = false;
-            let outcome = outcome.and_then(|text| match KeySet::parse(&text) {
-                Ok(_) => Ok(text),
+            let outcome = outcome.and_then(|fetched| match KeySet::parse(&fetched.text) {
+                Ok(_) => Ok(fetched),
                 Err(error) => Err(error.to_string()),
             });
             metrics::counter!(FETCHES, "outcome" => if outcome.is_ok() { "ok" } else { "failed" }).increment(1);
             let now = Instant::now();
             match outcome {
-                Ok(text) => {
+                Ok(Fetched { text, fresh }) => {
                     if held.error.take().is_some() {
                         info!(source = origin.source, "The keys of a token issuer are fetched again.");
                     }
                     (held.jwks, held.fetched, held.failures) = (Some(text), Some(Timestamp::now()), 0);
-                    held.due = now + if origin.is_config_map() { CONFIG_MAP_INTERVAL } else { INTERVAL };
+                    held.due = now
+                        + match (origin.is_config_map(), fresh) {
+                            (true, _) => CONFIG_MAP_INTERVAL,
+                            (false, None) => INTERVAL,
+                            (false, Some(fresh)) => fresh.clamp(LEAST_INTERVAL, INTERVAL),
+                        };
                 }
                 Err(error) => {
                     if held.error.as_ref() != Some(&error) {
@@ -142,7 +152,7 @@ impl Keys {
         }
     }
 
-    fn begin(&mut self, origin: Origin, source: KeySource, forbidden: &Arc<Forbidden>) {
+    fn begin(&mut self, origin: Origin, source: KeySource, nodes: &[Arc<MeshNode>], forbidden: &Arc<Forbidden>) {
         let now = Instant::now();
         let fresh = || Held { jwks: None, fetched: None, error: None, due: now, is_fetching: false, failures: 0 };
         let held = self.held.entry(origin.clone()).or_insert_with(fresh);
@@ -150,12 +160,20 @@ impl Keys {
             return;
         }
         held.is_fetching = true;
-        let (client, forbidden) = (self.client.clone(), forbidden.clone());
+        let (client, tunnels, forbidden) = (self.client.clone(), self.tunnels.clone(), forbidden.clone());
+        let of_service = if let KeySource::Url(url) = &source { ServiceUrl::parse(url) } else { None };
+        let of_service = of_service.map(|url| {
+            let captured = nodes.iter().flat_map(|node| node.status.captured.iter().cloned());
+            (url, captured.collect::<HashSet<String>>())
+        });
         self.fetches.spawn(async move {
-            let outcome = match &source {
-                KeySource::Url(url) => fetch::fetch(url, &origin.bundle, &forbidden).await,
-                KeySource::ConfigMap { name, key } => of_config_map(&client, &origin.namespace, name, key).await,
-                KeySource::Inline => Err("it has its keys with it".to_owned()),
+            let outcome = match (&source, &of_service) {
+                (KeySource::Url(_), Some((url, captured))) => {
+                    fetch::by_tunnel(url, &tunnels, captured, &forbidden).await
+                }
+                (KeySource::Url(url), None) => fetch::by_https(url, &origin.bundle, &forbidden).await,
+                (KeySource::ConfigMap { name, key }, _) => of_config_map(&client, &origin.namespace, name, key).await,
+                (KeySource::Inline, _) => Err("it has its keys with it".to_owned()),
             };
             (origin, outcome)
         });
@@ -287,7 +305,7 @@ fn seconds_between(written: &str, now: Timestamp) -> i64 {
     written.parse::<Timestamp>().map_or(i64::MAX, |written| now.as_second().saturating_sub(written.as_second()))
 }
 
-async fn of_config_map(client: &Client, namespace: &str, name: &str, key: &str) -> Result<String, String> {
+async fn of_config_map(client: &Client, namespace: &str, name: &str, key: &str) -> Result<Fetched, String> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let found = match tokio::time::timeout(ANSWER_LIMIT, maps.get_opt(name)).await {
         Ok(Ok(Some(found))) => found,
@@ -296,7 +314,8 @@ async fn of_config_map(client: &Client, namespace: &str, name: &str, key: &str) 
         Err(_) => return Err(format!("ConfigMap {namespace}/{name} cannot be read: the API server does not answer")),
     };
     let text = found.data.and_then(|mut data| data.remove(key));
-    text.ok_or_else(|| format!("ConfigMap {namespace}/{name} has no key {key:?} in its data"))
+    let text = text.ok_or_else(|| format!("ConfigMap {namespace}/{name} has no key {key:?} in its data"))?;
+    Ok(Fetched { text, fresh: None })
 }
 
 pub const FETCHES: &str = "selvedge_controller_key_fetches_total";
@@ -304,6 +323,8 @@ const CONDITION: &str = "KeysFetched";
 /// Another than that of the policy's other conditions: each owns what it writes.
 const MANAGER: &str = "selvedge-controller-keys";
 const INTERVAL: Duration = Duration::from_secs(300);
+/// Of an issuer that says for how long its keys hold.
+const LEAST_INTERVAL: Duration = Duration::from_secs(10);
 const CONFIG_MAP_INTERVAL: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);

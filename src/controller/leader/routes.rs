@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::record;
 use crate::api::StatusCondition;
-use crate::mesh::{Gateway, Labels, NamespacedName, Settings, Waypoint};
+use crate::mesh::{AppProtocol, Gateway, Labels, NamespacedName, Settings, Waypoint};
 use crate::route::status::{Condition, GrpcClaims, ServiceFacts, ServiceShape, conditions};
 use crate::route::{Route, RouteKind, RouteRef, decode};
 use crate::source::decode::read_gateway;
@@ -63,10 +63,12 @@ struct Spec {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Port {
     name: Option<String>,
     port: u16,
     protocol: Option<String>,
+    app_protocol: Option<String>,
 }
 
 #[derive(Resource, Clone, Debug, Deserialize)]
@@ -201,6 +203,13 @@ impl RouteStatuses {
         let waypoint = waypoint(&service.metadata).or_else(of_namespace).unwrap_or(Waypoint::None);
         let without = waypoint.problem(&name.namespace, &self.labels(&name.namespace), |gateway| self.gateway(gateway));
         Some(ServiceFacts { shape, ports, waypoint, without })
+    }
+
+    /// What a Service says that one of its ports speaks.
+    pub fn protocol(&self, name: &NamespacedName, port: u16) -> Option<AppProtocol> {
+        let service = self.services.get(&ObjectRef::new(&name.name).within(&name.namespace))?;
+        let port = service.spec.ports.iter().find(|one| one.port == port)?;
+        AppProtocol::declared(port.app_protocol.as_deref(), port.name.as_deref().unwrap_or_default())
     }
 }
 

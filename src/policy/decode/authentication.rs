@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use super::field::{Fields, items, kind, refuse, text, texts};
 use super::{DecodeError, object_at};
-use crate::authentication::{ClaimHeader, Found, KEYS_HOLD, KeySet, KeySource, Keys, Place, Rule, may_carry};
+use crate::authentication::{
+    ClaimHeader, Found, KEYS_HOLD, KeySet, KeySource, Keys, Place, Rule, ServiceUrl, may_carry,
+};
 use crate::mesh::NamespacedName;
 use crate::policy::object::Unenforced;
 use crate::policy::{RequestAuthentication, Scope};
@@ -108,10 +110,10 @@ fn keys(
         }
         (None, None, Some((path, value))) => {
             let url = text(value, &path)?;
-            let parsed: Option<Uri> = url.parse().ok();
-            if !parsed.is_some_and(|uri| is_fetched(&uri)) {
+            if !is_fetched(url) {
                 let cause = format!(
-                    "{url:?} is not fetched: write https://..., with jwksCaBundle where its certificate is not of a public CA"
+                    "{url:?} is not fetched: write https://..., with jwksCaBundle where its certificate is not of a public \
+                     CA, or http://NAME.NAMESPACE.svc/... of a Service in the mesh"
                 );
                 return Err(refuse(&path, cause));
             }
@@ -142,10 +144,12 @@ fn fetched(source: &KeySource, status: Option<&Value>) -> Option<Found> {
     Some(Found { set: Arc::new(set), until })
 }
 
-/// In plaintext a key could be anybody's.
-fn is_fetched(uri: &Uri) -> bool {
+/// By https, or from a Service through a tunnel: in plaintext a key could be anybody's.
+fn is_fetched(url: &str) -> bool {
+    let Ok(uri) = url.parse::<Uri>() else { return false };
     let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    uri.scheme() == Some(&Scheme::HTTPS) && !has_user && uri.host().is_some_and(|host| !host.is_empty())
+    let by_https = uri.scheme() == Some(&Scheme::HTTPS) && !has_user && uri.host().is_some_and(|host| !host.is_empty());
+    by_https || ServiceUrl::parse(url).is_some()
 }
 
 fn places(fields: &mut Fields<'_>, notes: &mut Vec<Unenforced>) -> Result<Vec<Place>, DecodeError> {

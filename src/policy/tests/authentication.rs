@@ -90,6 +90,7 @@ fn a_malformed_policy_names_its_field_and_denies_all_in_its_scope() {
         (bad(json!({"issuer": "a", "jwks": KEYS, "jwksUri": "https://a/"})), "spec.jwtRules[0]"),
         (bad(json!({"issuer": "a", "jwks": "{}"})), "spec.jwtRules[0].jwks"),
         (bad(json!({"issuer": "a", "jwksUri": "http://issuer.example/keys"})), "spec.jwtRules[0].jwksUri"),
+        (bad(json!({"issuer": "a", "jwksUri": "http://issuer.auth/keys"})), "spec.jwtRules[0].jwksUri"),
         (bad(json!({"issuer": "a", "jwksUri": "https://user@issuer.example/"})), "spec.jwtRules[0].jwksUri"),
         (bad(json!({"issuer": "a", "jwksUri": "file:///etc/passwd"})), "spec.jwtRules[0].jwksUri"),
         (bad(json!({"issuer": "a", "jwksUri": "https://a/", "jwksCaBundle": "x"})), "spec.jwtRules[0].jwksCaBundle"),

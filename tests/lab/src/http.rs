@@ -1,7 +1,9 @@
 //! Just enough HTTP/1.1 to ask and to answer.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -67,8 +69,8 @@ pub fn exchange(stream: &mut TcpStream, host: &str, request: &Request) -> Result
     Ok(Response { status, headers: message.headers, body: message.body })
 }
 
-/// Answers requests on one connection until the client is done: who asked, and what, as JSON.
-pub(crate) fn answer(stream: TcpStream, name: &str) -> Result<()> {
+/// Answers requests on one connection until the client is done, with this status: who asked, and what, as JSON.
+pub(crate) fn answer(stream: TcpStream, name: &str, status: &str) -> Result<()> {
     let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream.try_clone()?);
@@ -89,7 +91,7 @@ pub(crate) fn answer(stream: TcpStream, name: &str) -> Result<()> {
         })
         .to_string();
         let head = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-pod: {name}\r\ncontent-length: {}\r\n\r\n",
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nx-pod: {name}\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         writer.write_all(&[head.as_bytes(), body.as_bytes()].concat())?;
@@ -98,6 +100,22 @@ pub(crate) fn answer(stream: TcpStream, name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Answers the first request on a connection with a file of a folder, which holds for a second.
+pub(crate) fn answer_file(stream: impl Read + Write, folder: &Path) -> Result<()> {
+    let mut stream = BufReader::new(stream);
+    let Some(message) = read_message(&mut stream)? else { return Ok(()) };
+    let path = message.start.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+    // No folder of it has folders in it.
+    let found = (!path.contains('/')).then(|| fs::read(folder.join(path)).ok()).flatten();
+    let (status, body) = found.map_or(("404 Not Found", Vec::new()), |body| ("200 OK", body));
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncache-control: max-age=1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.get_mut().write_all(&[head.as_bytes(), &body].concat())?;
+    Ok(stream.get_mut().flush()?)
 }
 
 struct Message {

@@ -3,9 +3,14 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
+use anyhow::{Context, Result};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
 use crate::{health, http};
@@ -48,7 +53,36 @@ impl Server {
     pub fn http(listener: TcpListener, name: &str) -> Self {
         let name = name.to_owned();
         // A client that goes away ends the connection, which is all there is to say about it.
-        Self::start(listener, move |stream| drop(http::answer(stream, &name)))
+        Self::start(listener, move |stream| drop(http::answer(stream, &name, "200 OK")))
+    }
+
+    /// The same, of an application that fails: each answer is 500.
+    pub fn failing_http(listener: TcpListener, name: &str) -> Self {
+        let name = name.to_owned();
+        Self::start(listener, move |stream| drop(http::answer(stream, &name, "500 Internal Server Error")))
+    }
+
+    /// Answers with the files of a folder, by HTTP or, with a certificate and its key in PEM, by HTTPS.
+    ///
+    /// # Errors
+    /// A certificate or key that is none.
+    pub fn files(listener: TcpListener, folder: &Path, certificate: Option<(&[u8], &[u8])>) -> Result<Self> {
+        let folder = folder.to_owned();
+        let Some((certificate, key)) = certificate else {
+            return Ok(Self::start(listener, move |stream| drop(http::answer_file(stream, &folder))));
+        };
+        let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().context("no certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(key).context("no key")?;
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+        let config = Arc::new(config);
+        let serve = move |stream: TcpStream| {
+            let connection = ServerConnection::new(config.clone())?;
+            let mut stream = StreamOwned::new(connection, stream);
+            http::answer_file(&mut stream, &folder)?;
+            stream.conn.send_close_notify();
+            Ok::<_, anyhow::Error>(stream.flush()?)
+        };
+        Ok(Self::start(listener, move |stream| drop(serve(stream))))
     }
 
     /// Sends back what it receives, half-close included.

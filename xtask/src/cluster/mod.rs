@@ -23,7 +23,7 @@ use nix::unistd::geteuid;
 
 pub use crate::cluster::pki::{Authority, Reached, Subject};
 use crate::cluster::programs::Programs;
-pub use crate::cluster::programs::{GatewayApi, cache, gateway_api, h2spec, kwok};
+pub use crate::cluster::programs::{GatewayApi, argo_rollouts, cache, flagger, gateway_api, h2spec, kwok};
 pub use crate::cluster::running::Cluster;
 pub use crate::cluster::up::up;
 use crate::tools;

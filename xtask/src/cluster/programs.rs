@@ -88,6 +88,16 @@ pub fn h2spec() -> Result<PathBuf> {
     Ok(H2SPEC.on_demand()?.join("h2spec"))
 }
 
+/// Argo Rollouts: `rollouts-controller`, the plugin `gateway-api`, and `install.yaml`.
+pub fn argo_rollouts() -> Result<PathBuf> {
+    ARGO_ROLLOUTS.on_demand()
+}
+
+/// Flagger: `flagger`, and `kustomize`.
+pub fn flagger() -> Result<PathBuf> {
+    FLAGGER.on_demand()
+}
+
 /// The Gateway API: its kinds, its conformance suite, and what this applies first.
 pub struct GatewayApi {
     /// A folder of CustomResourceDefinitions, those of the standard channel.
@@ -119,46 +129,52 @@ struct Module {
     flags: &'static [&'static str],
     linker: &'static str,
     goal: Goal,
+    /// What lies beside the programs: copies of files and folders of modules, by the module and the path in it.
+    files: &'static [(&'static str, &'static str)],
 }
 
 /// What a module is built for.
 enum Goal {
     /// The programs that its `tool` lines name.
     Tools,
-    /// The tests of a package as one program. Beside it lie copies of files of modules, by the module and the path in it.
-    Tests { package: &'static str, files: &'static [(&'static str, &'static str)] },
+    /// The tests of a package as one program.
+    Tests { package: &'static str },
 }
 
 const MODULES: [Module; 4] = [
     Module {
-        name: "kubernetes",
         flags: &["-pgo=off"],
         // Without these, clients take the server for v0.0.0 and behave accordingly.
         linker: "-X k8s.io/component-base/version.gitVersion=v1.36.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
-        goal: Goal::Tools,
+        ..Module::of_tools("kubernetes")
     },
-    Module { name: "etcd", flags: &[], linker: "", goal: Goal::Tools },
-    Module { name: "containerd", flags: &["-tags=no_btrfs,no_devmapper,no_zfs"], linker: "", goal: Goal::Tools },
-    Module { name: "coredns", flags: &[], linker: "", goal: Goal::Tools },
+    Module::of_tools("etcd"),
+    Module { flags: &["-tags=no_btrfs,no_devmapper,no_zfs"], ..Module::of_tools("containerd") },
+    Module::of_tools("coredns"),
 ];
 
-const KWOK: Module = Module { name: "kwok", flags: &[], linker: "", goal: Goal::Tools };
-const HELM: Module = Module { name: "helm", flags: &[], linker: "", goal: Goal::Tools };
-const H2SPEC: Module = Module { name: "h2spec", flags: &[], linker: "", goal: Goal::Tools };
+const KWOK: Module = Module::of_tools("kwok");
+const HELM: Module = Module::of_tools("helm");
+const H2SPEC: Module = Module::of_tools("h2spec");
+const ARGO_ROLLOUTS: Module = Module {
+    files: &[("github.com/argoproj/argo-rollouts", "manifests/install.yaml")],
+    ..Module::of_tools("argo-rollouts")
+};
+const FLAGGER: Module = Module { files: &[("github.com/fluxcd/flagger", "kustomize")], ..Module::of_tools("flagger") };
 const CONFORMANCE: Module = Module {
-    name: "conformance",
-    flags: &[],
-    linker: "",
-    goal: Goal::Tests {
-        package: "sigs.k8s.io/gateway-api/conformance",
-        files: &[
-            ("sigs.k8s.io/gateway-api", "config/crd/standard"),
-            ("sigs.k8s.io/gateway-api/conformance", "mesh/manifests.yaml"),
-        ],
-    },
+    goal: Goal::Tests { package: "sigs.k8s.io/gateway-api/conformance" },
+    files: &[
+        ("sigs.k8s.io/gateway-api", "config/crd/standard"),
+        ("sigs.k8s.io/gateway-api/conformance", "mesh/manifests.yaml"),
+    ],
+    ..Module::of_tools("conformance")
 };
 
 impl Module {
+    const fn of_tools(name: &'static str) -> Self {
+        Self { name, flags: &[], linker: "", goal: Goal::Tools, files: &[] }
+    }
+
     fn source(&self) -> PathBuf {
         root().join("xtask/cluster/programs").join(self.name)
     }
@@ -166,7 +182,11 @@ impl Module {
     /// Where its programs lie once they are built.
     fn folder(&self) -> PathBuf {
         let read = |file: &str| fs::read(self.source().join(file)).unwrap_or_default();
-        let what = [read("go.mod"), read("go.sum"), self.flags.concat().into_bytes(), self.linker.into()].concat();
+        let mut own = files_of(&self.source()).unwrap_or_default();
+        own.retain(|file| file.extension().is_some_and(|extension| extension == "go"));
+        own.sort();
+        let own = own.iter().flat_map(|file| fs::read(file).unwrap_or_default()).collect();
+        let what = [read("go.mod"), read("go.sum"), self.flags.concat().into_bytes(), self.linker.into(), own].concat();
         let key: String = digest(&what).chars().take(12).collect();
         cache().join(format!("{}-{}-{key}", self.name, env::consts::ARCH))
     }
@@ -200,7 +220,7 @@ impl Module {
         fs::create_dir_all(&place)?;
         let (verb, what) = match &self.goal {
             Goal::Tools => (&["build"][..], "tool"),
-            Goal::Tests { package, .. } => (&["test", "-c"][..], *package),
+            Goal::Tests { package } => (&["test", "-c"][..], *package),
         };
         let mut arguments: Vec<OsString> = verb.iter().map(OsString::from).collect();
         arguments.extend(["-mod=readonly", "-trimpath", "-buildvcs=false"].map(OsString::from));
@@ -212,9 +232,7 @@ impl Module {
             what.into(),
         ]);
         self.go(&arguments)?;
-        if let Goal::Tests { files, .. } = &self.goal {
-            files.iter().try_for_each(|(module, path)| self.copy(module, path, &place))?;
-        }
+        self.files.iter().try_for_each(|(module, path)| self.copy(module, path, &place))?;
         fs::rename(&place, self.folder()).with_context(|| format!("cannot put {} into the cache", self.name))?;
         self.remove_older()?;
         eprintln!("{}", dim(format!("{:.0} s", began.elapsed().as_secs_f64())));
@@ -225,11 +243,7 @@ impl Module {
     fn copy(&self, module: &str, path: &str, into: &Path) -> Result<()> {
         let at = self.go(&["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module].map(OsString::from))?;
         let from = Path::new(at.trim()).join(path);
-        let copied = match fs::read_dir(&from) {
-            Err(_) => vec![from.clone()],
-            Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
-        };
-        for file in copied {
+        for file in files_of(&from)? {
             let relative = file.strip_prefix(from.parent().unwrap_or(&from))?;
             let to = into.join(relative);
             fs::create_dir_all(to.parent().unwrap_or(into))?;
@@ -264,6 +278,15 @@ impl Module {
         }
         Ok(())
     }
+}
+
+/// The files in a folder and all that are in it; of a file itself.
+fn files_of(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let within = fs::read_dir(path)?.map(|entry| files_of(&entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    Ok(within.concat())
 }
 
 fn check_go() -> Result<()> {
@@ -309,7 +332,7 @@ mod tests {
 
     #[test]
     fn every_module_is_there_with_its_checksums() {
-        for module in MODULES.iter().chain([&KWOK, &HELM, &H2SPEC, &CONFORMANCE]) {
+        for module in MODULES.iter().chain([&KWOK, &HELM, &H2SPEC, &ARGO_ROLLOUTS, &FLAGGER, &CONFORMANCE]) {
             let go_mod = fs::read_to_string(module.source().join("go.mod")).unwrap();
             assert!(go_mod.contains("\ntool "), "{}: no tool lines", module.name);
             assert!(module.source().join("go.sum").is_file(), "{}: no go.sum", module.name);

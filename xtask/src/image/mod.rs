@@ -81,6 +81,31 @@ pub fn for_tests() -> Result<Vec<PathBuf>> {
     Ok(vec![agent(&folder())?, test(&folder())?])
 }
 
+/// What releases step by step in the tests of that, and what it asks how a release does.
+pub fn for_canaries(argo_rollouts: &Path, flagger: &Path) -> Result<Vec<PathBuf>> {
+    tools::require(&[&tools::PROMETHEUS])?;
+    let mut rollouts = Layer::default();
+    for program in ["rollouts-controller", "gateway-api"] {
+        rollouts.file(&format!("/usr/local/bin/{program}"), &argo_rollouts.join(program), 0o755)?;
+    }
+    let mut canaries = Layer::default();
+    canaries.file("/usr/local/bin/flagger", &flagger.join("flagger"), 0o755)?;
+    let mut metrics = Layer::default();
+    let program = tools::find("prometheus").context("no prometheus is here; install prometheus")?;
+    metrics.file("/usr/local/bin/prometheus", &program, 0o755)?;
+    add_libraries(&mut metrics, &program)?;
+    let images = [
+        ("argo-rollouts", "/usr/local/bin/rollouts-controller", rollouts),
+        ("flagger", "/usr/local/bin/flagger", canaries),
+        ("prometheus", "/usr/local/bin/prometheus", metrics),
+    ];
+    let image = |(name, program, layer): (&str, &str, Layer)| {
+        let start = Start { name: &format!("localhost/{name}:test"), entrypoint: &[program], arguments: &[] };
+        write(&folder(), name, &layer, &start)
+    };
+    images.into_iter().map(image).collect()
+}
+
 /// The agent, and the conformance suite's application under the name that the suite's manifests have for it.
 pub fn for_conformance(application: &str) -> Result<Vec<PathBuf>> {
     Ok(vec![agent(&folder())?, echo_named(&folder(), "conformance-echo", application)?])

@@ -1,4 +1,4 @@
-//! One fetch of keys: by https, from an address that a policy of any namespace may name.
+//! One fetch of keys: by https, from an address that a policy of any namespace may name, or through a tunnel of the mesh.
 
 use std::collections::HashSet;
 use std::io;
@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, HOST, USER_AGENT};
-use http::{Request, StatusCode, Uri};
+use http::header::{ACCEPT, CACHE_CONTROL, HOST, USER_AGENT};
+use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
+use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
@@ -19,44 +20,75 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::Tunnels;
+use crate::authentication::ServiceUrl;
+
 /// Addresses that are the cluster's own: who writes a policy must not reach them through the controller.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Forbidden(pub HashSet<IpAddr>);
 
+/// What a URL says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Fetched {
+    pub text: String,
+    /// For how long that is so, where the answer tells.
+    pub fresh: Option<Duration>,
+}
+
 /// What a URL says, by https, without following it elsewhere. The address is judged that is connected to: a name that says
 /// something else the next time gains nothing.
-pub(super) async fn fetch(url: &str, bundle: &str, forbidden: &Forbidden) -> Result<String, String> {
-    match tokio::time::timeout(LIMIT, fetch_now(url, bundle, forbidden)).await {
+pub(super) async fn by_https(url: &str, bundle: &str, forbidden: &Forbidden) -> Result<Fetched, String> {
+    within_the_limit(async {
+        let uri: Uri = url.parse().map_err(|_| "it is no URL".to_owned())?;
+        let host = uri.host().unwrap_or_default();
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let port = uri.port_u16().unwrap_or(443);
+        let config = trust(bundle)?;
+        let found = tokio::net::lookup_host((name, port)).await;
+        let found = found.map_err(|error| format!("{name} is not found: {error}"))?;
+        let stream = connect(name, found.collect(), forbidden).await?;
+        let server = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is no name of a server"))?;
+        let stream = TlsConnector::from(config).connect(server, stream).await;
+        let stream = stream.map_err(|error| format!("TLS with {name}: {error}"))?;
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        ask(TokioIo::new(stream), uri.authority().map_or(host, |authority| authority.as_str()), path).await
+    })
+    .await
+}
+
+/// What a URL of a Service of the cluster says, over the mesh.
+pub(super) async fn by_tunnel(
+    url: &ServiceUrl,
+    tunnels: &Tunnels,
+    captured: &HashSet<String>,
+    forbidden: &Forbidden,
+) -> Result<Fetched, String> {
+    within_the_limit(async {
+        let stream = tunnels.open(url, captured, forbidden).await?;
+        ask(stream, &url.authority, &url.path).await
+    })
+    .await
+}
+
+async fn within_the_limit(fetching: impl Future<Output = Result<Fetched, String>>) -> Result<Fetched, String> {
+    match tokio::time::timeout(LIMIT, fetching).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
     }
 }
 
-async fn fetch_now(url: &str, bundle: &str, forbidden: &Forbidden) -> Result<String, String> {
-    let uri: Uri = url.parse().map_err(|_| "it is no URL".to_owned())?;
-    let host = uri.host().unwrap_or_default();
-    let name = host.trim_start_matches('[').trim_end_matches(']');
-    let port = uri.port_u16().unwrap_or(443);
-    let config = trust(bundle)?;
-    let found = tokio::net::lookup_host((name, port)).await.map_err(|error| format!("{name} is not found: {error}"))?;
-    let stream = connect(name, found.collect(), forbidden).await?;
-    let server = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is no name of a server"))?;
-    let stream = TlsConnector::from(config)
-        .connect(server, stream)
-        .await
-        .map_err(|error| format!("TLS with {name}: {error}"))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("HTTP with {name}: {error}"))?;
+async fn ask(stream: impl Read + Write + Unpin + Send + 'static, host: &str, path: &str) -> Result<Fetched, String> {
+    let broken = |error: hyper::Error| format!("HTTP with {host}: {error}");
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
     // It ends with the request, which tells how.
     let driven = tokio::spawn(connection);
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)
-        .header(HOST, uri.authority().map_or(host, |authority| authority.as_str()))
+        .header(HOST, host)
         .header(ACCEPT, "application/jwk-set+json, application/json")
         .header(USER_AGENT, "selvedge")
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
-    let answer = sender.send_request(request).await.map_err(|error| format!("HTTP with {name}: {error}"))?;
+    let answer = sender.send_request(request).await.map_err(broken)?;
     if answer.status() != StatusCode::OK {
         driven.abort();
         let more = if answer.status().is_redirection() {
@@ -64,12 +96,22 @@ async fn fetch_now(url: &str, bundle: &str, forbidden: &Forbidden) -> Result<Str
         } else {
             ""
         };
-        return Err(format!("{name} answered {}{more}", answer.status()));
+        return Err(format!("{host} answered {}{more}", answer.status()));
     }
+    let fresh = fresh(answer.headers());
     let body = Limited::new(answer.into_body(), MOST).collect().await;
     driven.abort();
     let body = body.map_err(|error| format!("its body, of which {} KiB are read: {error}", MOST >> 10))?;
-    String::from_utf8(body.to_bytes().into()).map_err(|_| "what it answered is no text".to_owned())
+    let text = String::from_utf8(body.to_bytes().into()).map_err(|_| "what it answered is no text".to_owned())?;
+    Ok(Fetched { text, fresh })
+}
+
+/// RFC 9111, section 5.2.2.1.
+fn fresh(headers: &HeaderMap) -> Option<Duration> {
+    let values = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    let mut directives = values.flat_map(|value| value.split(',')).filter_map(|one| one.trim().split_once('='));
+    let (_, seconds) = directives.find(|(name, _)| name.eq_ignore_ascii_case("max-age"))?;
+    seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
 }
 
 /// To the first address that may be connected to and answers.
@@ -200,11 +242,26 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         for host in ["127.0.0.1", "localhost", "[::1]"] {
-            let error = fetch(&format!("https://{host}:{port}/keys"), "", &Forbidden::default()).await.unwrap_err();
+            let error = by_https(&format!("https://{host}:{port}/keys"), "", &Forbidden::default()).await.unwrap_err();
             assert!(error.contains("nothing is fetched from there"), "{error}");
         }
         let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(accepted.is_err(), "somebody connected");
+    }
+
+    #[test]
+    fn an_answer_tells_for_how_long_it_holds() {
+        for (value, wanted) in [
+            ("max-age=60", Some(60)),
+            ("public, Max-Age=\"60\", must-revalidate", Some(60)),
+            ("no-store", None),
+            ("max-age=soon", None),
+            ("s-maxage=60", None),
+        ] {
+            let headers = HeaderMap::from_iter([(CACHE_CONTROL, value.parse().unwrap())]);
+            assert_eq!(fresh(&headers), wanted.map(Duration::from_secs), "{value}");
+        }
+        assert_eq!(fresh(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What runs in the pods of a test cluster: servers, clients, and a program that waits.
 
+use std::collections::BTreeMap;
 use std::env;
+use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +23,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["pause"] => until_told(&[]),
+        ["sleep", seconds] => sleep(seconds),
         ["serve", ref servers @ ..] if !servers.is_empty() => serve(servers),
         ["get", address, path] => get(address, path).map(|body| println!("{body}")),
+        ["put", path, text] => put(Path::new(path), text),
         ["tcp", address, text] => tcp(address, text).map(|said| println!("{said}")),
         ["resolve", name] => resolve(name),
         ["load", address] => load(address, &until_input_ends()),
@@ -38,7 +43,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// `KIND:PORT`, with `http`, `echo`, `greeting`, `grpc` and `sink` for the kinds.
+fn sleep(seconds: &str) -> Result<()> {
+    thread::sleep(Duration::from_secs(seconds.parse().context("how many seconds?")?));
+    Ok(())
+}
+
+/// `KIND:PORT`, with `http`, `failing-http`, `files`, `https-files`, `echo`, `greeting`, `grpc` and `sink` for the kinds.
 fn serve(servers: &[&str]) -> Result<()> {
     let name = env::var("HOSTNAME").unwrap_or_default();
     let start = |server: &&str| {
@@ -49,6 +59,12 @@ fn serve(servers: &[&str]) -> Result<()> {
         let listener = listener.with_context(|| format!("cannot listen on {port}"))?;
         Ok(match kind {
             "http" => Server::http(listener, &name),
+            "failing-http" => Server::failing_http(listener, &name),
+            "files" => Server::files(listener, Path::new(FILES), None)?,
+            "https-files" => {
+                let read = |name: &str| fs::read(Path::new(TLS).join(name)).with_context(|| format!("no {TLS}/{name}"));
+                Server::files(listener, Path::new(FILES), Some((&read("tls.crt")?, &read("tls.key")?)))?
+            }
             "echo" => Server::echo(listener),
             "greeting" => Server::greeting(listener, &format!("{name}\n")),
             "grpc" => Server::grpc_health(listener),
@@ -82,6 +98,13 @@ fn get(address: &str, path: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
+/// Writes a file, which nobody reads half.
+fn put(path: &Path, text: &str) -> Result<()> {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).with_context(|| format!("cannot write {}", beside.display()))?;
+    fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Sends a text, closes that side, and reads what comes back.
 fn tcp(address: &str, text: &str) -> Result<String> {
     let mut stream = connect(address)?;
@@ -100,10 +123,10 @@ fn resolve(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Requests without a pause, each over a connection of its own; prints how many were answered, what failed, and how long
-/// the longest took.
+/// Requests without a pause, each over a connection of its own; prints how many were answered, and by which pods, what
+/// failed, and how long the longest took.
 fn load(address: &str, is_over: &(dyn Fn() -> bool + Sync)) -> Result<()> {
-    let told = Mutex::new((0_u64, Vec::new(), Duration::ZERO));
+    let told = Mutex::new((BTreeMap::<String, u64>::new(), Vec::new(), Duration::ZERO));
     thread::scope(|scope| {
         for _ in 0..ASKERS {
             scope.spawn(|| {
@@ -113,7 +136,7 @@ fn load(address: &str, is_over: &(dyn Fn() -> bool + Sync)) -> Result<()> {
                     let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
                     told.2 = told.2.max(began.elapsed());
                     match answer {
-                        Ok(_) => told.0 += 1,
+                        Ok(body) => *told.0.entry(pod(&body)).or_default() += 1,
                         Err(error) => {
                             told.1.push(format!("{error:#}"));
                             drop(told);
@@ -125,14 +148,21 @@ fn load(address: &str, is_over: &(dyn Fn() -> bool + Sync)) -> Result<()> {
             });
         }
     });
-    let (answered, failures, longest) = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (pods, failures, longest) = told.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!(
         "{}",
         json!({
-            "answered": answered, "failed": failures.len(), "failures": failures, "longestSeconds": longest.as_secs_f64()
+            "answered": pods.values().sum::<u64>(), "pods": pods, "failed": failures.len(), "failures": failures,
+            "longestSeconds": longest.as_secs_f64()
         })
     );
     Ok(())
+}
+
+/// Who answered, where it says so.
+fn pod(body: &str) -> String {
+    let answer: Option<serde_json::Value> = serde_json::from_str(body).ok();
+    answer.and_then(|answer| answer["pod"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// One connection to an echo, over which something is said again and again; prints how often it came back, and how the
@@ -199,9 +229,15 @@ fn failed(address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
 /// Requests of a load under way at a time.
 const ASKERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What `files` and `https-files` serve, and where the latter has `tls.crt` and `tls.key`.
+const FILES: &str = "/files";
+const TLS: &str = "/tls";
 const USAGE: &str = "\
 usage: selvedge-pod pause
-       selvedge-pod serve http:8080 echo:9000 greeting:9001 grpc:9002 sink:9003
+       selvedge-pod sleep SECONDS
+       selvedge-pod serve http:8080 failing-http:8081 echo:9000 greeting:9001 grpc:9002 sink:9003
+       selvedge-pod serve files:8080 https-files:8443 (the files of /files, by the certificate in /tls)
+       selvedge-pod put PATH TEXT
        selvedge-pod get HOST:PORT PATH
        selvedge-pod tcp HOST:PORT TEXT
        selvedge-pod resolve NAME
