@@ -10,6 +10,7 @@ mod server;
 mod tokens;
 mod traces;
 mod traffic;
+mod websockets;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -44,6 +45,7 @@ pub fn trials() -> Vec<Trial> {
         tokens::trials(),
         traces::trials(),
         traffic::trials(),
+        websockets::trials(),
     ]
     .into_iter()
     .flatten()
