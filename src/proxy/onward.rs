@@ -34,8 +34,9 @@ use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::fast::Early;
 use crate::transport::relay::{Asking, Ended, Outcome};
+use crate::transport::tls::PeerInfo;
 use crate::transport::{Behalf, Socket, Stream};
-use crate::waypoint::{self, Look, Permit, Place, Receiver, Refusal, View};
+use crate::waypoint::{self, Look, Permit, Place, Receiver, Refusal, Room, View};
 
 /// A pod of this node that sends requests on, from one of its addresses, to a Service whose routes decide where to. The
 /// server's agent judges them.
@@ -100,18 +101,20 @@ impl Onward {
             behalf: None,
             early: Cell::new(Some(Early::none())),
             passing: Cell::default(),
+            proven: Cell::default(),
         };
         let reached = tokio::select! {
             // On the heap: what connecting needs is gone once there is a connection.
             way = Box::pin(attempt.reach(endpoint)) => way,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         };
+        let peer = attempt.proven.take();
         match reached {
             Ok(way) => {
                 connection.connected();
                 let pod =
                     LinePod { proxy: self.proxy.clone(), pod: self.pod.clone(), ip: self.client.ip(), behalf: None };
-                Ok(Line::new(pod, connection, way))
+                Ok(Line::new(pod, connection, way, peer))
             }
             Err(failure) => {
                 connection.failed(&failure);
@@ -166,8 +169,17 @@ impl Place for Onward {
         RequestPlace::take(&self.pod, RequestsOf::Own)
     }
 
+    fn room(&self) -> &Arc<Room> {
+        self.pod.room(RequestsOf::Own)
+    }
+
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
         self.proxy.leaving(&self.pod).boxed_local()
+    }
+
+    fn left(&self) -> LocalBoxFuture<'static, ()> {
+        let (pod, client, dialled) = (self.pod.clone(), self.client, self.dialled);
+        async move { pod.socket_closed(client, dialled).await }.boxed_local()
     }
 
     fn keeps(&self) -> bool {
@@ -247,6 +259,8 @@ impl Attempt<'_> {
 pub struct Line {
     stream: Stream,
     entry: Entry,
+    /// Of the tunnel that it goes through.
+    peer: Option<Rc<PeerInfo>>,
     asking: [Asking; 2],
     ended: Option<(Outcome, Option<io::Error>)>,
 }
@@ -275,7 +289,7 @@ impl LinePod {
 }
 
 impl Line {
-    pub(super) fn new(pod: LinePod, connection: Registered, way: Way) -> Self {
+    pub(super) fn new(pod: LinePod, connection: Registered, way: Way, peer: Option<Rc<PeerInfo>>) -> Self {
         let (stream, inbound) = match way {
             Way::Fast(flow) => (Stream::fast(flow), None),
             Way::Hbone(flow) => (Stream::hbone(flow), None),
@@ -286,16 +300,16 @@ impl Line {
                 (Stream::Tcp(Socket::new(stream)), Some((inbound, held)))
             }
         };
-        Self::over(stream, Entry::Own { pod, connection, inbound })
+        Self::over(stream, Entry::Own { pod, connection, inbound }, peer)
     }
 
     /// A connection to an application of this node, for a client that is on the list already.
     pub(super) fn to_application(stream: TcpStream, held: Held, connection: Arc<Connection>) -> Self {
-        Self::over(Stream::Tcp(Socket::new(stream)), Entry::OfClient { connection, _held: held })
+        Self::over(Stream::Tcp(Socket::new(stream)), Entry::OfClient { connection, _held: held }, None)
     }
 
-    fn over(stream: Stream, entry: Entry) -> Self {
-        Self { stream, entry, asking: <[Asking; 2]>::default(), ended: None }
+    fn over(stream: Stream, entry: Entry, peer: Option<Rc<PeerInfo>>) -> Self {
+        Self { stream, entry, peer, asking: <[Asking; 2]>::default(), ended: None }
     }
 
     fn sides(&self) -> (&Connection, Option<&Connection>) {
@@ -308,6 +322,11 @@ impl Line {
     /// What is known of it.
     pub fn info(&self) -> ConnectionInfo {
         self.sides().0.telemetry.info()
+    }
+
+    /// What it rests on that its other end is who it should be; none where no certificate says so.
+    pub fn peer(&self) -> Option<Rc<PeerInfo>> {
+        self.peer.clone()
     }
 
     fn controls(&self) -> impl Iterator<Item = &Connection> {

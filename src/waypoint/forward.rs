@@ -12,6 +12,7 @@ use super::body::RequestBody;
 use super::client::Version;
 use super::head::Upgrade;
 use super::place::{Permit, Receiver};
+use super::plan::Telling;
 use super::tries::Errand;
 use super::upstream::{Lease, acquire};
 use crate::authorizer::Allowed;
@@ -54,6 +55,8 @@ pub struct Answered {
     pub lease: Lease,
     /// Where policy was asked here.
     pub permit: Option<Permit>,
+    /// Who wants to know how it ends.
+    pub telling: Option<Box<Telling>>,
 }
 
 /// A try that came to nothing.
@@ -151,7 +154,7 @@ impl<'a> Way<'a> {
                     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                         lease.disinherit();
                     }
-                    return Ok(Answered { response, lease, permit });
+                    return Ok(Answered { response, lease, permit, telling: None });
                 }
                 Err(unsent) => unsent,
             };

@@ -1,10 +1,13 @@
 //! HTTP on the node: requests told apart between real clients and real servers.
 
 mod authorizers;
+mod connections;
+mod early;
 mod h2spec;
 mod l7_policy;
 mod protocols;
 mod refusals;
+mod room;
 mod routes;
 mod server;
 mod tokens;
@@ -37,10 +40,13 @@ pub fn trials() -> Vec<Trial> {
     [
         own,
         authorizers::trials(),
+        connections::trials(),
+        early::trials(),
         h2spec::trials(),
         l7_policy::trials(),
         protocols::trials(),
         refusals::trials(),
+        room::trials(),
         routes::trials(),
         tokens::trials(),
         traces::trials(),

@@ -63,17 +63,20 @@ impl Relayed {
             behalf: Some(&self.behalf),
             early: Cell::new(Some(Early::none())),
             passing: Cell::default(),
+            proven: Cell::default(),
         };
         let reached = tokio::select! {
             // On the heap: what connecting needs is gone once there is a connection.
             way = Box::pin(attempt.reach(endpoint)) => way,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         };
+        let peer = attempt.proven.take();
         match reached {
             Ok(way) => {
                 connection.connected();
                 let (proxy, pod, behalf) = (self.proxy.clone(), self.pod.clone(), (*self.behalf).clone());
-                Ok(Line::new(LinePod { proxy, pod, ip: own, behalf: Some(behalf) }, connection, way))
+                let pod = LinePod { proxy, pod, ip: own, behalf: Some(behalf) };
+                Ok(Line::new(pod, connection, way, peer))
             }
             Err(failure) => {
                 connection.failed(&failure);

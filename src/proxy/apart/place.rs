@@ -25,7 +25,8 @@ use crate::model::{Model, State};
 use crate::policy::{Query, Reads, RequestHead, normal_path};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::Behalf;
-use crate::waypoint::{self, Look, Permit, Place, Pool, Receiver, Refusal, View};
+use crate::transport::tls::PeerInfo;
+use crate::waypoint::{self, Look, Permit, Place, Pool, Receiver, Refusal, Room, View};
 
 /// A waypoint in a process of its own, which serves one client and speaks for it.
 #[derive(Clone)]
@@ -36,6 +37,8 @@ pub struct Relayed {
     pub(super) pod: Arc<ServedPod>,
     /// The client, as its certificate and its connection say.
     pub(super) behalf: Rc<Behalf>,
+    /// What that certificate rests on.
+    pub(super) peer: Arc<PeerInfo>,
     pub(super) source: Rc<Party>,
     /// The Service's address.
     pub(super) dialled: SocketAddr,
@@ -130,9 +133,19 @@ impl Place for Relayed {
         RequestPlace::take(&self.pod, RequestsOf::Others)
     }
 
+    fn room(&self) -> &Arc<Room> {
+        self.pod.room(RequestsOf::Others)
+    }
+
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
-        let mut draining = self.proxy.draining.subscribe();
-        async move { drop(draining.wait_for(|draining| *draining).await) }.boxed_local()
+        let (mut draining, peer) = (self.proxy.draining.subscribe(), self.peer.clone());
+        async move {
+            tokio::select! {
+                _ = draining.wait_for(|draining| *draining) => {}
+                () = peer.outlived() => {}
+            }
+        }
+        .boxed_local()
     }
 
     fn keeps(&self) -> bool {
