@@ -28,6 +28,17 @@ impl SockDiag {
         is_live(answer, local, remote)
     }
 
+    /// Whether a process still holds a socket with these ends. One that was closed lives on for a while, to hear the last of
+    /// the other side.
+    pub fn is_held(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let answer = self.netlink.get(SockDiagMessage::InetRequest(request(local, remote)));
+        let inode = match &answer {
+            Ok(SockDiagMessage::InetResponse(found)) => found.header.inode,
+            _ => 0,
+        };
+        Ok(is_live(answer, local, remote)? && inode != 0)
+    }
+
     /// Whether one has them, whichever of them it calls its own.
     pub fn has_either_way(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
         let questions = [request(local, remote), request(remote, local)].map(SockDiagMessage::InetRequest);

@@ -35,8 +35,9 @@ use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Telemetry};
 use crate::transport::Stream;
 use crate::transport::relay::{Ended, Outcome};
+use crate::transport::tls::PeerInfo;
 use crate::waypoint::wire::{self, Heard};
-use crate::waypoint::{self, Client, Look, Permit, Place, Pool, Receiver, Refusal, Version, View};
+use crate::waypoint::{self, Client, Look, Permit, Place, Pool, Receiver, Refusal, Room, Version, View};
 
 /// A connection to an application of this node, made for a client, and the port that it holds.
 pub type Dialled = (TcpStream, Held);
@@ -49,6 +50,8 @@ pub struct Inward {
     pub identity: Option<Identity>,
     /// The waypoint that says so.
     pub via: Option<Identity>,
+    /// Of the tunnel that it has come through.
+    pub peer: Option<Arc<PeerInfo>>,
     /// The address that the application sees.
     pub seen: IpAddr,
     pub to: SocketAddr,
@@ -81,6 +84,14 @@ impl Inward {
     /// Where the requests of one client are served that was let in.
     pub(super) fn place(self, connection: Arc<Connection>, dialled: Option<Dialled>) -> impl Place {
         Served { inward: self, connection, dialled: Cell::new(dialled), pool: Pool::default() }
+    }
+}
+
+/// Completes once what a client's tunnel rests on holds no more; never where there is no tunnel.
+pub async fn outlived(peer: Option<Arc<PeerInfo>>) {
+    match peer {
+        Some(peer) => peer.outlived().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -181,8 +192,20 @@ impl Place for Served {
         RequestPlace::take(&self.inward.pod, pods::RequestsOf::Others)
     }
 
+    fn room(&self) -> &Arc<Room> {
+        self.inward.pod.room(pods::RequestsOf::Others)
+    }
+
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
-        self.inward.proxy.leaving(&self.inward.pod).boxed_local()
+        let Inward { proxy, pod, peer, .. } = &self.inward;
+        let (leaving, peer) = (proxy.leaving(pod), peer.clone());
+        async move {
+            tokio::select! {
+                () = leaving => {}
+                () = outlived(peer) => {}
+            }
+        }
+        .boxed_local()
     }
 
     fn keeps(&self) -> bool {

@@ -24,6 +24,7 @@ use crate::mesh::Reason;
 use crate::telemetry::ConnectionInfo;
 use crate::transport::fast::Early;
 use crate::transport::relay::{Asking, Ended, Outcome};
+use crate::transport::tls::PeerInfo;
 use crate::transport::{Behalf, Socket, Stream};
 
 impl Attempt<'_> {
@@ -38,6 +39,8 @@ impl Attempt<'_> {
 pub struct Line {
     stream: Stream,
     entry: Entry,
+    /// Of the tunnel that it goes through.
+    peer: Option<Rc<PeerInfo>>,
     asking: [Asking; 2],
     ended: Option<(Outcome, Option<io::Error>)>,
 }
@@ -78,16 +81,18 @@ impl LinePod {
             behalf: self.behalf.as_ref(),
             early: Cell::new(Some(Early::none())),
             passing: Cell::default(),
+            proven: Cell::default(),
         };
         let reached = tokio::select! {
             // On the heap: what connecting needs is gone once there is a connection.
             way = Box::pin(attempt.reach(endpoint)) => way,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
         };
+        let peer = attempt.proven.take();
         match reached {
             Ok(way) => {
                 connection.connected();
-                Ok(Line::new(self, connection, way))
+                Ok(Line::new(self, connection, way, peer))
             }
             Err(failure) => {
                 connection.failed(&failure);
@@ -103,7 +108,7 @@ impl LinePod {
 }
 
 impl Line {
-    fn new(pod: LinePod, connection: Registered, way: Way) -> Self {
+    fn new(pod: LinePod, connection: Registered, way: Way, peer: Option<Rc<PeerInfo>>) -> Self {
         let (stream, inbound) = match way {
             Way::Fast(flow) => (Stream::fast(flow), None),
             Way::Hbone(flow) => (Stream::hbone(flow), None),
@@ -114,16 +119,16 @@ impl Line {
                 (Stream::Tcp(Socket::new(stream)), Some((inbound, held)))
             }
         };
-        Self::over(stream, Entry::Own { pod, connection, inbound })
+        Self::over(stream, Entry::Own { pod, connection, inbound }, peer)
     }
 
     /// A connection to an application of this node, for a client that is on the list already.
     pub(super) fn to_application(stream: TcpStream, held: Held, connection: Arc<Connection>) -> Self {
-        Self::over(Stream::Tcp(Socket::new(stream)), Entry::OfClient { connection, _held: held })
+        Self::over(Stream::Tcp(Socket::new(stream)), Entry::OfClient { connection, _held: held }, None)
     }
 
-    fn over(stream: Stream, entry: Entry) -> Self {
-        Self { stream, entry, asking: <[Asking; 2]>::default(), ended: None }
+    fn over(stream: Stream, entry: Entry, peer: Option<Rc<PeerInfo>>) -> Self {
+        Self { stream, entry, peer, asking: <[Asking; 2]>::default(), ended: None }
     }
 
     fn sides(&self) -> (&Connection, Option<&Connection>) {
@@ -136,6 +141,11 @@ impl Line {
     /// What is known of it.
     pub fn info(&self) -> ConnectionInfo {
         self.sides().0.telemetry.info()
+    }
+
+    /// What it rests on that its other end is who it should be; none where no certificate says so.
+    pub fn peer(&self) -> Option<Rc<PeerInfo>> {
+        self.peer.clone()
     }
 
     fn controls(&self) -> impl Iterator<Item = &Connection> {

@@ -22,7 +22,7 @@ use crate::mesh::{
 use crate::model::Model;
 use crate::policy::RequestHead;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
-use crate::waypoint::{self, Look, Permit, Place, Receiver, Refusal, View};
+use crate::waypoint::{self, Look, Permit, Place, Receiver, Refusal, Room, View};
 
 /// A pod of this node that sends requests on, from one of its addresses, to a Service whose routes decide where to. The
 /// server's agent judges them.
@@ -149,8 +149,17 @@ impl Place for Onward {
         RequestPlace::take(&self.pod, RequestsOf::Own)
     }
 
+    fn room(&self) -> &Arc<Room> {
+        self.pod.room(RequestsOf::Own)
+    }
+
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
         self.proxy.leaving(&self.pod).boxed_local()
+    }
+
+    fn left(&self) -> LocalBoxFuture<'static, ()> {
+        let (pod, client, dialled) = (self.pod.clone(), self.client, self.dialled);
+        async move { pod.socket_closed(client, dialled).await }.boxed_local()
     }
 
     fn keeps(&self) -> bool {

@@ -71,6 +71,7 @@ async fn connect(proxy: Arc<Proxy>, thread: Rc<Thread>, pod: Arc<ServedPod>, dow
         behalf: None,
         early: Cell::new(Some(application.early())),
         passing: Cell::default(),
+        proven: Cell::default(),
     };
     let upstream = tokio::select! {
         upstream = attempt.run(&application) => upstream,
@@ -132,6 +133,7 @@ impl Joined {
                     behalf: None,
                     early: Cell::default(),
                     passing: Cell::default(),
+                    proven: Cell::default(),
                 };
                 Box::pin(attempt.requests(application, &service)).await;
             }
@@ -186,6 +188,8 @@ pub struct Attempt<'a> {
     pub early: Cell<Option<Early>>,
     /// What failed in passing last.
     pub passing: Cell<Option<Failure>>,
+    /// Who stands at the other end of the tunnel that was taken, and what that rests on.
+    pub proven: Cell<Option<Rc<PeerInfo>>>,
 }
 
 impl<'a> Attempt<'a> {
@@ -410,6 +414,7 @@ impl<'a> Attempt<'a> {
                     info.key_exchange = Some(peer.key_exchange);
                 });
                 self.connection.telemetry.decided_there(telemetry::Verdict::Allow, None);
+                self.proven.set(Some(peer));
                 Ok(way)
             }
             Err(error) => Err(self.explain(Failure::open(&hop.to_string(), &error), workload, to)),

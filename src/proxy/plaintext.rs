@@ -109,8 +109,16 @@ impl Joined {
             return connection.failed(&carry::broken(&cause));
         }
         let seen = connection.source.ip();
-        let inward =
-            Inward { proxy, pod, client: connection.source, identity: None, via: None, seen, to: connection.dialled };
+        let inward = Inward {
+            proxy,
+            pod,
+            client: connection.source,
+            identity: None,
+            via: None,
+            peer: None,
+            seen,
+            to: connection.dialled,
+        };
         let stream = Stream::Tcp(Socket::new(stream));
         inward.serve(stream, BytesMut::from(&said[..]), dialled, &connection).await;
     }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::error;
@@ -17,6 +18,7 @@ use super::{Proxy, outbound, plaintext, tunnel};
 use crate::capture::sock_diag::SockDiag;
 use crate::capture::{CapturedPod, Flows, HoldDirection, socket};
 use crate::mesh::{PodUid, Reason};
+use crate::waypoint::{ROOM_OF_POD, ROOM_OF_WAYPOINT, Room};
 
 /// The captured pods that the agent serves.
 #[derive(Default)]
@@ -30,16 +32,20 @@ pub struct ServedPod {
     leaving: watch::Sender<bool>,
     /// Requests that are under way, the pod's own and those of others.
     requests: [AtomicUsize; 2],
+    /// What they hold.
+    rooms: [Arc<Room>; 2],
     sockets: Mutex<Option<SockDiag>>,
 }
 
 impl Proxy {
     /// Starts to accept what a captured pod's listeners bring. A pod captured anew replaces its former self.
     pub fn serve(self: &Arc<Self>, captured: Arc<CapturedPod>) {
+        let room = if self.settings.gateway.is_some() { ROOM_OF_WAYPOINT } else { ROOM_OF_POD };
         let pod = Arc::new(ServedPod {
             stop: watch::Sender::new(false),
             leaving: watch::Sender::new(false),
             requests: <[AtomicUsize; 2]>::default(),
+            rooms: [Room::new(room), Room::new(room)],
             sockets: Mutex::new(None),
             captured,
         });
@@ -222,6 +228,19 @@ impl ServedPod {
         self.ask(|sockets| sockets.has(local, remote))
     }
 
+    /// Completes when no process of the pod holds the socket with these ends any more; never, where that cannot be told.
+    pub async fn socket_closed(&self, local: SocketAddr, remote: SocketAddr) {
+        let mut pause = SOONEST_LOOK;
+        loop {
+            tokio::time::sleep(pause).await;
+            match self.ask(|sockets| sockets.is_held(local, remote)) {
+                Ok(true) => pause = (pause * 2).min(LATEST_LOOK),
+                Ok(false) => return,
+                Err(_) => return std::future::pending().await,
+            }
+        }
+    }
+
     /// Completes when the pod leaves, or another agent serves it.
     pub async fn leaving(&self) {
         let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
@@ -234,6 +253,11 @@ impl ServedPod {
     /// Counts one request more, and tells how many there are now.
     pub fn begin_request(&self, of: RequestsOf) -> usize {
         self.requests[of as usize].fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// What such requests may hold.
+    pub fn room(&self, of: RequestsOf) -> &Arc<Room> {
+        &self.rooms[of as usize]
     }
 
     pub fn end_request(&self, of: RequestsOf) {
@@ -260,3 +284,7 @@ enum Port {
     Plaintext,
     Tunnel,
 }
+
+/// How soon, and then how often, a socket is looked for.
+const SOONEST_LOOK: Duration = Duration::from_millis(50);
+const LATEST_LOOK: Duration = Duration::from_secs(5);

@@ -282,6 +282,7 @@ impl Arriving {
             client: who.address,
             identity: Some(who.identity.clone()),
             via: who.via.clone(),
+            peer: Some(self.peer.clone()),
             seen: self.seen_by_application(who, to),
             to,
         }

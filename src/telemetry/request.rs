@@ -136,6 +136,8 @@ pub(super) struct RequestLabels {
     ends: Labels,
     protocol: RequestProtocol,
     status: u16,
+    /// Of gRPC, where it came.
+    grpc: Option<u16>,
     /// None: no route. What stands in for label sets beyond the cap has none either.
     route: Option<NamespacedName>,
 }
@@ -143,14 +145,18 @@ pub(super) struct RequestLabels {
 impl RequestLabels {
     fn of(info: &RequestInfo) -> Self {
         let ends = Labels::of(&info.connection);
-        Self { ends, protocol: info.protocol, status: info.status, route: info.route.clone() }
+        // gRPC knows seventeen, and takes any other for UNKNOWN.
+        let grpc = info.grpc_status.map(|code| if code <= MOST_GRPC { code } else { GRPC_UNKNOWN });
+        Self { ends, protocol: info.protocol, status: info.status, grpc, route: info.route.clone() }
     }
 
     fn key(&self, name: &'static str) -> Key {
         let route = self.route.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        let grpc = self.grpc.map_or_else(|| "none".to_owned(), |code| code.to_string());
         let labels = [
             Label::from_static_parts("request_protocol", self.protocol.as_str()),
             Label::new("response_code", self.status.to_string()),
+            Label::new("grpc_response_status", grpc),
             Label::new("route", route),
         ];
         self.ends.key(name, labels)
@@ -193,6 +199,10 @@ impl Sets for RequestSeries {
         &self.last_used
     }
 }
+
+/// UNAUTHENTICATED, the last one.
+const MOST_GRPC: u16 = 16;
+const GRPC_UNKNOWN: u16 = 2;
 
 /// What the agent as a whole has of them.
 pub(super) type RequestSeriesTable = super::series::SeriesTable<RequestSeries>;

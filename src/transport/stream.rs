@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::relay::End;
+use super::relay::{End, Watch};
 use super::{fast, hbone};
 
 /// One connection, whatever carries it. Dropped before its writing side was shut down, it is reset.
@@ -38,17 +38,27 @@ impl Stream {
             Self::Fast(stream) => stream.is_shut_down(),
         }
     }
+
+    /// Ready when the other side has reset it, behind the end of what it had to say.
+    pub fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self {
+            Self::Tcp(socket) => socket.failure.poll(cx, &socket.stream),
+            Self::Hbone(stream) => stream.flow.poll_reset(cx),
+            Self::Fast(stream) => stream.poll_failure(cx),
+        }
+    }
 }
 
 /// An application's socket. It has SO_LINGER {1, 0} from the start; the option goes once it was shut down in order.
 pub struct Socket {
     stream: Arc<TcpStream>,
     shut_down: bool,
+    failure: Watch,
 }
 
 impl Socket {
     pub fn new(stream: impl Into<Arc<TcpStream>>) -> Self {
-        Self { stream: stream.into(), shut_down: false }
+        Self { stream: stream.into(), shut_down: false, failure: Watch::default() }
     }
 }
 

@@ -109,6 +109,17 @@ impl PeerInfo {
     pub fn is_trusted(&self, now: SystemTime) -> bool {
         now < self.not_after && !self.trust.is_superseded()
     }
+
+    /// Completes once it is trusted no more, or soon behind that.
+    pub async fn outlived(&self) {
+        loop {
+            let now = SystemTime::now();
+            if !self.is_trusted(now) {
+                return;
+            }
+            tokio::time::sleep(self.not_after.duration_since(now).unwrap_or_default().min(CHECKING)).await;
+        }
+    }
 }
 
 /// Why there is no session.
@@ -434,3 +445,5 @@ const FAST: &[u8] = b"selvedge-fast/1";
 /// RFC 8446, section 5.1: the content type of a handshake record.
 const TLS_HANDSHAKE: u8 = 22;
 const KEEPALIVE: Duration = Duration::from_secs(180);
+/// How long a trust bundle that is no more may go unnoticed by who waits for it.
+const CHECKING: Duration = Duration::from_secs(10);

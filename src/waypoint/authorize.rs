@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::answer::Refusal;
-use super::body::RequestBody;
+use super::body::{RequestBody, Unread};
 use super::client::Version;
 use super::forward::{Answered, Manner};
 use super::place::{Place, Receiver};
@@ -33,8 +33,9 @@ pub async fn ask(
     let checked = match authorizer.body {
         None => None,
         Some(limit) => {
-            let (data, is_partial) = body.peek(limit.bytes).await.map_err(|error| {
-                Refusal::malformed(http::StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))
+            let (data, is_partial) = body.peek(limit.bytes, place.room()).await.map_err(|error| match error {
+                Unread::Broken(_) => Refusal::malformed(http::StatusCode::BAD_REQUEST, error.to_string()),
+                Unread::Crowded => Refusal::too_many(error.to_string()),
             })?;
             if is_partial && !limit.partial {
                 let text =

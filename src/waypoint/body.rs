@@ -6,17 +6,19 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Sleep, sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 
+use super::gate::{Gate, Held};
+use super::plan::Telling;
+use super::room::{Room, Share, Unsent, Want};
 use super::tee::{Kept, Tee};
+use super::tries::is_grpc_failure;
 use super::upstream::Lease;
 use crate::mesh::Reason;
 use crate::proxy::RequestPlace;
@@ -30,10 +32,12 @@ pub struct RequestBody {
     /// Bytes that went so far.
     sent: Rc<Cell<u64>>,
     tee: Option<Rc<Tee>>,
-    /// The client waits for leave to send it.
+    /// Where somebody may hold it back.
     gate: Option<Gate>,
     /// What was read of it ahead.
     ahead: VecDeque<Frame<Bytes>>,
+    /// Of that.
+    share: Option<Share>,
 }
 
 enum From {
@@ -43,10 +47,11 @@ enum From {
 
 impl RequestBody {
     pub fn of_client(body: Incoming, sent: Rc<Cell<u64>>) -> Self {
-        Self { from: From::Client(body), sent, tee: None, gate: None, ahead: VecDeque::new() }
+        Self { from: From::Client(body), sent, tee: None, gate: None, ahead: VecDeque::new(), share: None }
     }
 
-    /// Keeps it as it passes, what was read ahead too; and it is sent once the gate opens, unless some of it was read.
+    /// Keeps it as it passes, what was read ahead too; and it is sent as the gate lets it, which stands open if some of it
+    /// was read.
     pub fn attach(&mut self, tee: Option<Rc<Tee>>, gate: Option<Gate>) {
         if let Some(tee) = &tee {
             for frame in &self.ahead {
@@ -58,23 +63,43 @@ impl RequestBody {
             }
         }
         self.tee = tee;
-        self.gate = gate.filter(|_| self.ahead.is_empty());
+        if !self.ahead.is_empty() {
+            gate.iter().for_each(|gate| gate.leave().give());
+        }
+        self.gate = gate;
     }
 
     /// One that was kept, once more.
     pub fn kept(kept: Kept) -> Self {
         let from = From::Kept { data: kept.data.into(), trailers: kept.trailers };
-        Self { from, sent: Rc::default(), tee: None, gate: None, ahead: VecDeque::new() }
+        Self { from, sent: Rc::default(), tee: None, gate: None, ahead: VecDeque::new(), share: None }
     }
 
     /// The first bytes of it, so many at most, and whether there are more. All of it is still to be sent.
-    pub async fn peek(&mut self, most: usize) -> Result<(Bytes, bool), BoxError> {
+    ///
+    /// # Errors
+    /// It broke off, or there is no room for it.
+    pub async fn peek(&mut self, most: usize, room: &Arc<Room>) -> Result<(Bytes, bool), Unread> {
         // Who waits for leave to send it has somebody who wants to read it.
-        self.gate = None;
+        self.gate.iter().for_each(|gate| gate.leave().give());
         let mut data = BytesMut::new();
         while data.len() <= most {
-            let Some(frame) = poll_fn(|cx| self.poll_next(cx)).await.transpose()? else { break };
+            let Some(frame) = poll_fn(|cx| self.poll_next(cx)).await.transpose().map_err(Unread::Broken)? else {
+                break;
+            };
             if let Some(chunk) = frame.data_ref() {
+                // It is held twice: as it is shown, and as it goes on.
+                let more = 2 * chunk.len();
+                let has_room = match &mut self.share {
+                    Some(share) => share.grow(Want::Checked, more),
+                    None => {
+                        self.share = room.take(Want::Checked, more);
+                        self.share.is_some()
+                    }
+                };
+                if !has_room {
+                    return Err(Unread::Crowded);
+                }
                 data.extend_from_slice(chunk);
             }
             self.ahead.push_back(frame);
@@ -121,14 +146,22 @@ impl RequestBody {
     }
 }
 
+/// Why a body could not be read ahead.
+#[derive(Debug, thiserror::Error)]
+pub enum Unread {
+    #[error("the body broke off: {0}")]
+    Broken(BoxError),
+    #[error("the pod's requests hold as many bytes as they may")]
+    Crowded,
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some(gate) = &mut self.gate {
-            ready!(gate.poll_open(cx));
-            self.gate = None;
+            ready!(gate.poll_open(cx))?;
         }
         match self.ahead.pop_front() {
             Some(frame) => Poll::Ready(Some(Ok(frame))),
@@ -164,43 +197,11 @@ impl Drop for RequestBody {
     }
 }
 
-/// RFC 9110, section 10.1.1: a client that expects `100-continue` sends its body when it hears that, and the application
-/// is who says it. One that says nothing for a while has the body sent all the same.
-pub struct Gate {
-    leave: Leave,
-    patience: Option<Pin<Box<Sleep>>>,
-}
-
-/// Opens a [`Gate`].
-#[derive(Clone, Default)]
-pub struct Leave(Arc<(AtomicBool, AtomicWaker)>);
-
-impl Leave {
-    pub fn give(&self) {
-        self.0.0.store(true, Ordering::Release);
-        self.0.1.wake();
-    }
-}
-
-impl Gate {
-    pub fn new() -> (Self, Leave) {
-        let leave = Leave::default();
-        (Self { leave: leave.clone(), patience: None }, leave)
-    }
-
-    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (open, waker) = &*self.leave.0;
-        waker.register(cx.waker());
-        if open.load(Ordering::Acquire) {
-            return Poll::Ready(());
-        }
-        self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE))).as_mut().poll(cx)
-    }
-}
-
 /// The body of an answer, on its way to the client. What belongs to the request ends with it.
 pub struct AnswerBody {
     from: Option<Incoming>,
+    /// Of a client of HTTP/2, whose connection takes what it likes.
+    unsent: Option<Arc<Unsent>>,
     /// What is said here.
     words: Bytes,
     trail: Option<Box<Trail>>,
@@ -214,28 +215,35 @@ pub struct Trail {
     /// When its time is up.
     pub deadline: Option<Pin<Box<Sleep>>>,
     pub lease: Option<Lease>,
-    pub _place: RequestPlace,
+    /// The rest of the request that nobody wants.
+    pub held: Option<Held>,
+    /// Who wants to know how an answer of gRPC ends.
+    pub telling: Option<Box<Telling>>,
+    _place: RequestPlace,
+    /// Of its head.
+    _share: Option<Share>,
 }
 
 impl AnswerBody {
     /// Of an answer that was given here.
     pub fn of_words(words: Bytes, trail: Trail) -> Self {
-        Self { from: None, words, trail: Some(Box::new(trail)) }
+        Self { from: None, unsent: None, words, trail: Some(Box::new(trail)) }
     }
 
-    pub fn of_application(body: Incoming, trail: Trail) -> Self {
-        Self { from: Some(body), words: Bytes::new(), trail: Some(Box::new(trail)) }
+    pub fn of_application(body: Incoming, trail: Trail, unsent: Option<Arc<Unsent>>) -> Self {
+        Self { from: Some(body), unsent, words: Bytes::new(), trail: Some(Box::new(trail)) }
     }
 
     /// Of one that nobody is to be told of.
     pub fn silent() -> Self {
-        Self { from: None, words: Bytes::new(), trail: None }
+        Self { from: None, unsent: None, words: Bytes::new(), trail: None }
     }
 
     fn fail(&mut self, reason: Reason, detail: String) {
         let Some(mut trail) = self.trail.take() else { return };
         // What is left of the connection is of no use.
         trail.lease = None;
+        trail.tell(false);
         trail.record.amend(|info| {
             info.reason = Some(reason);
             info.detail = detail;
@@ -245,7 +253,11 @@ impl AnswerBody {
 
     fn finish(&mut self) {
         let Some(mut trail) = self.trail.take() else { return };
-        if let Some(lease) = trail.lease.take() {
+        // Without a word of how it went it went wrong.
+        trail.tell(false);
+        if let Some(lease) = trail.lease.take()
+            && trail.held.is_none()
+        {
             lease.give_back();
         }
         trail.end();
@@ -253,6 +265,24 @@ impl AnswerBody {
 }
 
 impl Trail {
+    pub fn new(record: RequestTelemetry, sent: Rc<Cell<u64>>, place: RequestPlace, share: Option<Share>) -> Self {
+        Self {
+            record,
+            sent,
+            received: 0,
+            deadline: None,
+            lease: None,
+            held: None,
+            telling: None,
+            _place: place,
+            _share: share,
+        }
+    }
+
+    fn tell(&mut self, is_success: bool) {
+        self.telling.take().into_iter().for_each(|telling| telling.tell(is_success));
+    }
+
     /// Records how it went.
     pub fn end(&mut self) {
         let (sent, received) = (self.sent.get(), self.received);
@@ -288,13 +318,18 @@ impl Body for AnswerBody {
             this.fail(Reason::Timeout, text.to_owned());
             return Poll::Ready(Some(Err(text.into())));
         }
+        if let Some(unsent) = &this.unsent {
+            ready!(unsent.poll_room(cx));
+        }
         let frame = ready!(Pin::new(body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trail) = &mut this.trail {
                     trail.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                    let grpc = frame.trailers_ref().and_then(grpc_status);
-                    trail.record.amend(|info| info.grpc_status = info.grpc_status.or(grpc));
+                    if let Some(code) = frame.trailers_ref().and_then(grpc_status) {
+                        trail.record.amend(|info| info.grpc_status = info.grpc_status.or(Some(code)));
+                        trail.tell(!is_grpc_failure(code));
+                    }
                 }
                 if this.is_end_stream() {
                     this.finish();
@@ -306,6 +341,10 @@ impl Body for AnswerBody {
             }
             None => this.finish(),
         }
+        let frame = match (frame, &this.unsent) {
+            (Some(Ok(frame)), Some(unsent)) => Some(Ok(frame.map_data(|data| unsent.track(data)))),
+            (frame, _) => frame,
+        };
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
@@ -334,5 +373,3 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
 pub fn sleep_to(deadline: Instant) -> Pin<Box<Sleep>> {
     Box::pin(sleep_until(deadline.into()))
 }
-
-const PATIENCE: Duration = Duration::from_secs(1);

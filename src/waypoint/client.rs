@@ -1,18 +1,21 @@
-//! The client's connection, as hyper reads it.
+//! The client's connection, as hyper reads and writes it.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 
+use super::interim::Interim;
+use super::room::{Room, Share, Want};
 use super::wire::{Inspector, Next, Violation};
 use crate::transport::Stream;
 
@@ -31,17 +34,35 @@ pub enum Version {
 }
 
 /// What the check of a client's bytes and whoever serves it tell each other.
-#[derive(Default)]
 pub struct Check {
+    /// What its pod's requests may hold.
+    room: Arc<Room>,
     inspector: RefCell<Inspector>,
     refused: Cell<Option<Violation>>,
     told: Notify,
     reader: RefCell<Option<Waker>>,
     /// Whether a request has come.
     begun: Cell<bool>,
+    /// The client has closed its direction, and may wait for an answer still.
+    closed: Cell<bool>,
+    /// What it is told ahead of an answer.
+    pub interim: Arc<Interim>,
 }
 
 impl Check {
+    pub fn new(room: Arc<Room>) -> Self {
+        Self {
+            room,
+            inspector: RefCell::default(),
+            refused: Cell::default(),
+            told: Notify::new(),
+            reader: RefCell::default(),
+            begun: Cell::default(),
+            closed: Cell::default(),
+            interim: Arc::default(),
+        }
+    }
+
     /// Notes that a request has come.
     pub fn begin(&self) {
         self.begun.set(true);
@@ -52,11 +73,16 @@ impl Check {
         self.refused.get()
     }
 
-    /// Completes when they are.
-    pub async fn refusal(&self) {
-        while self.refused().is_none() {
+    /// Completes when no more requests come: what the client says is refused, or it has closed its direction.
+    pub async fn over(&self) {
+        while self.refused().is_none() && !self.closed.get() {
             self.told.notified().await;
         }
+    }
+
+    /// Whether the client has closed its direction behind its last request.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
     }
 
     /// Whether it was a head that was refused, of which nobody has heard.
@@ -97,6 +123,19 @@ impl Check {
     fn silence(&self) -> Poll<io::Result<()>> {
         if self.begun.get() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
+
+    /// The client's direction has come to its end. True: that ends nothing, for it may wait for an answer.
+    fn close(&self, cx: &mut Context<'_>) -> bool {
+        let inspector = self.inspector.borrow();
+        if !self.begun.get() || inspector.is_in_body() || inspector.is_upgraded() {
+            return false;
+        }
+        self.reader.replace(Some(cx.waker().clone()));
+        if !inspector.is_asked() && !self.closed.replace(true) {
+            self.told.notify_one();
+        }
+        true
+    }
 }
 
 /// Hands on the bytes of a client that are beyond doubt. Dropped before it was shut down, it resets.
@@ -109,15 +148,31 @@ pub struct ClientIo {
     ended: bool,
     /// The time for a head that has begun.
     owed: Option<Pin<Box<Sleep>>>,
+    /// What a head takes that is not whole, beyond its first bytes.
+    share: Option<Share>,
     /// None: the protocol's own framing leaves no room for doubt.
     check: Option<Rc<Check>>,
+    /// What is said ahead of an answer, and not written yet.
+    ahead: Bytes,
+    /// Whether all that hyper has written before is on its way: only then something may be said in between.
+    flushed: bool,
 }
 
 impl ClientIo {
     pub fn new(client: Client, check: Option<Rc<Check>>) -> Self {
         let Client { stream, said, .. } = client;
         let cleared = if check.is_some() { 0 } else { said.len() };
-        Self { stream, raw: said, cleared, ended: false, owed: None, check }
+        Self {
+            stream,
+            raw: said,
+            cleared,
+            ended: false,
+            owed: None,
+            share: None,
+            check,
+            ahead: Bytes::new(),
+            flushed: true,
+        }
     }
 
     /// The connection alone: what comes of it is nobody's.
@@ -140,13 +195,16 @@ impl ClientIo {
                 match next {
                     Ok(Next::Pass(count)) => {
                         self.cleared = count;
-                        self.owed = None;
+                        (self.owed, self.share) = (None, None);
                         continue;
                     }
                     Ok(Next::More(_)) => {
                         let owed = self.owed.get_or_insert_with(|| Box::pin(sleep(HEAD_TIME)));
                         if owed.as_mut().poll(cx).is_ready() {
                             return check.refuse(Violation::Slow);
+                        }
+                        if !self.has_room(&check.room) {
+                            return check.refuse(Violation::Crowded);
                         }
                     }
                     Ok(Next::Wait) => {
@@ -157,9 +215,27 @@ impl ClientIo {
                 }
             }
             if self.ended {
-                return Poll::Ready(Ok(()));
+                return match check.close(cx) {
+                    // Whoever has gone altogether is found out at least where its end is a reset.
+                    true => self.stream.poll_failure(cx).map(Err),
+                    false => Poll::Ready(Ok(())),
+                };
             }
             ready!(self.poll_more(cx))?;
+        }
+    }
+
+    /// Whether there is room for what was read of a head.
+    fn has_room(&mut self, room: &Arc<Room>) -> bool {
+        if self.raw.len() <= CHUNK || self.ended {
+            return true;
+        }
+        match &mut self.share {
+            Some(share) => share.grow(Want::Head, (self.raw.len() - CHUNK).saturating_sub(share.bytes())),
+            None => {
+                self.share = room.take(Want::Head, self.raw.len() - CHUNK);
+                self.share.is_some()
+            }
         }
     }
 
@@ -182,6 +258,25 @@ impl ClientIo {
         self.raw.extend_from_slice(read.filled());
         Poll::Ready(Ok(()))
     }
+
+    /// Writes what is to be said ahead of the answer that hyper has not begun to write.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(check) = self.check.clone() else { return Poll::Ready(Ok(())) };
+        loop {
+            if self.ahead.is_empty() {
+                // In the midst of what hyper writes nothing can be said.
+                match self.flushed.then(|| check.interim.take(cx)).flatten() {
+                    Some(words) => self.ahead = words,
+                    None => return Poll::Ready(Ok(())),
+                }
+            }
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.ahead))?;
+            self.ahead.advance(written);
+            if self.ahead.is_empty() {
+                check.interim.written();
+            }
+        }
+    }
 }
 
 impl AsyncRead for ClientIo {
@@ -192,6 +287,8 @@ impl AsyncRead for ClientIo {
 
 impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_ahead(cx))?;
+        self.flushed = false;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -200,6 +297,8 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_ahead(cx))?;
+        self.flushed = false;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -208,6 +307,9 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper asks for it once it has nothing left to write.
+        self.flushed = true;
+        ready!(self.poll_ahead(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

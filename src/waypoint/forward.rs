@@ -14,6 +14,7 @@ use super::body::RequestBody;
 use super::client::Version;
 use super::head::Upgrade;
 use super::place::{Permit, Receiver};
+use super::plan::Telling;
 use super::tries::Errand;
 use super::upstream::{Lease, acquire};
 use crate::authorizer::{Allowed, Authorizer};
@@ -56,6 +57,8 @@ pub struct Answered {
     pub lease: Lease,
     /// Where policy was asked here.
     pub permit: Option<Permit>,
+    /// Who wants to know how it ends.
+    pub telling: Option<Box<Telling>>,
 }
 
 /// A try that came to nothing.
@@ -148,7 +151,7 @@ impl<'a> Way<'a> {
                     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                         lease.disinherit();
                     }
-                    return Ok(Answered { response, lease, permit });
+                    return Ok(Answered { response, lease, permit, telling: None });
                 }
                 Err(unsent) => unsent,
             };

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
@@ -11,6 +11,7 @@ use http::{Method, StatusCode, Uri, Version};
 use hyper::ext::Protocol;
 
 use super::answer::Refusal;
+use super::wire::Limits;
 use crate::policy::normal_path;
 
 /// What a request asks to speak once it is answered.
@@ -28,6 +29,11 @@ pub type Refused = (StatusCode, &'static str);
 /// Brings a client's request into the one form that routes see and connections to applications begin from: the path in
 /// the target, the host in `Host`, and no field that was meant for this hop alone.
 pub fn take_in(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
+    if head.version == Version::HTTP_2 {
+        // That of HTTP/1 was held against the same bounds on its raw bytes.
+        join_cookies(&mut head.headers);
+        check_size(head)?;
+    }
     let upgrade = upgrade(head)?;
     take_host(head)?;
     if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
@@ -39,6 +45,12 @@ pub fn take_in(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     Ok(upgrade)
+}
+
+/// What a head takes, about: RFC 9113, section 6.5.2.
+pub fn size(head: &Parts) -> usize {
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>() + target
 }
 
 /// Brings the path into [its one form](normal_path), which policy is held against and the application gets.
@@ -121,6 +133,30 @@ fn upgrade(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
     let protocol = head.headers.get(UPGRADE).filter(|_| asks);
     // RFC 9113, section 3.1: this use of Upgrade was never widely deployed and is obsolete.
     Ok(protocol.filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned().map(Upgrade::Http1))
+}
+
+fn check_size(head: &Parts) -> Result<(), Refused> {
+    let bounds = Limits::default();
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target > bounds.target {
+        return Err((StatusCode::URI_TOO_LONG, "a request target that is longer than 32 KiB"));
+    }
+    if head.headers.len() > bounds.fields {
+        return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "more than 100 fields"));
+    }
+    Ok(())
+}
+
+/// RFC 9113, section 8.2.3: HTTP/2 may send each cookie in a field of its own, and nobody else knows of that.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if cookies.nth(1).is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// RFC 9112, section 3.2.2: the host of a target in absolute form replaces that of `Host`. RFC 9113, section 8.3.1: where

@@ -36,6 +36,7 @@ async fn copy_now(
     let kept = match tee.settled().await {
         State::Whole => tee.whole(),
         State::Oversize => return "oversize",
+        State::Crowded => return "crowded",
         State::Passing | State::Broken => return "unfinished",
     };
     let (Some(kept), Some(to)) = (kept, to) else { return "failed" };

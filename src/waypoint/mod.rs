@@ -18,14 +18,18 @@ mod body;
 mod client;
 mod executor;
 mod forward;
+mod gate;
 mod guard;
 mod head;
+mod interim;
 mod mirror;
 mod place;
 mod plan;
 mod pool;
 mod rates;
+mod record;
 mod request;
+mod room;
 mod serve;
 mod session;
 mod tee;
@@ -42,6 +46,7 @@ pub use head::settle_path;
 pub use place::{Look, Permit, Place, Receiver, View};
 pub use pool::Pool;
 pub use rates::Rates;
+pub use room::{ROOM_OF_POD, ROOM_OF_WAYPOINT, Room};
 pub use serve::serve;
 
 use crate::proxy::{Bond, Failure, Line};
@@ -50,7 +55,12 @@ pub fn describe_metrics() {
     metrics::describe_counter!(
         MIRRORED,
         metrics::Unit::Count,
-        "Copies of requests for mirrors, by what became of them: sent, oversize, unfinished, busy or failed."
+        "Copies of requests for mirrors, by what became of them: sent, oversize, crowded, unfinished, busy or failed."
+    );
+    metrics::describe_gauge!(
+        HELD,
+        metrics::Unit::Bytes,
+        "Bytes held for requests: heads, bodies that are kept, windows of HTTP/2, and answers on their way over it."
     );
     metrics::describe_gauge!(
         POOLED,
@@ -77,10 +87,13 @@ pub fn describe_metrics() {
     counter(WITHHELD, "Requests that were worth another try and got none: their backend's retry budget was spent.");
     counter(REFUSED, "Requests that a circuit breaker refused, by what there was too much of.");
     counter(EJECTED, "Endpoints that were left out for a while because they failed where others did not.");
+    counter(CROWDED, "Times that a pod's requests held as many bytes as they may, by what there was no room for.");
     counter(LIMITED, "Requests that a rate limit held back.");
     counter(FAULTED, "Faults that were injected, by kind: delay or abort.");
 }
 
+const HELD: &str = "selvedge_http_held_bytes";
+const CROWDED: &str = "selvedge_http_crowded_total";
 const MIRRORED: &str = "selvedge_http_mirrored_total";
 const POOLED: &str = "selvedge_http_pooled_connections";
 const RETRIED: &str = "selvedge_http_retries_total";

@@ -3,10 +3,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use http::request::Parts;
 
 use super::answer::Refusal;
+use super::room::Room;
 use super::{Bond, Failure, Line, Pool};
 use crate::authorizer::Authorizer;
 use crate::mesh::{AppProtocol, NamespacedName, ServiceDestination};
@@ -39,8 +41,17 @@ pub trait Place {
     /// How many requests of the pod are under way; each counts for as long as what is returned lives.
     fn count_request(&self) -> RequestPlace;
 
+    /// What those requests may hold.
+    fn room(&self) -> &Arc<Room>;
+
     /// Completes when the client is to take new requests elsewhere.
     fn leaving(&self) -> LocalBoxFuture<'static, ()>;
+
+    /// Of a client that has closed its direction: completes when nobody waits for its answers any more, where that can be
+    /// told.
+    fn left(&self) -> LocalBoxFuture<'static, ()> {
+        std::future::pending().boxed_local()
+    }
 
     /// Whether connections may be kept for later requests.
     fn keeps(&self) -> bool;

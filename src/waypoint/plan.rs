@@ -17,7 +17,7 @@ use super::session::Session;
 use crate::mesh::ServiceDestination;
 use crate::mesh::balance::{Strategy, Wish, stable_hash};
 use crate::proxy::{Choosing, of_source, wish, with_random};
-use crate::route::resilience::{Abort, RetryRules};
+use crate::route::resilience::{Abort, OutlierRules, RetryRules};
 use crate::route::session::{Token, append_cookie, cookie};
 use crate::route::traffic::{Balance, HashOn, InForce, Way};
 use crate::route::{Forward, GrpcStatus, RouteRef, SessionPersistence};
@@ -42,6 +42,28 @@ struct Chosen {
     choosing: Choosing,
     service: ServiceDestination,
     guard: Option<Arc<Guard>>,
+}
+
+/// Who wants to know how well an endpoint did.
+pub struct Telling {
+    endpoint: SocketAddr,
+    /// To the head of its answer.
+    took: Duration,
+    /// With how many endpoints there are.
+    outliers: Option<(OutlierRules, Arc<Guard>, usize)>,
+    choosing: Option<Choosing>,
+}
+
+impl Telling {
+    pub fn tell(self, is_success: bool) {
+        if let Some((rules, guard, known)) = self.outliers {
+            guard.tell(&rules, self.endpoint, is_success, known);
+        }
+        if let Some(choosing) = self.choosing {
+            // One that fails fast is not to look like a fast one.
+            choosing.took(self.endpoint, if is_success { self.took } else { self.took.max(FAILED) });
+        }
+    }
 }
 
 /// The session that a request belongs to, or begins.
@@ -161,15 +183,17 @@ impl Plan {
 
     /// What came of a try.
     pub fn tell(&self, endpoint: SocketAddr, is_success: bool, took: Duration) {
+        self.telling(endpoint, took).into_iter().for_each(|telling| telling.tell(is_success));
+    }
+
+    /// An answer has begun, and how well the endpoint did will be told by its end; none where nobody wants to know.
+    pub fn telling(&self, endpoint: SocketAddr, took: Duration) -> Option<Box<Telling>> {
         self.answered_by.set(Some(endpoint));
-        let Some(Chosen { choosing, service, guard }) = &self.chosen else { return };
-        if let (Some(rules), Some(guard)) = (self.in_force.outliers, guard) {
-            guard.tell(&rules, endpoint, is_success, choosing.count(service));
-        }
-        if self.strategy == Strategy::PeakEwma {
-            // One that fails fast is not to look like a fast one.
-            choosing.took(endpoint, if is_success { took } else { took.max(FAILED) });
-        }
+        let Chosen { choosing, service, guard } = self.chosen.as_ref()?;
+        let outliers = self.in_force.outliers.zip(guard.clone());
+        let outliers = outliers.map(|(rules, guard)| (rules, guard, choosing.count(service)));
+        let choosing = (self.strategy == Strategy::PeakEwma).then(|| choosing.clone());
+        (outliers.is_some() || choosing.is_some()).then(|| Box::new(Telling { endpoint, took, outliers, choosing }))
     }
 
     /// Whether the limits let the request through that are counted here.

@@ -12,28 +12,29 @@ use futures_util::FutureExt;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Sleep;
 
 use super::answer::Refusal;
-use super::body::{AnswerBody, Gate, RequestBody, Trail, grpc_status, sleep_to};
+use super::body::{AnswerBody, RequestBody, Trail, grpc_status, sleep_to};
 use super::client::Version;
 use super::forward::{Answered, Manner};
+use super::gate::{Gate, Held, Leave};
 use super::head::{self, Upgrade};
 use super::place::{Permit, View};
-use super::plan::{Plan, stick_to_backend};
+use super::plan::{Plan, Telling, stick_to_backend};
+use super::record::describe;
+use super::room::{Unsent, Want};
 use super::session::Session;
 use super::tee::Tee;
 use super::tries::{Errand, Limits, send};
 use super::upgrade::{Tunnel, carry_streams};
 use super::upstream::Lease;
-use super::wire::Violation;
 use super::{authorize, mirror};
-use crate::mesh::Reason;
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol, RequestTelemetry, Verdict};
+use crate::telemetry::{ConnectionInfo, RequestTelemetry, Verdict};
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
@@ -41,24 +42,25 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     let upgraded = (request.version() == http::Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     let asks_upgrade = head.headers.contains_key(UPGRADE);
+    let share = session.place.room().take(Want::Head, head::size(&head));
     let asked = Asked {
         is_grpc: is_grpc(&head),
         version: if head.version == http::Version::HTTP_2 { Version::Http2 } else { Version::Http1 },
         sent: Rc::default(),
-        is_alone: place.count <= MOST_OF_POD,
+        crowd: match &share {
+            _ if place.count > MOST_OF_POD => Some("the pod has as many requests under way as it may"),
+            None => Some("the pod's requests hold as many bytes as they may"),
+            Some(_) => None,
+        },
     };
     let telemetry = session.place.telemetry();
-    let info = describe(&session, &head, &asked);
+    let info = describe(&session, &head, asked.is_grpc, asked.version);
     let span = telemetry.traces().begin(info.connection.direction.into(), &mut head.headers);
     let mut record = telemetry.request(info);
     if let Some(span) = span {
         record.traced(span);
     }
-    // On the heap: what is large is made where it stays, and not moved from one future into the next.
-    let exchange = Box::pin(exchange(&session, &asked, &mut record, head, body));
-    let outcome = AssertUnwindSafe(exchange).catch_unwind().await;
-    let outcome = outcome.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()));
-    let (mut head, from) = match outcome {
+    let (mut head, from) = match survived(exchange(&session, &asked, &mut record, head, body)).await {
         Ok(given) => given,
         Err(NotSent::Refused(refusal)) => {
             record.amend(|info| {
@@ -83,7 +85,8 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
         info.status = status.as_u16();
         info.grpc_status = grpc_status(&head.headers);
     });
-    if session.is_retired() && asked.version == Version::Http1 && status != StatusCode::SWITCHING_PROTOCOLS {
+    let is_last = session.is_retired() || matches!(&from, Given::Application(_, Rest { held: Some(_), .. }));
+    if is_last && asked.version == Version::Http1 && status != StatusCode::SWITCHING_PROTOCOLS {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if asks_upgrade
@@ -92,17 +95,24 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     {
         check.stayed();
     }
-    let trail = |lease, deadline| Trail { record, sent: asked.sent, received: 0, deadline, lease, _place: place };
+    if let Some(check) = &session.check {
+        check.interim.end().await;
+    }
+    let mut trail = Trail::new(record, asked.sent, place, share);
     let body = match from {
-        Given::Here(words) => AnswerBody::of_words(words, trail(None, None)),
-        Given::Application { body, lease, deadline } => AnswerBody::of_application(body, trail(Some(lease), deadline)),
+        Given::Here(words) => AnswerBody::of_words(words, trail),
+        Given::Application(body, Rest { lease, held, telling, until }) => {
+            (trail.lease, trail.held, trail.telling, trail.deadline) = (Some(lease), held, telling, until);
+            let unsent = (asked.version == Version::Http2).then(|| Unsent::new(session.place.room().clone()));
+            AnswerBody::of_application(body, trail, unsent)
+        }
         Given::Upgraded(handed, lease) => {
-            let trail = trail(Some(lease), None);
+            trail.lease = Some(lease);
             session.tunnel.replace(Some(Tunnel { handed, trail }));
             AnswerBody::silent()
         }
         Given::Streams(application, lease) => {
-            let trail = trail(Some(lease), None);
+            trail.lease = Some(lease);
             if let Some(client) = upgraded {
                 tokio::task::spawn_local(carry_streams(client, application, trail));
             }
@@ -112,21 +122,38 @@ pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Res
     Ok(Response::from_parts(head, body))
 }
 
+/// A defect of ours costs the one request that it befalls.
+async fn survived<T>(exchange: impl Future<Output = Result<T, NotSent>>) -> Result<T, NotSent> {
+    // On the heap: what is large is made where it stays, and not moved from one future into the next.
+    let outcome = AssertUnwindSafe(Box::pin(exchange)).catch_unwind().await;
+    outcome.unwrap_or_else(|_| Err(Refusal::internal("serving it panicked").into()))
+}
+
 /// What is known of a request from its head.
 struct Asked {
     is_grpc: bool,
     version: Version,
     sent: Rc<Cell<u64>>,
-    /// Whether there is room for it among those of its pod.
-    is_alone: bool,
+    /// Why there is no room for it among those of its pod.
+    crowd: Option<&'static str>,
 }
 
 /// Where an answer's body comes from.
 enum Given {
     Here(Bytes),
-    Application { body: Incoming, lease: Lease, deadline: Option<Pin<Box<Sleep>>> },
+    Application(Incoming, Rest),
     Upgraded(tokio::sync::oneshot::Receiver<super::upstream::Handed>, Lease),
     Streams(OnUpgrade, Lease),
+}
+
+/// What ends with an application's answer.
+struct Rest {
+    lease: Lease,
+    /// What is left of the request, where the application wants none of it.
+    held: Option<Held>,
+    telling: Option<Box<Telling>>,
+    /// When its time is up.
+    until: Option<Pin<Box<Sleep>>>,
 }
 
 /// Why no application answers.
@@ -149,8 +176,8 @@ async fn exchange(
     mut head: Parts,
     body: Incoming,
 ) -> Result<(response::Parts, Given), NotSent> {
-    if !asked.is_alone {
-        return Err(Refusal::too_many("the pod has as many requests under way as it may").into());
+    if let Some(crowd) = asked.crowd {
+        return Err(Refusal::too_many(crowd).into());
     }
     let upgrade = head::take_in(&mut head).map_err(|(status, text)| Refusal::malformed(status, text))?;
     // A client of HTTP/1.0 need not say one, and an application of HTTP/1.1 must be told.
@@ -218,10 +245,12 @@ impl Ask<'_> {
         plan.befall(&head, self.asked.is_grpc, limits.request()).await?;
         let tee = self.tee(forward, &plan, &head);
         let manner = Manner::of(self.asked.version, self.asked.is_grpc, self.upgrade, to.protocol());
-        let gate = gate(&mut head, manner.version);
+        let gate = self.gate(&mut head, &body, manner.version);
+        let leave = gate.as_ref().map(Gate::leave);
         body.attach(tee.clone(), gate);
         let errand = Errand { place: &self.session.place, to: &to, plan: &plan, limits: &limits, manner };
-        let Answered { response, lease, permit } = Box::pin(send(errand, head, body, tee.as_deref())).await?;
+        let answered = Box::pin(send(errand, head, body, tee.as_deref())).await?;
+        let Answered { response, lease, permit, telling } = answered;
         record.amend(|info| {
             if let Some(Permit { policy, .. }) = permit {
                 (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
@@ -230,7 +259,9 @@ impl Ask<'_> {
             info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
             info.connection.service = info.connection.service.take().or(service);
         });
-        let (mut head, given) = self.take_back(forward, &plan, response, lease, &limits)?;
+        let held = leave.and_then(|leave| leave.answered(response.status()));
+        let until = limits.until().map(sleep_to);
+        let (mut head, given) = self.take_back(forward, &plan, response, Rest { lease, held, telling, until })?;
         allowed.iter().for_each(|one| one.edit_answer(&mut head.headers));
         Ok((head, given))
     }
@@ -240,8 +271,7 @@ impl Ask<'_> {
         forward: Option<&Forward<'_>>,
         plan: &Plan,
         mut response: Response<Incoming>,
-        mut lease: Lease,
-        limits: &Limits,
+        mut rest: Rest,
     ) -> Result<(response::Parts, Given), NotSent> {
         let streams = matches!(self.upgrade, Some(Upgrade::Http2)) && response.status().is_success();
         let streams = streams.then(|| hyper::upgrade::on(&mut response));
@@ -254,12 +284,12 @@ impl Ask<'_> {
         plan.mark(&mut head);
         let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let given = match streams {
-            Some(streams) => Given::Streams(streams, lease),
+            Some(streams) => Given::Streams(streams, rest.lease),
             None if switches => {
-                let handed = lease.handed().ok_or_else(|| Refusal::broken("101, which nobody had asked for"))?;
-                Given::Upgraded(handed, lease)
+                let handed = rest.lease.handed().ok_or_else(|| Refusal::broken("101, which nobody had asked for"))?;
+                Given::Upgraded(handed, rest.lease)
             }
-            None => Given::Application { body, lease, deadline: limits.until().map(sleep_to) },
+            None => Given::Application(body, rest),
         };
         Ok((head, given))
     }
@@ -269,9 +299,9 @@ impl Ask<'_> {
         if self.upgrade.is_some() {
             return None;
         }
-        let mut tee = plan.in_force().retry.as_ref().map(|_| Tee::new());
+        let mut tee = plan.in_force().retry.as_ref().map(|_| Tee::new(self.session.place.room()));
         for backend in forward.into_iter().flat_map(Forward::mirrors) {
-            let tee = tee.get_or_insert_with(Tee::new);
+            let tee = tee.get_or_insert_with(|| Tee::new(self.session.place.room()));
             let to = self.session.backend(backend);
             let port = to.as_ref().and_then(|to| to.protocol());
             let manner = Manner::of(self.asked.version, self.asked.is_grpc, None, port);
@@ -281,72 +311,55 @@ impl Ask<'_> {
         }
         tee
     }
-}
 
-/// Holds back the body of a client that waits for `100 Continue`, until the application says it.
-fn gate(head: &mut Parts, version: Version) -> Option<Gate> {
-    let expects = head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if !expects || version == Version::Http2 {
-        head.headers.remove(EXPECT);
-        return None;
-    }
-    let (gate, leave) = Gate::new();
-    let mut request = Request::from_parts(std::mem::replace(head, Request::new(()).into_parts().0), ());
-    hyper::ext::on_informational(&mut request, move |answer| {
-        if answer.status() == StatusCode::CONTINUE {
-            leave.give();
+    /// Hears what an application of HTTP/1 says ahead of its answer: whether it wants the body, and what its client is to be
+    /// told. HTTP/2 has the same, but hyper neither tells of it nor says it.
+    fn gate(&self, head: &mut Parts, body: &RequestBody, version: Version) -> Option<Gate> {
+        if version == Version::Http2 {
+            head.headers.remove(EXPECT);
+            return None;
         }
-    });
-    *head = request.into_parts().0;
-    Some(gate)
-}
-
-/// Records a request whose head was refused before anybody had read it.
-pub fn refused(session: &Session, violation: Violation) {
-    let asked = Asked { is_grpc: false, version: Version::Http1, sent: Rc::default(), is_alone: true };
-    let (head, ()) = Request::new(()).into_parts();
-    let mut info = describe(session, &head, &asked);
-    // Nobody knows what it was meant to be.
-    (info.method, info.path) = ("-".to_owned(), "-".to_owned());
-    info.status = violation.status().as_u16();
-    info.reason = Some(Reason::Protocol);
-    info.detail = violation.to_string();
-    session.place.telemetry().request(info).ended();
-}
-
-fn describe(session: &Session, head: &Parts, asked: &Asked) -> RequestInfo {
-    let connection = session.place.describe();
-    let service = session.view().and_then(|view| view.to.service().cloned());
-    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
-    RequestInfo {
-        connection: ConnectionInfo { service: connection.service.or(service), ..connection },
-        protocol: match (asked.is_grpc, asked.version) {
-            (true, _) => RequestProtocol::Grpc,
-            (false, Version::Http1) => RequestProtocol::Http1,
-            (false, Version::Http2) => RequestProtocol::Http2,
-        },
-        method: start(head.method.as_str()),
-        host: start(host.or(head.uri.host()).unwrap_or_default()),
-        path: start(head.uri.path()),
-        route: None,
-        status: 0,
-        verdict: None,
-        policy: None,
-        grpc_status: None,
-        trace: None,
-        reason: None,
-        detail: String::new(),
-        sent: 0,
-        received: 0,
+        let gate = (!body.is_end_stream()).then(|| {
+            let expects = head.headers.get(EXPECT).map(HeaderValue::as_bytes);
+            Gate::new(expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")))
+        });
+        // RFC 9110, section 15.2: a client of HTTP/1.0 is never told.
+        let check = self.session.check.as_ref().filter(|_| head.version == http::Version::HTTP_11);
+        let interim = check.map(|check| (check.interim.clone(), check.interim.begin()));
+        let leave = gate.as_ref().map(Gate::leave);
+        if interim.is_some() || leave.is_some() {
+            let mut request = Request::from_parts(std::mem::replace(head, Request::new(()).into_parts().0), ());
+            hyper::ext::on_informational(&mut request, move |answer| match answer.status() {
+                // The client is told as its body is asked for.
+                StatusCode::CONTINUE => leave.iter().for_each(Leave::give),
+                status => {
+                    let Some((interim, turn)) = &interim else { return };
+                    let mut headers = answer.headers().clone();
+                    head::take_back(&mut headers, status);
+                    interim.say(*turn, status, &headers);
+                }
+            });
+            *head = request.into_parts().0;
+        }
+        gate
     }
-}
-
-/// What there is room for in a log.
-fn start(text: &str) -> String {
-    text[..text.floor_char_boundary(MOST_WRITTEN)].to_owned()
 }
 
 /// Requests of one pod under way at once.
 const MOST_OF_POD: usize = 16_384;
-/// Of a method, host or path in the access log.
-const MOST_WRITTEN: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request() {
+        let outcome: Result<(), _> = survived(async { panic!("a defect") }).await;
+        let Err(NotSent::Refused(refusal)) = outcome else { panic!("it was taken for an answer") };
+        let head = refusal.head(false);
+        assert_eq!(head.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(head.headers["selvedge-reason"], "internal");
+        // The next one of the same connection is none the worse.
+        assert!(survived(async { Ok(()) }).await.is_ok());
+    }
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use http::{Request, StatusCode};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -17,9 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::client::{Check, Client, ClientIo, Version};
 use super::executor::OnThread;
 use super::place::Place;
+use super::record::{reason, refused};
 use super::request::answer;
+use super::room::Windows;
 use super::session::Session;
-use super::upstream::{CONNECTION_WINDOW, MOST_BUFFERED, MOST_HEAD, STREAM_WINDOW};
+use super::upstream::{MOST_BUFFERED, MOST_HEAD, MOST_UNSENT};
 use super::wire::Violation;
 
 /// Serves the requests of one client until it has no more. New ones are to go elsewhere once the pod or the agent
@@ -32,7 +34,7 @@ pub async fn serve(client: Client, place: Rc<dyn Place>) {
 }
 
 async fn serve_http1(client: Client, place: Rc<dyn Place>) {
-    let check = Rc::new(Check::default());
+    let check = Rc::new(Check::new(place.room().clone()));
     let session = Session::new(place, Some(check.clone()));
     let io = TokioIo::new(ClientIo::new(client, Some(check.clone())));
     let serving = session.clone();
@@ -46,12 +48,17 @@ async fn serve_http1(client: Client, place: Rc<dyn Place>) {
     // Looked at only once it has something to say, and not whenever a request moves on.
     let mut endings: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
     endings.push(retirement(&session).boxed_local());
-    endings.push(check.refusal().boxed_local());
+    // The answers that it waits for come first.
+    endings.push(check.over().boxed_local());
+    let mut left = pin!(session.place.left());
     let outcome = poll_fn(|cx| {
         while let Poll::Ready(Some(())) = endings.poll_next_unpin(cx) {
             Pin::new(&mut connection).graceful_shutdown();
         }
-        connection.poll_without_shutdown(cx)
+        if check.is_closed() && left.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(()));
+        }
+        connection.poll_without_shutdown(cx).map_err(drop)
     })
     .await;
     drop(endings);
@@ -64,8 +71,8 @@ async fn serve_http1(client: Client, place: Rc<dyn Place>) {
     match (outcome, check.refused()) {
         (_, Some(violation)) => farewell(client, check.is_head().then_some(violation), &session).await,
         (Ok(()), None) => farewell(client, None, &session).await,
-        // An answer was broken off: the client must not take it for whole.
-        (Err(_), None) => drop(client),
+        // An answer was broken off: the client must not take it for whole. Or there is no client any more.
+        (Err(()), None) => drop(client),
     }
 }
 
@@ -74,15 +81,16 @@ async fn serve_http2(client: Client, place: Rc<dyn Place>) {
     let io = TokioIo::new(ClientIo::new(client, None));
     let serving = session.clone();
     let service = service_fn(move |request: Request<Incoming>| Box::pin(answer(serving.clone(), request)));
+    let windows = Windows::of(session.place.room());
     let mut builder = http2::Builder::new(OnThread);
     builder
         .auto_date_header(false)
         .enable_connect_protocol()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEAD)
-        .max_send_buf_size(STREAM_WINDOW as usize);
+        .max_send_buf_size(MOST_UNSENT);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut leaving = pin!(leaving(&session));
     tokio::select! {
@@ -111,10 +119,10 @@ async fn retirement(session: &Session) {
 }
 
 /// Ends in order. A client that is still speaking is heard for a moment: a reset could overtake what it was told.
-async fn farewell(mut client: ClientIo, refused: Option<Violation>, session: &Session) {
-    if let Some(violation) = refused {
-        super::request::refused(session, violation);
-        let _ = client.write_all(&last_word(violation.status())).await;
+async fn farewell(mut client: ClientIo, violation: Option<Violation>, session: &Session) {
+    if let Some(violation) = violation {
+        refused(session, violation);
+        let _ = client.write_all(&last_word(violation)).await;
     }
     if client.shutdown().await.is_err() {
         return;
@@ -134,10 +142,10 @@ async fn farewell(mut client: ClientIo, refused: Option<Violation>, session: &Se
 }
 
 /// What a client is told whose bytes were refused before anybody had seen them.
-fn last_word(status: StatusCode) -> Vec<u8> {
-    let phrase = status.canonical_reason().unwrap_or_default();
-    let code = status.as_u16();
-    format!("HTTP/1.1 {code} {phrase}\r\nselvedge-reason: protocol\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+fn last_word(violation: Violation) -> Vec<u8> {
+    let (status, reason) = (violation.status(), reason(violation));
+    let (code, phrase, reason) = (status.as_u16(), status.canonical_reason().unwrap_or_default(), reason.code());
+    format!("HTTP/1.1 {code} {phrase}\r\nselvedge-reason: {reason}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         .into_bytes()
 }
 

@@ -2,14 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::sync::Notify;
 
+use super::room::{Room, Share, Want};
+
 /// Keeps a body as it passes.
-#[derive(Default)]
 pub struct Tee {
+    room: Arc<Room>,
+    share: RefCell<Option<Share>>,
     kept: RefCell<Kept>,
     state: Cell<State>,
     changed: Notify,
@@ -23,6 +27,8 @@ pub enum State {
     Whole,
     /// It is larger than what is kept.
     Oversize,
+    /// What its pod's requests may hold is held.
+    Crowded,
     /// It ended before its end.
     Broken,
 }
@@ -44,8 +50,14 @@ impl Kept {
 }
 
 impl Tee {
-    pub fn new() -> Rc<Self> {
-        Rc::default()
+    pub fn new(room: &Arc<Room>) -> Rc<Self> {
+        Rc::new(Self {
+            room: room.clone(),
+            share: RefCell::default(),
+            kept: RefCell::default(),
+            state: Cell::default(),
+            changed: Notify::new(),
+        })
     }
 
     pub fn data(&self, data: &Bytes) {
@@ -54,13 +66,32 @@ impl Tee {
         if self.state.get() != State::Passing {
             return;
         }
-        if kept.size > MOST_KEPT {
+        let refused = if kept.size > MOST_KEPT {
+            Some(State::Oversize)
+        } else if !self.has_room(data.len()) {
+            Some(State::Crowded)
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
             *kept = Kept { size: kept.size, ..Kept::default() };
             drop(kept);
-            return self.become_(State::Oversize);
+            self.share.take();
+            return self.become_(refused);
         }
         // A copy: of a large buffer that a small piece lies in, nothing is held.
         kept.data.push(Bytes::copy_from_slice(data));
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        let mut share = self.share.borrow_mut();
+        match &mut *share {
+            Some(share) => share.grow(Want::Body, bytes),
+            None => {
+                *share = self.room.take(Want::Body, bytes);
+                share.is_some()
+            }
+        }
     }
 
     pub fn trailers(&self, trailers: &HeaderMap) {
@@ -104,7 +135,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_kept_whole_or_not_at_all() {
-        let tee = Tee::new();
+        let room = Room::new(3 * MOST_KEPT);
+        let tee = Tee::new(&room);
         tee.data(&Bytes::from_static(b"one"));
         assert!(tee.whole().is_none(), "it is not over");
         tee.data(&Bytes::from_static(b"two"));
@@ -112,15 +144,23 @@ mod tests {
         assert_eq!(tee.settled().await, State::Whole);
         assert_eq!(tee.whole().unwrap().data.concat(), b"onetwo");
 
-        let large = Tee::new();
+        let large = Tee::new(&room);
         large.data(&Bytes::from(vec![0; MOST_KEPT]));
         large.data(&Bytes::from_static(b"x"));
         large.end(true);
         assert_eq!((large.settled().await, large.whole().is_none()), (State::Oversize, true));
 
-        let broken = Tee::new();
+        let broken = Tee::new(&room);
         broken.data(&Bytes::from_static(b"x"));
         broken.end(false);
         assert_eq!((broken.settled().await, broken.whole().is_none()), (State::Broken, true));
+
+        let full = Room::new(8);
+        let crowded = Tee::new(&full);
+        crowded.data(&Bytes::from_static(b"one"));
+        crowded.data(&Bytes::from_static(b"two and more"));
+        crowded.end(true);
+        assert_eq!((crowded.settled().await, crowded.whole().is_none()), (State::Crowded, true));
+        assert!(full.take(Want::Body, 8).is_some(), "what was given up is held");
     }
 }

@@ -17,7 +17,7 @@ use super::client::Version;
 use super::forward::{Answered, Failed, Manner, Way};
 use super::head;
 use super::place::{Place, Receiver};
-use super::plan::Plan;
+use super::plan::{Plan, Telling};
 use super::tee::{Kept, Tee};
 use crate::proxy::with_random;
 use crate::route::is_grpc;
@@ -58,9 +58,12 @@ pub async fn send(
     loop {
         let began = Instant::now();
         let tried = limits.bounded(way.once(request)).await;
-        let (outcome, is_success) = judge(&tried);
-        if let (Some(endpoint), Some(is_success)) = (way.endpoint(), is_success) {
-            plan.tell(endpoint, is_success, began.elapsed());
+        let (outcome, showing) = judge(&tried);
+        let mut telling = None;
+        match (way.endpoint(), showing) {
+            (Some(endpoint), Showing::Known(is_success)) => plan.tell(endpoint, is_success, began.elapsed()),
+            (Some(endpoint), Showing::InTrailers) => telling = plan.telling(endpoint, began.elapsed()),
+            _ => {}
         }
         let again = match &tried {
             Ok(_) | Err(Failed { request: None, .. }) => spare.as_ref().and_then(|head| Some((head.clone(), whole()?))),
@@ -70,10 +73,10 @@ pub async fn send(
         let pause =
             outcome.and_then(|outcome| tries.again(&rules, outcome, has_body, with_random(rand::Rng::next_u64)));
         let Some(pause) = pause.filter(|pause| !limits.is_over_after(*pause)) else {
-            return tried.map_err(Failed::into);
+            return concluded(tried, telling);
         };
         if !way.has_more(plan.in_force().retry.is_some()) {
-            return tried.map_err(Failed::into);
+            return concluded(tried, telling);
         }
         if !plan.may_repeat() {
             metrics::counter!(super::WITHHELD).increment(1);
@@ -91,7 +94,7 @@ pub async fn send(
                 drop(tried);
                 Request::from_parts(head, RequestBody::kept(kept))
             }
-            (tried, None) => return tried.map_err(Failed::into),
+            (tried, None) => return concluded(tried, telling),
         };
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
@@ -99,22 +102,43 @@ pub async fn send(
     }
 }
 
-/// What came of a try: whether it may be worth another, and whether the endpoint did well, where that was its doing.
-fn judge(tried: &Result<Answered, Failed>) -> (Option<Outcome>, Option<bool>) {
+fn concluded(tried: Result<Answered, Failed>, telling: Option<Box<Telling>>) -> Result<Answered, Refusal> {
+    tried.map(|answered| Answered { telling, ..answered }).map_err(Failed::into)
+}
+
+/// Whether an endpoint did well.
+enum Showing {
+    Known(bool),
+    /// The end of its answer says so.
+    InTrailers,
+    /// What came of the try was not its doing.
+    Nothing,
+}
+
+/// What came of a try: whether it may be worth another, and whether the endpoint did well.
+fn judge(tried: &Result<Answered, Failed>) -> (Option<Outcome>, Showing) {
     match tried {
         Ok(answered) => {
             let (status, headers) = (answered.response.status(), answered.response.headers());
             if status == StatusCode::SWITCHING_PROTOCOLS {
-                return (None, Some(true));
+                return (None, Showing::Known(true));
             }
             match grpc_status(headers).filter(|_| is_grpc_answer(headers)) {
-                Some(code) => (Some(Outcome::GrpcAnswered(code)), Some(!GRPC_FAILURES.contains(&code))),
-                None => (Some(Outcome::Answered(status)), Some(!status.is_server_error())),
+                Some(code) => (Some(Outcome::GrpcAnswered(code)), Showing::Known(!is_grpc_failure(code))),
+                None if is_grpc_answer(headers) && status.is_success() => {
+                    (Some(Outcome::Answered(status)), Showing::InTrailers)
+                }
+                None => (Some(Outcome::Answered(status)), Showing::Known(!status.is_server_error())),
             }
         }
         // The client's doing, or policy's, says nothing of the endpoint.
-        Err(failed) => (failed.outcome, failed.outcome.map(|_| false)),
+        Err(failed) => (failed.outcome, failed.outcome.map_or(Showing::Nothing, |_| Showing::Known(false))),
     }
+}
+
+/// UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what HTTP has from 500 on for.
+pub fn is_grpc_failure(code: u16) -> bool {
+    matches!(code, 2 | 4 | 13..=15)
 }
 
 fn is_grpc_answer(headers: &HeaderMap) -> bool {
@@ -200,6 +224,3 @@ impl From<Failed> for Refusal {
         failed.refusal
     }
 }
-
-/// UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what HTTP has from 500 on for.
-const GRPC_FAILURES: [u16; 5] = [2, 4, 13, 14, 15];

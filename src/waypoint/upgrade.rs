@@ -1,9 +1,13 @@
 //! What follows an upgrade: bytes both ways, of a protocol that is nobody's business here.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::sync::oneshot;
 
 use super::body::Trail;
@@ -40,10 +44,63 @@ impl Tunnel {
 /// As [`Tunnel::carry`], of two HTTP/2 streams: RFC 8441.
 pub async fn carry_streams(client: OnUpgrade, application: OnUpgrade, trail: Trail) {
     let outcome = match futures_util::future::try_join(client, application).await {
-        Ok((client, application)) => join(&mut TokioIo::new(client), &mut TokioIo::new(application)).await,
+        Ok((client, application)) => {
+            let mut application = Heard { stream: TokioIo::new(application), is_deaf: false };
+            join(&mut TokioIo::new(client), &mut application).await
+        }
         Err(error) => Err(error.to_string()),
     };
     over(trail, outcome);
+}
+
+/// The stream to an application, which may end by saying that it wants to hear no more (RFC 9113, section 8.1: RST_STREAM
+/// with NO_ERROR): that is no failure, and what is said from then on is nobody's.
+struct Heard<T> {
+    stream: T,
+    is_deaf: bool,
+}
+
+impl<T> Heard<T> {
+    fn written<U>(&mut self, outcome: Poll<io::Result<U>>, instead: U) -> Poll<io::Result<U>> {
+        match outcome {
+            Poll::Ready(Err(error)) if self.is_deaf || is_no_error(&error) => {
+                self.is_deaf = true;
+                Poll::Ready(Ok(instead))
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn is_no_error(error: &io::Error) -> bool {
+    let first = error.get_ref().map(|error| error as &(dyn std::error::Error + 'static));
+    let mut causes = std::iter::successors(first, |cause| cause.source());
+    causes.any(|cause| {
+        cause.downcast_ref::<h2::Error>().is_some_and(|error| error.reason() == Some(h2::Reason::NO_ERROR))
+    })
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Heard<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.written(outcome, bytes.len())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_flush(cx);
+        self.written(outcome, ())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.written(outcome, ())
+    }
 }
 
 async fn join(

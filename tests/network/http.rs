@@ -1,15 +1,19 @@
 //! HTTP on the node: requests told apart between real clients and real servers.
 
 pub mod authorizers;
+mod connections;
+mod early;
 mod h2spec;
 pub mod l7_policy;
 mod protocols;
 mod refusals;
+mod room;
 mod routes;
 mod server;
 pub mod tokens;
 mod traces;
 mod traffic;
+mod websockets;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -36,14 +40,18 @@ pub fn trials() -> Vec<Trial> {
     [
         own,
         authorizers::trials(),
+        connections::trials(),
+        early::trials(),
         h2spec::trials(),
         l7_policy::trials(),
         protocols::trials(),
         refusals::trials(),
+        room::trials(),
         routes::trials(),
         tokens::trials(),
         traces::trials(),
         traffic::trials(),
+        websockets::trials(),
     ]
     .into_iter()
     .flatten()

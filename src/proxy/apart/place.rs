@@ -13,6 +13,7 @@ use super::super::connections::Connection;
 use super::super::counted::Counted;
 use super::super::failure::Failure;
 use super::super::inbound::{allowed, asked};
+use super::super::inward::outlived;
 use super::super::line::Line;
 use super::super::onward::{Bond, Onward, RequestPlace};
 use super::super::pods::{RequestsOf, ServedPod};
@@ -23,7 +24,8 @@ use crate::model::{Model, State};
 use crate::policy::{Decision, Query, Reads, RequestHead, Verdict, normal_path};
 use crate::telemetry::{ConnectionInfo, Direction, Party, Telemetry, Transport};
 use crate::transport::Behalf;
-use crate::waypoint::{self, Look, Permit, Place, Pool, Receiver, Refusal, View};
+use crate::transport::tls::PeerInfo;
+use crate::waypoint::{self, Look, Permit, Place, Pool, Receiver, Refusal, Room, View};
 
 /// A waypoint in a process of its own, which serves one client and speaks for it.
 #[derive(Clone)]
@@ -34,6 +36,8 @@ pub struct Relayed {
     pub(super) pod: Arc<ServedPod>,
     /// The client, as its certificate and its connection say.
     pub(super) behalf: Rc<Behalf>,
+    /// What that certificate rests on; none where nobody spoke over a wire.
+    pub(super) peer: Option<Arc<PeerInfo>>,
     pub(super) source: Rc<Party>,
     /// The Service's address.
     pub(super) dialled: SocketAddr,
@@ -161,9 +165,19 @@ impl Place for Relayed {
         RequestPlace::take(&self.pod, RequestsOf::Others)
     }
 
+    fn room(&self) -> &Arc<Room> {
+        self.pod.room(RequestsOf::Others)
+    }
+
     fn leaving(&self) -> LocalBoxFuture<'static, ()> {
-        let mut draining = self.proxy.draining.subscribe();
-        async move { drop(draining.wait_for(|draining| *draining).await) }.boxed_local()
+        let (mut draining, peer) = (self.proxy.draining.subscribe(), self.peer.clone());
+        async move {
+            tokio::select! {
+                _ = draining.wait_for(|draining| *draining) => {}
+                () = outlived(peer) => {}
+            }
+        }
+        .boxed_local()
     }
 
     fn keeps(&self) -> bool {

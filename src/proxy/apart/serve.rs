@@ -109,6 +109,7 @@ impl Arriving {
             thread: self.thread.clone(),
             pod: self.pod.clone(),
             behalf: Rc::new(Behalf { identity: self.peer.identity.clone(), address: self.client }),
+            peer: Some(self.peer.clone()),
             source: Rc::new(source.party(&self.proxy)),
             dialled: to,
             connection: None,

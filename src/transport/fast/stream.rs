@@ -121,6 +121,32 @@ impl Stream {
         }
     }
 
+    /// Ready when the peer has reset the flow, behind its end.
+    pub fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        loop {
+            let link = match self.link() {
+                Ok(link) => link,
+                Err(error) => return Poll::Ready(error),
+            };
+            match link.front().map(|frame| frame.kind) {
+                Some(Kind::Reset) => {
+                    link.pop();
+                    self.broken = Some(Broken::Reset);
+                    return Poll::Ready(reset_by_peer());
+                }
+                // It is for whoever reads.
+                Some(_) => return link.poll_failure(cx),
+                None if link.is_ended() => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
+                None => {
+                    if let Err(error) = ready!(link.poll_fill(cx)) {
+                        self.broken.get_or_insert(Broken::Link);
+                        return Poll::Ready(error);
+                    }
+                }
+            }
+        }
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));

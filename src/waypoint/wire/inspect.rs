@@ -61,6 +61,8 @@ pub enum Violation {
     TargetTooLong,
     #[error("a head that was not whole in time")]
     Slow,
+    #[error("a head for which there is no room: the pod's requests hold as many bytes as they may")]
+    Crowded,
 }
 
 impl Violation {
@@ -73,6 +75,7 @@ impl Violation {
             Self::HeadTooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
+            Self::Crowded => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -144,6 +147,16 @@ impl Inspector {
     /// Whether a body is under way, so that somebody has its head already.
     pub fn is_in_body(&self) -> bool {
         matches!(self.state, State::Body { .. } | State::Chunks { .. })
+    }
+
+    /// Whether it is open what is spoken from here on.
+    pub fn is_asked(&self) -> bool {
+        matches!(self.state, State::Asked)
+    }
+
+    /// Whether it is no longer HTTP.
+    pub fn is_upgraded(&self) -> bool {
+        matches!(self.state, State::Upgraded)
     }
 
     fn step(&mut self, bytes: &[u8]) -> Result<Next, Violation> {

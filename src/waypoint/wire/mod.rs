@@ -5,5 +5,5 @@ mod head;
 mod inspect;
 mod sniff;
 
-pub use inspect::{Inspector, Next, Violation};
+pub use inspect::{Inspector, Limits, Next, Violation};
 pub use sniff::{Heard, hear};

@@ -112,6 +112,10 @@ fn a_grpc_client(lab: &Lab) -> Result<()> {
 }
 
 pub fn call(pod: &Pod, to: IpAddr) -> std::result::Result<(), tonic::Status> {
+    call_method(pod, to, "/shop.Cart/Get")
+}
+
+pub fn call_method(pod: &Pod, to: IpAddr, method: &'static str) -> std::result::Result<(), tonic::Status> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     runtime.block_on(async {
         let pod = pod.network().clone();
@@ -119,7 +123,7 @@ pub fn call(pod: &Pod, to: IpAddr) -> std::result::Result<(), tonic::Status> {
         let channel = Endpoint::from_static("http://cart").connect_with_connector(connect).await.map_err(internal)?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(internal)?;
-        let path = http::uri::PathAndQuery::from_static("/shop.Cart/Get");
+        let path = http::uri::PathAndQuery::from_static(method);
         let codec = tonic_prost::ProstCodec::<(), ()>::default();
         client.unary(tonic::Request::new(()), path, codec).await.map(drop)
     })

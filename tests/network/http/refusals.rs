@@ -13,6 +13,7 @@ use crate::lab;
 pub fn trials() -> Vec<Trial> {
     vec![
         trial_with("http::what_two_parsers_could_read_in_two_ways_reaches_nobody", lab(), smuggling),
+        trial_with("http::what_is_too_large_is_told_what_of_it_is", lab(), too_large),
         trial_with("http::a_service_without_an_endpoint_is_unavailable", lab(), without_an_endpoint),
         trial_with("http::a_request_that_reached_nobody_is_tried_elsewhere", lab(), tried_elsewhere),
         trial_with("http::a_service_that_asks_no_more_is_left_alone", lab(), asks_no_more),
@@ -43,8 +44,6 @@ fn smuggling(lab: &Lab) -> Result<()> {
         ensure!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer:?}");
         ensure!(answer.matches("HTTP/1.1 ").count() == 1, "{request:?}: {answer:?}");
     }
-    let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(70_000));
-    ensure!(said_back(&shop, large.as_bytes())?.starts_with("HTTP/1.1 431 "), "a head of 70 KB");
     ensure!(shop.near.heard().is_empty() && shop.far.heard().is_empty(), "something was heard");
     ensure!(shop.near.peers().is_empty() && shop.far.peers().is_empty(), "somebody was reached");
 
@@ -65,6 +64,66 @@ fn smuggling(lab: &Lab) -> Result<()> {
         let counted = agents[0].metrics().ok()?.sum("selvedge_http_requests_total", &[("response_code", "400")]);
         (counted >= 11.0).then_some(())
     })
+}
+
+type Fields = Vec<(String, String)>;
+
+/// In either version the same; what fits goes through.
+fn too_large(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab, "http")?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let path = |length: usize| format!("/{}", "p".repeat(length - 1));
+    let fields = |count: usize| (0..count).map(|number| (format!("x-{number}"), "y".to_owned())).collect();
+    let large = |size: usize| vec![("x-large".to_owned(), "y".repeat(size))];
+    let corpus: [(&str, String, Fields, u16); 7] = [
+        ("a target of 32 KiB", path(32 * 1024), vec![], 200),
+        ("a longer target", path(32 * 1024 + 70), vec![], 414),
+        ("100 fields", path(1), fields(98), 200),
+        ("101 fields", path(1), fields(101), 431),
+        ("a head of 60 KB", path(1), large(60_000), 200),
+        ("a head of 70 KB", path(1), large(70_000), 431),
+        ("a target and a field", path(30_000), large(40_000), 431),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for (what, path, fields, wanted) in corpus {
+        let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{lines}\r\n");
+        let answer = said_back(&shop, request.as_bytes())?;
+        ensure!(answer.starts_with(&format!("HTTP/1.1 {wanted} ")), "{what}: {answer:.200}");
+        let status = runtime.block_on(over_http2(&shop, &path, &fields)).context(what)?;
+        ensure!(status == wanted, "{what} over HTTP/2: {status}");
+    }
+    let heard = shop.near.heard().len() + shop.far.heard().len();
+    ensure!(heard == 6, "{heard} were heard");
+    for status in [414, 431] {
+        let line = agents[0].access_line("one that is too large", |line| line["status"] == status)?;
+        ensure!(line["reason"] == "protocol", "{line}");
+    }
+    // Bodies have no bound of the agent's own.
+    let script =
+        format!("head -c 20000000 /dev/zero | curl -sS -w '%{{http_code}}' -o /dev/null -T - {}", shop.url("/x"));
+    ensure!(shop.web.sh(&script)? == "200", "a large body");
+    // RFC 9113, section 8.2.3: cookies that HTTP/2 sends one by one are one field to everybody else.
+    let cookies = ["-H", "cookie: a=b", "-H", "cookie: c=d"];
+    let answer = super::curl(&shop.web, &[&["--http2-prior-knowledge"][..], &cookies, &[&shop.url("/x")]].concat())?;
+    let answer: serde_json::Value = serde_json::from_str(&answer)?;
+    ensure!(answer["headers"]["cookie"] == "a=b; c=d", "{answer}");
+    Ok(())
+}
+
+async fn over_http2(shop: &Shop, path: &str, fields: &[(String, String)]) -> Result<u16> {
+    let stream = shop.web.connect(shop.vip())?;
+    stream.set_nonblocking(true)?;
+    let (mut client, connection) = h2::client::handshake(tokio::net::TcpStream::from_std(stream)?).await?;
+    let driving = tokio::spawn(connection);
+    let mut request = http::Request::get(format!("http://a{path}"));
+    for (name, value) in fields {
+        request = request.header(name, value);
+    }
+    let (answer, _) = client.send_request(request.body(())?, true)?;
+    let answer = tokio::time::timeout(BOUND, answer).await??;
+    driving.abort();
+    Ok(answer.status().as_u16())
 }
 
 /// All that a client hears that sends these bytes and then only listens.

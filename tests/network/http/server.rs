@@ -28,22 +28,34 @@ pub struct Application {
     /// What was asked, as `METHOD path`.
     heard: Arc<Mutex<Vec<String>>>,
     stop: watch::Sender<bool>,
+    released: Arc<watch::Sender<bool>>,
 }
 
 impl Application {
     /// Answers what it heard as JSON, but for paths that ask for something else: `/sleep/MS`, `/bytes/COUNT`,
-    /// `/status/CODE`, `/trailers`; and says back what comes behind an upgrade.
+    /// `/hold` (once it has read all, and was [released](Self::release)), `/status/CODE`, `/trailers`; and says back what comes behind an upgrade. A call of
+    /// gRPC ends with the status that its method is: `/shop.Cart/14`, at once where it says `now`: `/shop.Cart/now/14`.
     pub fn start(pod: &Pod, port: u16) -> Result<Self> {
         let listener = pod.listen(port)?;
-        let application = Self { peers: Arc::default(), heard: Arc::default(), stop: watch::Sender::new(false) };
+        let application = Self {
+            peers: Arc::default(),
+            heard: Arc::default(),
+            stop: watch::Sender::new(false),
+            released: Arc::new(watch::Sender::new(false)),
+        };
         let (peers, heard, stop) = (application.peers.clone(), application.heard.clone(), application.stop.subscribe());
-        let name: Arc<str> = pod.name().into();
+        let (name, released) = (Arc::from(pod.name()), application.released.clone());
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.unwrap_or_else(|error| panic!("no runtime: {error}"));
-            runtime.block_on(serve(listener, name, peers, heard, stop));
+            runtime.block_on(serve(listener, name, released, peers, heard, stop));
         });
         Ok(application)
+    }
+
+    /// Answers what was held.
+    pub fn release(&self) {
+        self.released.send_replace(true);
     }
 
     /// Who connected, in order.
@@ -66,6 +78,7 @@ impl Drop for Application {
 async fn serve(
     listener: TcpListener,
     name: Arc<str>,
+    released: Arc<watch::Sender<bool>>,
     peers: Arc<Mutex<Vec<SocketAddr>>>,
     heard: Arc<Mutex<Vec<String>>>,
     mut stop: watch::Receiver<bool>,
@@ -77,14 +90,14 @@ async fn serve(
             let Ok((stream, peer)) = listener.accept().await else { return };
             let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
-            let (name, heard) = (name.clone(), heard.clone());
+            let (name, heard, released) = (name.clone(), heard.clone(), released.clone());
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
-                    let (name, heard) = (name.clone(), heard.clone());
+                    let (name, heard, released) = (name.clone(), heard.clone(), released.clone());
                     async move {
                         let asked = format!("{} {}", request.method(), request.uri().path());
                         heard.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
-                        Ok::<_, Infallible>(answer(request, peer, &name).await)
+                        Ok::<_, Infallible>(answer(request, peer, &name, &released).await)
                     }
                 });
                 let mut first = [0; 3];
@@ -93,7 +106,8 @@ async fn serve(
                 // A client that goes away ends the connection, which is all there is to say about it.
                 if is_http2 {
                     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                    drop(builder.enable_connect_protocol().serve_connection(io, service).await);
+                    let builder = builder.enable_connect_protocol().max_header_list_size(1 << 20);
+                    drop(builder.serve_connection(io, service).await);
                 } else {
                     let builder = hyper::server::conn::http1::Builder::new();
                     drop(builder.serve_connection(io, service).with_upgrades().await);
@@ -120,7 +134,12 @@ async fn peek(stream: &tokio::net::TcpStream, first: &mut [u8]) -> io::Result<us
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 
-async fn answer(mut request: Request<Incoming>, peer: SocketAddr, name: &str) -> Answer {
+async fn answer(
+    mut request: Request<Incoming>,
+    peer: SocketAddr,
+    name: &str,
+    released: &watch::Sender<bool>,
+) -> Answer {
     let path = request.uri().path().to_owned();
     let (what, amount) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
     let amount: u64 = amount.parse().unwrap_or_default();
@@ -136,15 +155,27 @@ async fn answer(mut request: Request<Incoming>, peer: SocketAddr, name: &str) ->
     match what {
         _ if grpc => {
             drop(request.into_body().collect().await);
+            let code: u16 = path.rsplit('/').next().and_then(|method| method.parse().ok()).unwrap_or(0);
             let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", "0".parse().unwrap_or_else(|_| unreachable!("it is a number")));
-            let mut answer = with_trailers(vec![0; 5], trailers);
+            trailers.insert("grpc-status", code.into());
+            let mut answer = if path.contains("/now/") {
+                let mut answer = plain(StatusCode::OK, "");
+                answer.headers_mut().extend(trailers);
+                answer
+            } else {
+                with_trailers(vec![0; 5], trailers)
+            };
             answer.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
             answer
         }
         "sleep" => {
             tokio::time::sleep(Duration::from_millis(amount)).await;
             plain(StatusCode::OK, "slept")
+        }
+        "hold" => {
+            swallow(request.into_body()).await;
+            drop(released.subscribe().wait_for(|released| *released).await);
+            plain(StatusCode::OK, "released")
         }
         "status" => plain(StatusCode::from_u16(amount as u16).unwrap_or_default(), "as asked"),
         "bytes" => Response::new(BodyExt::boxed(Zeroes { left: amount })),

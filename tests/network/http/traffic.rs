@@ -9,6 +9,7 @@ use libtest_mimic::Trial;
 use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Response, ServiceSpec, eventually, trial_with};
 use serde_json::{Value, json};
 
+use super::protocols::call_method as call;
 use super::routes::Versions;
 use super::server::Application;
 use super::vip;
@@ -32,7 +33,11 @@ pub fn trials() -> Vec<Trial> {
         ("a_route_limits_the_rate", a_route_limits),
         ("a_service_is_limited_where_its_requests_are_judged", a_service_is_limited),
     ];
-    let mut trials = vec![trial_with("http::traffic::connections_take_turns", lab(), connections_take_turns)];
+    let mut trials = vec![
+        trial_with("http::traffic::connections_take_turns", lab(), connections_take_turns),
+        trial_with("http::traffic::an_endpoint_that_fails_in_its_trailers_is_left_out", lab(), fails_in_trailers),
+        trial_with("http::traffic::a_call_that_fails_at_once_is_sent_again", lab(), fails_at_once),
+    ];
     for place in Place::BOTH {
         trials.extend(everywhere.iter().map(|(name, body)| {
             let body = *body;
@@ -197,6 +202,55 @@ fn an_endpoint_that_fails(lab: &Lab, place: Place) -> Result<()> {
     ensure!(ask("/x")?.json()?["pod"] != failed);
     ensure!(run.metrics()?.sum("selvedge_http_ejections_total", &[]) == 1.0);
     Ok(())
+}
+
+/// What went wrong is known by the end of the answer: too late for another try, but not for the next request.
+fn fails_in_trailers(lab: &Lab) -> Result<()> {
+    let shop = Versions::both(Place::Node, lab)?;
+    let outliers = json!({"consecutive5xxErrors": 1, "baseEjectionTime": "10m", "maxEjectionPercent": 50});
+    let retry = json!({"grpcCodes": ["UNAVAILABLE"], "attempts": 3, "backoff": "5ms"});
+    policy(lab, "cart", json!({"outlierDetection": outliers, "retry": retry}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    let heard = || [shop.v1.heard(), shop.v2.heard()].map(|heard| heard.len());
+    // NOT_FOUND is the caller's affair.
+    for _ in 0..6 {
+        ensure!(code_of(call(&shop.web, vip(1), "/shop.Cart/5")) == tonic::Code::NotFound);
+    }
+    ensure!(code_of(call(&shop.web, vip(1), "/shop.Cart/14")) == tonic::Code::Unavailable);
+    ensure!(heard().iter().sum::<usize>() == 7, "it was sent again behind its head: {:?}", heard());
+    let failed = usize::from(shop.v2.heard().iter().any(|asked| asked.ends_with("/14")));
+    let before = heard();
+    for _ in 0..20 {
+        ensure!(code_of(call(&shop.web, vip(1), "/shop.Cart/0")) == tonic::Code::Ok);
+    }
+    ensure!(heard()[failed] == before[failed], "it failed, and was asked again: {:?}", heard());
+    let metrics = agents[0].metrics()?;
+    ensure!(metrics.sum("selvedge_http_ejections_total", &[]) == 1.0);
+    for (code, count) in [("14", 1.0), ("5", 6.0), ("0", 20.0)] {
+        let labels = [("request_protocol", "grpc"), ("response_code", "200"), ("grpc_response_status", code)];
+        ensure!(metrics.sum("selvedge_http_requests_total", &labels) == count, "{code}");
+    }
+    let line = agents[0].access_line("the failed call", |line| line["path"] == "/shop.Cart/14")?;
+    ensure!(line["grpc_status"] == "14" && line["status"] == 200, "{line}");
+    Ok(())
+}
+
+/// An answer of trailers alone: gRPC over HTTP/2 has it, and its head says how it went.
+fn fails_at_once(lab: &Lab) -> Result<()> {
+    let shop = Versions::open(lab)?;
+    let retry = json!({"grpcCodes": ["UNAVAILABLE"], "attempts": 2, "backoff": "5ms"});
+    policy(lab, "v1", json!({"retry": retry}))?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    ensure!(code_of(call(&shop.web, vip(2), "/shop.Cart/now/14")) == tonic::Code::Unavailable);
+    ensure!(shop.v1.heard() == ["POST /shop.Cart/now/14"; 3], "{:?}", shop.v1.heard());
+    ensure!(code_of(call(&shop.web, vip(2), "/shop.Cart/now/13")) == tonic::Code::Internal);
+    ensure!(shop.v1.heard().len() == 4, "nobody asked for it to be sent again: {:?}", shop.v1.heard());
+    ensure!(agents[0].metrics()?.sum("selvedge_http_retries_total", &[("why", "grpc-status")]) == 2.0);
+    Ok(())
+}
+
+fn code_of(outcome: std::result::Result<(), tonic::Status>) -> tonic::Code {
+    outcome.err().map_or(tonic::Code::Ok, |status| status.code())
 }
 
 fn faults(lab: &Lab, place: Place) -> Result<()> {

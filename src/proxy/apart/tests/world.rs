@@ -128,6 +128,7 @@ impl World {
             thread: Thread::here().expect("it runs on a worker"),
             pod: pod.clone(),
             behalf: Rc::new(Behalf { identity, address: asked.from() }),
+            peer: None,
             source: Rc::new(source.party(proxy)),
             dialled: SocketAddr::new([10, 96, 0, 9].into(), asked.port),
             connection: None,
@@ -152,7 +153,8 @@ impl World {
         }
         assert!(via.is_none(), "what a waypoint has judged is judged once more");
         let (proxy, pod, seen) = (proxy.clone(), pod.clone(), client.ip());
-        let place = Inward { proxy, pod, client, identity, via, seen, to }.place(connection.shared().clone(), None);
+        let place =
+            Inward { proxy, pod, client, identity, via, peer: None, seen, to }.place(connection.shared().clone(), None);
         through(&place, to, head)
     }
 
