@@ -118,7 +118,8 @@ async fn retirement(session: &Session) {
     tokio::time::sleep(GRACE).await;
 }
 
-/// Ends in order. A client that is still speaking is heard for a moment: a reset could overtake what it was told.
+/// Ends in order. A client that is still speaking is heard for a moment: a reset could overtake what it was told (RFC 9112,
+/// section 9.6).
 async fn farewell(mut client: ClientIo, violation: Option<Violation>, session: &Session) {
     if let Some(violation) = violation {
         refused(session, violation);
@@ -129,7 +130,7 @@ async fn farewell(mut client: ClientIo, violation: Option<Violation>, session: &
     }
     let mut rest = client.into_rest();
     let listening = async {
-        let mut room = [0; 4096];
+        let mut room = vec![0; 16 * 1024];
         let mut heard = 0;
         while heard < MOST_HEARD {
             match rest.read(&mut room).await {
@@ -151,5 +152,6 @@ fn last_word(violation: Violation) -> Vec<u8> {
 
 const MOST_STREAMS: u32 = 256;
 const GRACE: Duration = Duration::from_secs(2);
-const FAREWELL: Duration = Duration::from_secs(1);
-const MOST_HEARD: usize = 256 * 1024;
+const FAREWELL: Duration = Duration::from_secs(2);
+/// More than a socket holds: a client that is told that nobody wants its body may have sent as much.
+const MOST_HEARD: usize = 16 << 20;

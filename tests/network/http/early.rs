@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("http::early::hints_reach_the_client_before_the_answer_does", lab(), hints),
         trial_with("http::early::a_body_is_sent_when_the_application_asks_for_it", lab(), asked_for),
         trial_with("http::early::a_body_that_the_application_refuses_is_not_sent", lab(), refused),
+        trial_with("http::early::an_answer_ahead_of_a_large_body_is_heard", lab(), ahead_of_a_large_body),
     ]
 }
 
@@ -97,6 +98,26 @@ fn refused(lab: &Lab) -> Result<()> {
     ensure!(!heard.contains("100 Continue") && heard.ends_with("no thanks"), "{heard}");
     Keeping::connect(&shop.web, (vip(1), 80))?.ask("/plain")?;
     Ok(())
+}
+
+/// As a limit of the application's own is told of: it says 413, and closes its direction with most of the body unread.
+fn ahead_of_a_large_body(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab)?;
+    let agents = lab.start_agents(&AgentOptions::default())?;
+    for _ in 0..5 {
+        let script = format!(
+            "head -c 50000000 /dev/zero | curl -sS --max-time 60 -H 'Expect:' -w ' %{{http_code}}' -T - http://{}/refuse/413",
+            vip(1)
+        );
+        let said = shop.web.sh(&script)?;
+        ensure!(said == "no thanks 413", "{said}");
+    }
+    let bodies = shop.application.bodies();
+    ensure!(bodies.iter().all(|body| body.len() < 20_000_000), "all of it was sent on");
+    eventually("nothing is left under way", BOUND, || {
+        let open = agents[0].metrics().ok()?.sum("selvedge_connections_open", &[]);
+        (open == 0.0).then_some(())
+    })
 }
 
 struct Shop {
