@@ -10,6 +10,7 @@ mod metrics;
 pub mod relay;
 mod stream;
 pub mod tls;
+pub mod unsent;
 
 pub use admission::{Admission, AdmissionSettings, Permit};
 pub use behalf::Behalf;

@@ -16,13 +16,14 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::gate::{Gate, Held};
 use super::plan::Telling;
-use super::room::{Room, Share, Unsent, Want};
+use super::room::{Room, Share, Want};
 use super::tee::{Kept, Tee};
 use super::tries::is_grpc_failure;
 use super::upstream::Lease;
 use crate::mesh::Reason;
 use crate::proxy::RequestPlace;
 use crate::telemetry::RequestTelemetry;
+use crate::transport::unsent::Unsent;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -90,14 +91,7 @@ impl RequestBody {
             if let Some(chunk) = frame.data_ref() {
                 // It is held twice: as it is shown, and as it goes on.
                 let more = 2 * chunk.len();
-                let has_room = match &mut self.share {
-                    Some(share) => share.grow(Want::Checked, more),
-                    None => {
-                        self.share = room.take(Want::Checked, more);
-                        self.share.is_some()
-                    }
-                };
-                if !has_room {
+                if !room.widen(&mut self.share, Want::Checked, more) {
                     return Err(Unread::Crowded);
                 }
                 data.extend_from_slice(chunk);
@@ -201,7 +195,7 @@ impl Drop for RequestBody {
 pub struct AnswerBody {
     from: Option<Incoming>,
     /// Of a client of HTTP/2, whose connection takes what it likes.
-    unsent: Option<Arc<Unsent>>,
+    unsent: Option<Arc<Unsent<Arc<Room>>>>,
     /// What is said here.
     words: Bytes,
     trail: Option<Box<Trail>>,
@@ -230,7 +224,7 @@ impl AnswerBody {
         Self { from: None, unsent: None, words, trail: Some(Box::new(trail)) }
     }
 
-    pub fn of_application(body: Incoming, trail: Trail, unsent: Option<Arc<Unsent>>) -> Self {
+    pub fn of_application(body: Incoming, trail: Trail, unsent: Option<Arc<Unsent<Arc<Room>>>>) -> Self {
         Self { from: Some(body), unsent, words: Bytes::new(), trail: Some(Box::new(trail)) }
     }
 

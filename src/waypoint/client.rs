@@ -230,13 +230,8 @@ impl ClientIo {
         if self.raw.len() <= CHUNK || self.ended {
             return true;
         }
-        match &mut self.share {
-            Some(share) => share.grow(Want::Head, (self.raw.len() - CHUNK).saturating_sub(share.bytes())),
-            None => {
-                self.share = room.take(Want::Head, self.raw.len() - CHUNK);
-                self.share.is_some()
-            }
-        }
+        let held = self.share.as_ref().map_or(0, Share::bytes);
+        room.widen(&mut self.share, Want::Head, (self.raw.len() - CHUNK).saturating_sub(held))
     }
 
     fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) {

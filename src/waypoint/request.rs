@@ -25,7 +25,7 @@ use super::head::{self, Upgrade};
 use super::place::{Permit, View};
 use super::plan::{Plan, Telling, stick_to_backend};
 use super::record::describe;
-use super::room::{Unsent, Want};
+use super::room::Want;
 use super::session::Session;
 use super::tee::Tee;
 use super::tries::{Errand, Limits, send};
@@ -35,6 +35,7 @@ use super::{authorize, mirror};
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
 use crate::telemetry::{ConnectionInfo, RequestTelemetry, Verdict};
+use crate::transport::unsent::Unsent;
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use metrics::Gauge;
 
 use super::{CROWDED, HELD};
+use crate::transport::unsent::Budget;
 
 /// What the requests of one pod may hold, or those of others to it.
 #[derive(Debug)]
@@ -58,16 +56,18 @@ impl Room {
         share.grow(want, bytes).then_some(share)
     }
 
-    fn is_left(&self) -> bool {
-        self.held.load(Ordering::Relaxed) < self.most
+    /// Makes room for so many more beside what is held already, if anything is; false: there is none.
+    pub fn widen(self: &Arc<Self>, share: &mut Option<Share>, want: Want, bytes: usize) -> bool {
+        match share {
+            Some(share) => share.grow(want, bytes),
+            None => {
+                *share = self.take(want, bytes);
+                share.is_some()
+            }
+        }
     }
 
-    fn add(&self, bytes: usize) {
-        self.held.fetch_add(bytes, Ordering::Relaxed);
-        self.shown.increment(bytes as f64);
-    }
-
-    fn give_back(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::AcqRel);
         self.shown.decrement(bytes as f64);
     }
@@ -85,8 +85,7 @@ impl Share {
         self.bytes
     }
 
-    /// Makes room for so many more; false: there is none.
-    pub fn grow(&mut self, want: Want, bytes: usize) -> bool {
+    fn grow(&mut self, want: Want, bytes: usize) -> bool {
         let most = self.room.most / 4 * want.quarters();
         let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= most);
         let taken = self.room.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
@@ -102,7 +101,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.room.give_back(self.bytes);
+        self.room.release(self.bytes);
     }
 }
 
@@ -124,55 +123,19 @@ impl Windows {
     }
 }
 
-/// What was taken of one answer and has not reached its client's connection yet. Beyond the room of its pod each answer
-/// may have a little, so that all of them go on.
-#[derive(Debug)]
-pub struct Unsent {
-    room: Arc<Room>,
-    bytes: AtomicUsize,
-    waiting: AtomicWaker,
-}
-
-impl Unsent {
-    pub fn new(room: Arc<Room>) -> Arc<Self> {
-        Arc::new(Self { room, bytes: AtomicUsize::new(0), waiting: AtomicWaker::new() })
+/// What was taken of one answer and has not reached its client's connection yet.
+impl Budget for Arc<Room> {
+    fn left(&self) -> usize {
+        self.most.saturating_sub(self.held.load(Ordering::Relaxed))
     }
 
-    /// Ready once more may be taken: it waits for its own bytes alone, and so for nobody who does not read.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_free = || self.room.is_left() || self.bytes.load(Ordering::Acquire) < FLOOR;
-        if is_free() {
-            return Poll::Ready(());
-        }
-        self.waiting.register(cx.waker());
-        // Something may have been sent just before.
-        if is_free() { Poll::Ready(()) } else { Poll::Pending }
+    fn charge(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        self.shown.increment(bytes as f64);
     }
 
-    /// Counts the bytes until nobody holds them any more.
-    pub fn track(self: &Arc<Self>, data: Bytes) -> Bytes {
-        self.bytes.fetch_add(data.len(), Ordering::AcqRel);
-        self.room.add(data.len());
-        Bytes::from_owner(Chunk { data, unsent: self.clone() })
-    }
-}
-
-struct Chunk {
-    data: Bytes,
-    unsent: Arc<Unsent>,
-}
-
-impl AsRef<[u8]> for Chunk {
-    fn as_ref(&self) -> &[u8] {
-        &self.data
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        self.unsent.room.give_back(self.data.len());
-        self.unsent.bytes.fetch_sub(self.data.len(), Ordering::AcqRel);
-        self.unsent.waiting.wake();
+    fn give_back(&self, bytes: usize) {
+        self.release(bytes);
     }
 }
 
@@ -184,13 +147,15 @@ const LARGE_STREAM: u32 = 256 * 1024;
 const LARGE_CONNECTION: u32 = 1024 * 1024;
 /// RFC 9113, section 6.9.2.
 const LEAST_WINDOW: u32 = 65_535;
-const FLOOR: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::task::{Context, Waker};
+
+    use bytes::Bytes;
 
     use super::*;
+    use crate::transport::unsent::{FLOOR, Unsent};
 
     #[test]
     fn what_is_taken_is_bounded_and_comes_back() {

@@ -68,7 +68,7 @@ impl Tee {
         }
         let refused = if kept.size > MOST_KEPT {
             Some(State::Oversize)
-        } else if !self.has_room(data.len()) {
+        } else if !self.room.widen(&mut self.share.borrow_mut(), Want::Body, data.len()) {
             Some(State::Crowded)
         } else {
             None
@@ -81,17 +81,6 @@ impl Tee {
         }
         // A copy: of a large buffer that a small piece lies in, nothing is held.
         kept.data.push(Bytes::copy_from_slice(data));
-    }
-
-    fn has_room(&self, bytes: usize) -> bool {
-        let mut share = self.share.borrow_mut();
-        match &mut *share {
-            Some(share) => share.grow(Want::Body, bytes),
-            None => {
-                *share = self.room.take(Want::Body, bytes);
-                share.is_some()
-            }
-        }
     }
 
     pub fn trailers(&self, trailers: &HeaderMap) {

@@ -7,8 +7,9 @@ use h2::{Reason, RecvStream, SendStream};
 
 use super::connection::StreamGuard;
 use super::io_error;
-use super::unsent::{SendBudget, Unsent};
+use super::send_budget::SendBudget;
 use crate::transport::relay::End;
+use crate::transport::unsent::Unsent;
 
 /// One accepted CONNECT stream: END_STREAM is half-close, RST_STREAM is reset.
 pub struct Flow {
@@ -19,7 +20,7 @@ pub struct Flow {
     /// Read, and not taken.
     ahead: Option<Bytes>,
     baggage: Option<String>,
-    unsent: Arc<Unsent>,
+    unsent: Arc<Unsent<SendBudget>>,
 }
 
 impl Flow {

@@ -4,10 +4,10 @@ mod client;
 mod connection;
 mod flow;
 mod head;
+mod send_budget;
 mod server;
 #[cfg(test)]
 mod tests;
-mod unsent;
 mod window;
 
 use std::io;

@@ -1,37 +1,33 @@
+//! What has been taken of a sender and not been sent yet, under a budget that several share.
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use metrics::{Gauge, gauge};
 
-use crate::transport::metrics::UNSENT;
-
-/// What a stream has taken and its connection has not sent yet.
+/// What one stream has taken and its connection has not sent yet. Where the budget is used up each stream still may have a
+/// little, so that all of them go on.
 ///
 /// A reset overtakes it: h2 throws away what is queued. A wire would not, so somebody who resets may wait for it.
-pub(super) struct Unsent {
+#[derive(Debug)]
+pub struct Unsent<B: Budget> {
     bytes: AtomicUsize,
     waiting: AtomicWaker,
-    budget: SendBudget,
+    budget: B,
 }
 
-/// What all streams together may have taken and not sent: peers that read nothing, and grant windows without end, hold
-/// so much and no more. Where it is used up, each stream still may have a little, so that all of them go on.
-#[derive(Clone)]
-pub(super) struct SendBudget {
-    inner: Arc<Inner>,
+/// How much all who share it may hold together.
+pub trait Budget: Send + Sync + 'static {
+    fn left(&self) -> usize;
+    /// May exceed what is left: who has nothing else may have a little.
+    fn charge(&self, bytes: usize);
+    fn give_back(&self, bytes: usize);
 }
 
-struct Inner {
-    total: usize,
-    used: AtomicUsize,
-    shown: Gauge,
-}
-
-impl Unsent {
-    pub fn new(budget: SendBudget) -> Arc<Self> {
+impl<B: Budget> Unsent<B> {
+    pub fn new(budget: B) -> Arc<Self> {
         Arc::new(Self { bytes: AtomicUsize::new(0), waiting: AtomicWaker::new(), budget })
     }
 
@@ -52,9 +48,10 @@ impl Unsent {
         Some(left.max(floor)).filter(|room| *room > 0)
     }
 
+    /// Counts the bytes until nobody holds them any more.
     pub fn track(self: &Arc<Self>, data: Bytes) -> Bytes {
         self.bytes.fetch_add(data.len(), Ordering::AcqRel);
-        self.budget.take(data.len());
+        self.budget.charge(data.len());
         Bytes::from_owner(Chunk { data, unsent: self.clone() })
     }
 
@@ -64,47 +61,19 @@ impl Unsent {
     }
 }
 
-impl SendBudget {
-    pub fn new(total: usize) -> Self {
-        Self { inner: Arc::new(Inner { total, used: AtomicUsize::new(0), shown: gauge!(UNSENT) }) }
-    }
-
-    fn left(&self) -> usize {
-        self.inner.total.saturating_sub(self.inner.used.load(Ordering::Relaxed))
-    }
-
-    fn take(&self, bytes: usize) {
-        let used = self.inner.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.inner.shown.set(used as f64);
-    }
-
-    fn give_back(&self, bytes: usize) {
-        let used = self.inner.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        self.inner.shown.set(used as f64);
-    }
-}
-
-/// The process's own budget: every clone draws from the same.
-impl Default for SendBudget {
-    fn default() -> Self {
-        static PROCESS: LazyLock<SendBudget> = LazyLock::new(|| SendBudget::new(64 << 20));
-        PROCESS.clone()
-    }
-}
-
 /// One write; dropped once the connection has sent it, or has given it up.
-struct Chunk {
+struct Chunk<B: Budget> {
     data: Bytes,
-    unsent: Arc<Unsent>,
+    unsent: Arc<Unsent<B>>,
 }
 
-impl AsRef<[u8]> for Chunk {
+impl<B: Budget> AsRef<[u8]> for Chunk<B> {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
 }
 
-impl Drop for Chunk {
+impl<B: Budget> Drop for Chunk<B> {
     fn drop(&mut self) {
         self.unsent.budget.give_back(self.data.len());
         self.unsent.bytes.fetch_sub(self.data.len(), Ordering::AcqRel);
@@ -113,7 +82,7 @@ impl Drop for Chunk {
 }
 
 /// What a stream may have unsent whatever the others have.
-const FLOOR: usize = 16 * 1024;
+pub const FLOOR: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -121,10 +90,35 @@ mod tests {
 
     use super::*;
 
+    struct Purse {
+        total: usize,
+        used: AtomicUsize,
+    }
+
+    impl Purse {
+        fn new(total: usize) -> Arc<Self> {
+            Arc::new(Self { total, used: AtomicUsize::new(0) })
+        }
+    }
+
+    impl Budget for Arc<Purse> {
+        fn left(&self) -> usize {
+            self.total.saturating_sub(self.used.load(Ordering::Relaxed))
+        }
+
+        fn charge(&self, bytes: usize) {
+            self.used.fetch_add(bytes, Ordering::Relaxed);
+        }
+
+        fn give_back(&self, bytes: usize) {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn streams_share_a_budget_and_each_goes_on_without_it() {
         let mut cx = Context::from_waker(Waker::noop());
-        let budget = SendBudget::new(100 * 1024);
+        let budget = Purse::new(100 * 1024);
         let (greedy, modest) = (Unsent::new(budget.clone()), Unsent::new(budget.clone()));
         assert_eq!(greedy.poll_room(&mut cx), Poll::Ready(100 * 1024));
         let taken = greedy.track(Bytes::from(vec![0; 100 * 1024]));
@@ -141,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_is_split_off_counts_until_it_is_sent() {
-        let budget = SendBudget::new(10);
+        let budget = Purse::new(10);
         let unsent = Unsent::new(budget.clone());
         let mut data = unsent.track(Bytes::from_static(b"0123456789"));
         let first = data.split_to(4);
