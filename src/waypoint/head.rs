@@ -11,7 +11,7 @@ use http::{Method, StatusCode, Uri, Version};
 use hyper::ext::Protocol;
 
 use super::answer::Refusal;
-use super::wire::Limits;
+use super::wire::{Limits, Violation};
 use crate::policy::normal_path;
 
 /// What a request asks to speak once it is answered.
@@ -23,12 +23,9 @@ pub enum Upgrade {
     Http2,
 }
 
-/// What a head cannot be passed on for.
-pub type Refused = (StatusCode, &'static str);
-
 /// Brings a client's request into the one form that routes see and connections to applications begin from: the path in
 /// the target, the host in `Host`, and no field that was meant for this hop alone.
-pub fn take_in(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
+pub fn take_in(head: &mut Parts) -> Result<Option<Upgrade>, Violation> {
     if head.version == Version::HTTP_2 {
         // That of HTTP/1 was held against the same bounds on its raw bytes.
         join_cookies(&mut head.headers);
@@ -37,7 +34,7 @@ pub fn take_in(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
     let upgrade = upgrade(head)?;
     take_host(head)?;
     if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
-        return Err((StatusCode::BAD_REQUEST, "more than one Content-Length"));
+        return Err(Violation::Malformed("more than one Content-Length"));
     }
     let trailers = wants_trailers(&head.headers);
     strip(&mut head.headers);
@@ -49,8 +46,11 @@ pub fn take_in(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
 
 /// What a head takes, about: RFC 9113, section 6.5.2.
 pub fn size(head: &Parts) -> usize {
-    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>() + target
+    head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>() + target_size(head)
+}
+
+fn target_size(head: &Parts) -> usize {
+    head.uri.path_and_query().map_or(0, |target| target.as_str().len())
 }
 
 /// Brings the path into [its one form](normal_path), which policy is held against and the application gets.
@@ -122,12 +122,12 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-fn upgrade(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
+fn upgrade(head: &mut Parts) -> Result<Option<Upgrade>, Violation> {
     if head.extensions.get::<Protocol>().is_some() {
         return Ok(Some(Upgrade::Http2));
     }
     if head.method == Method::CONNECT {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "CONNECT, which only proxies serve"));
+        return Err(Violation::Connect);
     }
     let asks = head.version == Version::HTTP_11 && words(&head.headers, &CONNECTION).any(|word| word == "upgrade");
     let protocol = head.headers.get(UPGRADE).filter(|_| asks);
@@ -135,14 +135,13 @@ fn upgrade(head: &mut Parts) -> Result<Option<Upgrade>, Refused> {
     Ok(protocol.filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned().map(Upgrade::Http1))
 }
 
-fn check_size(head: &Parts) -> Result<(), Refused> {
+fn check_size(head: &Parts) -> Result<(), Violation> {
     let bounds = Limits::default();
-    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if target > bounds.target {
-        return Err((StatusCode::URI_TOO_LONG, "a request target that is longer than 32 KiB"));
+    if target_size(head) > bounds.target {
+        return Err(Violation::TargetTooLong);
     }
     if head.headers.len() > bounds.fields {
-        return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "more than 100 fields"));
+        return Err(Violation::TooManyFields);
     }
     Ok(())
 }
@@ -161,26 +160,26 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// RFC 9112, section 3.2.2: the host of a target in absolute form replaces that of `Host`. RFC 9113, section 8.3.1: where
 /// both are there in HTTP/2, they must not differ.
-fn take_host(head: &mut Parts) -> Result<(), Refused> {
+fn take_host(head: &mut Parts) -> Result<(), Violation> {
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.scheme = None;
     if let Some(authority) = parts.authority.take() {
         if authority.as_str().contains('@') {
-            return Err((StatusCode::BAD_REQUEST, "a host with a user in it"));
+            return Err(Violation::Malformed("a host with a user in it"));
         }
         let written = HeaderValue::from_str(authority.as_str());
-        let written = written.map_err(|_| (StatusCode::BAD_REQUEST, "a host that is none"))?;
+        let written = written.map_err(|_| Violation::Malformed("a host that is none"))?;
         let differs = |host: &HeaderValue| !host.as_bytes().eq_ignore_ascii_case(written.as_bytes());
         if head.version == Version::HTTP_2 && head.headers.get(HOST).is_some_and(differs) {
-            return Err((StatusCode::BAD_REQUEST, "a Host that differs from the authority"));
+            return Err(Violation::Malformed("a Host that differs from the authority"));
         }
         head.headers.insert(HOST, written);
     }
     if head.headers.get_all(HOST).iter().count() > 1 {
-        return Err((StatusCode::BAD_REQUEST, "more than one Host"));
+        return Err(Violation::Malformed("more than one Host"));
     }
     parts.path_and_query.get_or_insert_with(|| PathAndQuery::from_static("/"));
-    head.uri = Uri::from_parts(parts).map_err(|_| (StatusCode::BAD_REQUEST, "a request target of no known form"))?;
+    head.uri = Uri::from_parts(parts).map_err(|_| Violation::Malformed("a request target of no known form"))?;
     Ok(())
 }
 

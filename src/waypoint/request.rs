@@ -180,7 +180,8 @@ async fn exchange(
     if let Some(crowd) = asked.crowd {
         return Err(Refusal::too_many(crowd).into());
     }
-    let upgrade = head::take_in(&mut head).map_err(|(status, text)| Refusal::malformed(status, text))?;
+    let upgrade =
+        head::take_in(&mut head).map_err(|violation| Refusal::malformed(violation.status(), violation.to_string()))?;
     // A client of HTTP/1.0 need not say one, and an application of HTTP/1.1 must be told.
     if !head.headers.contains_key(HOST)
         && let Ok(dialled) = HeaderValue::try_from(session.place.dialled().to_string())
