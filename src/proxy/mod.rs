@@ -155,7 +155,7 @@ impl Proxy {
         self.balancer().expire(now);
         self.guards.expire(now);
         self.rates.expire(now);
-        self.workers.on_each(|thread| thread.http.expire(Instant::now()));
+        self.workers.on_each(|thread| thread.http.expire());
     }
 
     /// Completes when new requests of or to the pod are to go elsewhere: the agent drains, or the pod leaves.

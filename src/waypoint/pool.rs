@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use metrics::Gauge;
 use tokio::sync::Mutex;
@@ -35,6 +35,13 @@ struct Kept {
     since: Instant,
 }
 
+/// One moment by both clocks: rest and age are measured by the one, certificates end by the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub instant: Instant,
+    pub wall: SystemTime,
+}
+
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     source: PodUid,
@@ -47,7 +54,7 @@ impl Pool {
     pub fn take(&self, bond: &Bond) -> Option<Upstream> {
         let mut state = self.0.borrow_mut();
         let kept = state.http1.get_mut(&Key::of(bond))?;
-        let (before, now) = (kept.len(), Instant::now());
+        let (before, now) = (kept.len(), Moment::now());
         let mut taken = None;
         // The one that rested least: it is the least likely to be closed by its other end in this moment. Those behind it are
         // left to `expire`.
@@ -83,11 +90,11 @@ impl Pool {
     pub fn shared(&self, bond: &Bond) -> Option<Upstream> {
         let mut state = self.0.borrow_mut();
         let kept = state.http2.get_mut(&Key::of(bond))?;
-        let (before, now) = (kept.len(), Instant::now());
+        let (before, now) = (kept.len(), Moment::now());
         kept.retain(|kept| kept.is_of(bond, now));
         let free = kept.iter_mut().find(|kept| kept.upstream.is_free());
         let shared = free.and_then(|kept| {
-            kept.since = now;
+            kept.since = now.instant;
             kept.upstream.share()
         });
         let left = kept.len();
@@ -128,11 +135,9 @@ impl Pool {
     }
 
     /// Closes what has rested for long; called now and then.
-    pub fn expire(&self, now: Instant) {
-        self.retain(|kept| {
-            kept.upstream.is_fit(now)
-                && (!kept.upstream.is_unused() || now.saturating_duration_since(kept.since) < kept.upstream.rest())
-        });
+    pub fn expire(&self) {
+        let now = Moment::now();
+        self.retain(|kept| kept.upstream.is_fit(now) && (!kept.upstream.is_unused() || kept.may_rest(now)));
         let mut state = self.0.borrow_mut();
         state.turns.retain(|_, turn| Rc::strong_count(turn) > 1);
     }
@@ -150,6 +155,12 @@ impl Pool {
             });
         }
         state.count(before, now);
+    }
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), wall: SystemTime::now() }
     }
 }
 
@@ -179,10 +190,13 @@ impl Kept {
         Self { upstream, since: Instant::now() }
     }
 
-    fn is_of(&self, bond: &Bond, now: Instant) -> bool {
-        self.upstream.bond() == Some(bond)
-            && self.upstream.is_fit(now)
-            && now.saturating_duration_since(self.since) < self.upstream.rest()
+    fn is_of(&self, bond: &Bond, now: Moment) -> bool {
+        self.upstream.bond() == Some(bond) && self.upstream.is_fit(now) && self.may_rest(now)
+    }
+
+    /// Whether it has not waited longer than it may.
+    fn may_rest(&self, now: Moment) -> bool {
+        now.instant.saturating_duration_since(self.since) < self.upstream.rest()
     }
 }
 

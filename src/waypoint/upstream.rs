@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::client::conn::{http1, http2};
@@ -22,6 +22,7 @@ use super::executor::OnThread;
 use super::guard::{Admission, Guard, Leave, Opened};
 use super::place::{Place, Receiver};
 use super::plan::Plan;
+use super::pool::Moment;
 use super::room::Windows;
 use super::{Bond, Failure, Line};
 use crate::mesh::Reason;
@@ -63,9 +64,9 @@ impl Upstream {
     }
 
     /// Whether it may take another request. It was made under certificates and a trust bundle, which may not be those of now.
-    pub fn is_fit(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.born) < MOST_AGE
-            && self.peer.as_ref().is_none_or(|peer| peer.is_current(SystemTime::now()))
+    pub fn is_fit(&self, now: Moment) -> bool {
+        now.instant.saturating_duration_since(self.born) < MOST_AGE
+            && self.peer.as_ref().is_none_or(|peer| peer.is_current(now.wall))
             && match &self.sender {
                 Sender::Http1(sender) => !sender.is_closed(),
                 Sender::Http2(sender) => !sender.is_closed(),

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::HeaderMap;
 use hyper::body::Incoming;
@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::super::body::RequestBody;
 use super::super::guard::Begun;
 use super::super::place::Place;
+use super::super::pool::Moment;
 use super::{Handed, MOST_REST, Sender, Upstream};
 use crate::proxy::Counted;
 use crate::telemetry::ConnectionInfo;
@@ -95,7 +96,7 @@ impl Lease {
         if matches!(upstream.sender, Sender::Http1(_))
             && upstream.bond.is_some()
             && place.keeps()
-            && upstream.is_fit(Instant::now())
+            && upstream.is_fit(Moment::now())
         {
             place.pool().put(upstream);
             guard.into_iter().for_each(|guard| guard.freed());
