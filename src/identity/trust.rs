@@ -1,4 +1,5 @@
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,7 +8,7 @@ use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::CaError;
 
@@ -20,6 +21,8 @@ pub struct TrustBundle {
     /// Grows with each change, so that what was decided under an older bundle is known as such.
     pub generation: u64,
     superseded: AtomicBool,
+    /// Told of that.
+    waiting: Notify,
     certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -36,7 +39,7 @@ impl TrustBundle {
         if roots.is_empty() {
             return Err(CaError::Unusable("the trust bundle holds no certificate".into()));
         }
-        Ok(Self { roots: Arc::new(roots), generation, superseded: AtomicBool::new(false), certificates })
+        Ok(Self { certificates, roots: Arc::new(roots), generation, ..Self::empty() })
     }
 
     /// No anchor at all: nobody is trusted yet.
@@ -45,6 +48,7 @@ impl TrustBundle {
             roots: Arc::new(RootCertStore::empty()),
             generation: 0,
             superseded: AtomicBool::new(false),
+            waiting: Notify::new(),
             certificates: Vec::new(),
         }
     }
@@ -52,6 +56,16 @@ impl TrustBundle {
     /// Whether a newer bundle has taken this one's place.
     pub fn is_superseded(&self) -> bool {
         self.superseded.load(Ordering::Acquire)
+    }
+
+    /// Completes once a newer bundle has taken this one's place.
+    pub async fn superseded(&self) {
+        let mut told = pin!(self.waiting.notified());
+        // From here on no word is missed.
+        told.as_mut().enable();
+        if !self.is_superseded() {
+            told.await;
+        }
     }
 
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
@@ -65,6 +79,7 @@ impl TrustBundle {
 
     pub(super) fn supersede(&self) {
         self.superseded.store(true, Ordering::Release);
+        self.waiting.notify_waiters();
     }
 }
 
@@ -139,3 +154,29 @@ impl fmt::Debug for TrustBundle {
 
 /// On the trust bundle's ConfigMap: moves when certificates under another anchor are to be used from now on.
 pub const SIGNED_BY: &str = "selvedge.dev/signed-by";
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, poll};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    use super::*;
+
+    fn anchor() -> Vec<CertificateDer<'static>> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        vec![params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()]
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_end_of_a_bundle_is_told_of_it_and_who_comes_later_too() {
+        let keeper = TrustKeeper::new();
+        keeper.replace(anchor(), false).unwrap();
+        let bundle = keeper.source().borrow().clone();
+        let mut told = pin!(bundle.superseded());
+        assert!(poll!(told.as_mut()).is_pending());
+        keeper.replace(anchor(), false).unwrap();
+        assert!(told.now_or_never().is_some(), "nobody told it");
+        assert!(bundle.superseded().now_or_never().is_some());
+    }
+}
