@@ -6,6 +6,7 @@ mod conditions;
 mod events;
 pub mod keys;
 mod routes;
+mod status;
 mod taints;
 mod traffic;
 mod waypoints;
@@ -97,7 +98,14 @@ impl Leader {
         let gateway = ApiResource::from_gvk_with_plural(&gateway, "gateways");
         let (gateways, gateway_watch) = watch_objects(&self.client, &gateway);
 
-        let mut conditions = Conditions::new(self.client.clone());
+        let conditions = |kind, resource: &ApiResource, policies: &Store<DynamicObject>| {
+            Conditions::new(self.client.clone(), kind, resource.clone(), policies.clone())
+        };
+        let mut conditions = [
+            conditions(PolicyKind::AuthorizationPolicy, &authorization, &authorizations),
+            conditions(PolicyKind::PeerAuthentication, &peer, &peers),
+            conditions(PolicyKind::RequestAuthentication, &tokens, &token_rules),
+        ];
         let mut keys = Keys::new(self.client.clone(), self.tunnels.clone());
         let mut cluster = ClusterAddresses::new(self.client.clone());
         let mut events = Events::new(self.client.clone(), &self.name);
@@ -115,9 +123,9 @@ impl Leader {
             loop {
                 ticks.tick().await;
                 let told = reports.state();
-                conditions.tell(PolicyKind::AuthorizationPolicy, &authorization, authorizations.state(), &told).await;
-                conditions.tell(PolicyKind::PeerAuthentication, &peer, peers.state(), &told).await;
-                conditions.tell(PolicyKind::RequestAuthentication, &tokens, token_rules.state(), &told).await;
+                for of_kind in &mut conditions {
+                    of_kind.tell(&told).await;
+                }
                 if !token_rules.state().is_empty() {
                     let forbidden = cluster.forbidden(&nodes.state()).await;
                     keys.tell(&tokens, token_rules.state(), &told, forbidden.as_ref()).await;

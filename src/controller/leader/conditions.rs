@@ -1,23 +1,25 @@
 //! What became of a policy, in its `status.conditions`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::DynamicObject;
 use kube::core::ApiResource;
+use kube::runtime::reflector::Store;
 use serde_json::{Value, json};
 
-use super::record;
+use super::status::{ByGeneration, MANAGER, MOST_CHARACTERS, Told, now};
 use crate::api::{MeshNode, PolicyStatus, StatusCondition};
 use crate::policy::{PolicyKind, decode};
 
-/// Writes conditions where they say something else than what is so.
+/// Writes the conditions of one kind's policies where they say something else than what is so.
 pub struct Conditions {
     client: Client,
-    /// By kind and UID: what the decoder said of one generation.
-    judged: HashMap<(String, String), (i64, Judgement)>,
+    kind: PolicyKind,
+    resource: ApiResource,
+    policies: Store<DynamicObject>,
+    judged: ByGeneration<Judgement>,
 }
 
 /// What the decoder says of a policy.
@@ -32,61 +34,34 @@ pub enum Judgement {
 type PolicyName = (String, String, String);
 
 impl Conditions {
-    pub fn new(client: Client) -> Self {
-        Self { client, judged: HashMap::new() }
+    pub fn new(client: Client, kind: PolicyKind, resource: ApiResource, policies: Store<DynamicObject>) -> Self {
+        Self { client, kind, resource, policies, judged: ByGeneration::default() }
     }
 
-    /// About all policies of one kind.
-    pub async fn tell(
-        &mut self,
-        kind: PolicyKind,
-        resource: &ApiResource,
-        policies: Vec<Arc<DynamicObject>>,
-        nodes: &[Arc<MeshNode>],
-    ) {
-        let problems = problems_of(nodes);
-        let mut seen = BTreeSet::new();
-        for policy in policies {
+    pub async fn tell(&mut self, nodes: &[Arc<MeshNode>]) {
+        let (kind, problems) = (self.kind.to_string(), problems_of(nodes));
+        let policies = self.policies.state();
+        self.judged.keep(policies.iter().map(|policy| &**policy));
+        for policy in &policies {
             let metadata = &policy.metadata;
-            let (Some(uid), Some(namespace), Some(name)) = (&metadata.uid, &metadata.namespace, &metadata.name) else {
-                continue;
-            };
-            let id = (kind.to_string(), uid.clone());
+            let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { continue };
+            let Some(judgement) = self.judged.of(policy, || judge(self.kind, policy)) else { continue };
             let generation = metadata.generation.unwrap_or_default();
-            let judgement = match self.judged.get(&id) {
-                Some((judged, judgement)) if *judged == generation => judgement.clone(),
-                _ => {
-                    let judgement = judge(kind, &policy);
-                    self.judged.insert(id.clone(), (generation, judgement.clone()));
-                    judgement
-                }
-            };
-            seen.insert(id);
             let before: PolicyStatus = policy
                 .data
                 .get("status")
                 .and_then(|status| serde_json::from_value(status.clone()).ok())
                 .unwrap_or_default();
-            let told = problems.get(&(kind.to_string(), namespace.clone(), name.clone()));
+            let told = problems.get(&(kind.clone(), namespace.clone(), name.clone()));
             let told = told.into_iter().flatten().filter(|(of, _)| of.is_none_or(|of| of == generation));
             let told: BTreeSet<&str> = told.map(|(_, problem)| problem.as_str()).collect();
-            let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-            let wanted = conditions(&judgement, &told, !nodes.is_empty(), generation, &before, &now);
+            let wanted = conditions(&judgement, &told, !nodes.is_empty(), generation, &before, &now());
             if same(&wanted, &before.conditions) {
                 continue;
             }
-            let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
-            let object = json!({
-                "apiVersion": resource.api_version,
-                "kind": resource.kind,
-                "metadata": {"name": name, "namespace": namespace, "uid": uid},
-                "status": {"conditions": wanted},
-            });
-            let manager = PatchParams::apply(MANAGER).force();
-            let written = api.patch_status(name, &manager, &Patch::Apply(&object)).await;
-            record("condition", &format!("{kind} {namespace}/{name}"), written.as_ref().map(drop));
+            let told = Told { client: &self.client, resource: &self.resource, object: policy, what: "condition" };
+            told.apply(MANAGER, json!({"conditions": wanted})).await;
         }
-        self.judged.retain(|id, _| id.0 != kind.to_string() || seen.contains(id));
     }
 }
 
@@ -179,12 +154,9 @@ fn same(wanted: &[StatusCondition], written: &[StatusCondition]) -> bool {
     })
 }
 
-/// As the schema has it, with room.
 fn cut(text: &str) -> String {
-    text.chars().take(4096).collect()
+    text.chars().take(MOST_CHARACTERS).collect()
 }
-
-const MANAGER: &str = "selvedge-controller";
 
 #[cfg(test)]
 mod tests {

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject};
 use kube::core::ApiResource;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::record;
+use super::status::{ByGeneration, MOST_CHARACTERS, Told, written_at};
 use crate::api::{FetchedKeys, MeshNode, RequestAuthenticationStatus, StatusCondition};
 use crate::authentication::{KeySet, KeySource, ServiceUrl};
 use crate::policy::{PolicyKind, PolicyObject, RequestAuthentication, decode};
@@ -34,8 +34,7 @@ pub struct Keys {
     client: Client,
     tunnels: Tunnels,
     held: HashMap<Origin, Held>,
-    /// By UID, of one generation.
-    read: HashMap<String, (i64, Sources)>,
+    read: ByGeneration<Sources>,
     fetches: JoinSet<(Origin, Result<Fetched, String>)>,
 }
 
@@ -64,7 +63,7 @@ struct Held {
 
 impl Keys {
     pub fn new(client: Client, tunnels: Tunnels) -> Self {
-        Self { client, tunnels, held: HashMap::new(), read: HashMap::new(), fetches: JoinSet::new() }
+        Self { client, tunnels, held: HashMap::new(), read: ByGeneration::default(), fetches: JoinSet::new() }
     }
 
     /// About all policies. What is to be fetched is fetched meanwhile, and told in a later round.
@@ -77,9 +76,10 @@ impl Keys {
     ) {
         self.collect();
         let mut wanted = HashMap::new();
-        let policies: Vec<_> = policies.into_iter().map(|policy| (self.origins(&policy), policy)).collect();
-        let alive: HashSet<_> = policies.iter().filter_map(|(_, policy)| policy.metadata.uid.as_deref()).collect();
-        self.read.retain(|uid, _| alive.contains(uid.as_str()));
+        self.read.keep(policies.iter().map(|policy| &**policy));
+        let with_origins =
+            |policy: Arc<DynamicObject>| Some((self.read.of(&policy, || origins(&policy).into())?, policy));
+        let policies: Vec<_> = policies.into_iter().filter_map(with_origins).collect();
         for (origins, _) in &policies {
             wanted.extend(origins.iter().cloned());
         }
@@ -91,20 +91,6 @@ impl Keys {
         }
         for (origins, policy) in policies {
             self.write(resource, &policy, &origins).await;
-        }
-    }
-
-    /// What a policy has to be fetched from; decoded once a generation.
-    fn origins(&mut self, policy: &DynamicObject) -> Sources {
-        let (uid, generation) = (policy.metadata.uid.clone().unwrap_or_default(), policy.metadata.generation);
-        let generation = generation.unwrap_or_default();
-        match self.read.get(&uid) {
-            Some((read, origins)) if *read == generation => origins.clone(),
-            _ => {
-                let origins: Sources = origins(policy).into();
-                self.read.insert(uid, (generation, origins.clone()));
-                origins
-            }
         }
     }
 
@@ -180,7 +166,6 @@ impl Keys {
     }
 
     async fn write(&self, resource: &ApiResource, policy: &DynamicObject, origins: &[(Origin, KeySource)]) {
-        let (Some(namespace), Some(name)) = (&policy.metadata.namespace, &policy.metadata.name) else { return };
         let status = policy.data.get("status").cloned().unwrap_or(Value::Null);
         let before: RequestAuthenticationStatus = serde_json::from_value(status).unwrap_or_default();
         let generation = policy.metadata.generation.unwrap_or_default();
@@ -193,16 +178,8 @@ impl Keys {
         if keys == before.keys && told == condition.as_ref().map(says) {
             return;
         }
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
-        let object = json!({
-            "apiVersion": resource.api_version,
-            "kind": resource.kind,
-            "metadata": {"name": name, "namespace": namespace, "uid": policy.metadata.uid},
-            "status": {"conditions": condition.into_iter().collect::<Vec<_>>(), "keys": keys},
-        });
-        let manager = PatchParams::apply(MANAGER).force();
-        let written = api.patch_status(name, &manager, &Patch::Apply(&object)).await;
-        record("keys", &format!("RequestAuthentication {namespace}/{name}"), written.as_ref().map(drop));
+        let told = Told { client: &self.client, resource, object: policy, what: "keys" };
+        told.apply(MANAGER, json!({"conditions": condition.into_iter().collect::<Vec<_>>(), "keys": keys})).await;
     }
 }
 
@@ -267,8 +244,7 @@ fn wanted(
                 keys.push(before.clone());
             }
             (Some((jwks, at)), _) => {
-                let fetch_time = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-                keys.push(FetchedKeys { source: (*source).to_owned(), jwks: jwks.clone(), fetch_time });
+                keys.push(FetchedKeys { source: (*source).to_owned(), jwks: jwks.clone(), fetch_time: written_at(at) });
             }
             // Another leader fetched them, or this one did before it failed to.
             (None, Some(before)) => keys.push(before.clone()),
@@ -289,14 +265,13 @@ fn wanted(
         _ => ("True", "Fetched", "The keys of every issuer are there.".to_owned()),
     };
     let since = before.conditions.iter().find(|one| one.kind == CONDITION && one.status == status);
-    let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let condition = StatusCondition {
         kind: CONDITION.to_owned(),
         status: status.to_owned(),
         observed_generation: Some(generation),
-        last_transition_time: since.map_or(now, |one| one.last_transition_time.clone()),
+        last_transition_time: since.map_or_else(|| written_at(now), |one| one.last_transition_time.clone()),
         reason: reason.to_owned(),
-        message: message.chars().take(4096).collect(),
+        message: message.chars().take(MOST_CHARACTERS).collect(),
     };
     (keys, Some(condition))
 }

@@ -1,21 +1,19 @@
 //! What became of a route at each Service that is its parent, in its `status.parents`.
 
-use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::DynamicObject;
 use kube::core::ApiResource;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::record;
+use super::status::{ByGeneration, Told, list, now, written};
 use crate::api::StatusCondition;
 use crate::mesh::{AppProtocol, Gateway, Labels, NamespacedName, Settings, Waypoint};
 use crate::route::status::{Condition, GrpcClaims, ServiceFacts, ServiceShape, conditions};
@@ -29,8 +27,8 @@ pub struct RouteStatuses {
     services: Store<RoutedService>,
     namespaces: Store<RoutedNamespace>,
     gateways: Store<DynamicObject>,
-    /// By UID: what the decoder made of one generation.
-    read: HashMap<String, (i64, Arc<Route>)>,
+    /// What the decoder made of them.
+    read: ByGeneration<Option<Arc<Route>>>,
     rounds: u32,
     /// Of everything that the last round looked at, if it wrote all that it wanted to.
     told: Option<u64>,
@@ -84,7 +82,7 @@ impl RouteStatuses {
         namespaces: Store<RoutedNamespace>,
         gateways: Store<DynamicObject>,
     ) -> Self {
-        Self { client, services, namespaces, gateways, read: HashMap::new(), rounds: 0, told: None }
+        Self { client, services, namespaces, gateways, read: ByGeneration::default(), rounds: 0, told: None }
     }
 
     pub async fn tell(&mut self, all: &[RoutesOf]) {
@@ -113,8 +111,7 @@ impl RouteStatuses {
                 }
             }
         }
-        let alive: BTreeSet<&str> = routes.iter().filter_map(|(_, object, _)| object.metadata.uid.as_deref()).collect();
-        self.read.retain(|uid, _| alive.contains(uid.as_str()));
+        self.read.keep(routes.iter().map(|(_, object, _)| &**object));
         let claims = GrpcClaims::of(routes.iter().map(|(_, _, route)| &**route));
         let mut is_told = true;
         for (of_kind, object, route) in &routes {
@@ -125,40 +122,23 @@ impl RouteStatuses {
 
     /// Whether its status says what is so.
     async fn tell_one(&self, of_kind: &RoutesOf, object: &DynamicObject, route: &Route, claims: &GrpcClaims) -> bool {
-        let metadata = &object.metadata;
-        let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return true };
         let before: Vec<Value> = list(&object.data, "/status/parents").to_vec();
-        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let generation = metadata.generation.unwrap_or_default();
+        let generation = object.metadata.generation.unwrap_or_default();
         let references = list(&object.data, "/spec/parentRefs");
         let said = route.parents.iter().filter_map(|parent| {
             let reference = references.get(parent.index)?;
             let conditions = conditions(route, parent, claims, |service| self.facts(service));
             Some((reference, conditions))
         });
-        let Some(parents) = parents(&before, said, generation, &now) else { return true };
-        // With the version that was read: what another controller writes at this moment is not lost.
-        let patch = json!({
-            "metadata": {"resourceVersion": metadata.resource_version},
-            "status": {"parents": parents},
-        });
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &of_kind.resource);
-        let manager = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        let written = api.patch_status(name, &manager, &Patch::Merge(&patch)).await;
-        record("route", &format!("{} {namespace}/{name}", of_kind.kind), written.as_ref().map(drop));
-        written.is_ok()
+        let Some(parents) = parents(&before, said, generation, &now()) else { return true };
+        let told = Told { client: &self.client, resource: &of_kind.resource, object, what: "route" };
+        told.merge(json!({"parents": parents})).await
     }
 
     /// The route as agents read it; one that they cannot read has no parents that we could speak of.
     fn read(&mut self, kind: RouteKind, object: &DynamicObject) -> Option<Arc<Route>> {
-        let uid = object.metadata.uid.as_ref()?;
-        let generation = object.metadata.generation.unwrap_or_default();
-        if let Some((_, route)) = self.read.get(uid).filter(|(read, _)| *read == generation) {
-            return Some(route.clone());
-        }
-        let route = Arc::new(decode(kind, &serde_json::to_value(object).ok()?).ok()?);
-        self.read.insert(uid.clone(), (generation, route.clone()));
-        Some(route)
+        let read = || Some(Arc::new(decode(kind, &serde_json::to_value(object).ok()?).ok()?));
+        self.read.of(object, read).flatten()
     }
 
     /// Changes with everything that routes are told of; none before that has all been listed.
@@ -171,7 +151,7 @@ impl RouteStatuses {
         let of_kind = all.iter().find(|of_kind| of_kind.kind == route.kind)?;
         let reference = ObjectRef::new_with(&route.name.name, of_kind.resource.clone());
         let object = of_kind.store.get(&reference.within(&route.name.namespace))?;
-        self.read.get(object.metadata.uid.as_ref()?).map(|(_, route)| route.clone())
+        self.read.known(&object).cloned().flatten()
     }
 
     fn gateway(&self, name: &NamespacedName) -> Option<Gateway> {
@@ -241,10 +221,6 @@ where
     store.state().iter().fold(0, |sum, object| sum.wrapping_add(of_one(object)))
 }
 
-pub(super) fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
-    value.pointer(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
 /// `status.parents` as it shall be; `None` where it says so already.
 fn parents<'a>(
     before: &[Value],
@@ -280,25 +256,9 @@ struct Entry {
     conditions: Vec<StatusCondition>,
 }
 
-pub(super) fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
-    let status = if condition.is_true { "True" } else { "False" };
-    let former = former.iter().find(|former| former.kind == condition.kind && former.status == status);
-    StatusCondition {
-        kind: condition.kind.to_owned(),
-        status: status.to_owned(),
-        observed_generation: Some(generation),
-        last_transition_time: former.map_or(now, |former| &former.last_transition_time).to_owned(),
-        reason: condition.reason.to_owned(),
-        message: condition.message.chars().take(MOST_CHARACTERS).collect(),
-    }
-}
-
 pub const CONTROLLER: &str = "selvedge.dev/mesh";
-const MANAGER: &str = "selvedge-controller";
 /// Rounds until a kind of routes that has not been listed counts as one that the cluster does not have.
 const PATIENCE: u32 = 10;
-/// As much as people read, and less than the schema allows.
-const MOST_CHARACTERS: usize = 4096;
 
 #[cfg(test)]
 mod tests {

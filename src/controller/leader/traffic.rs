@@ -1,19 +1,17 @@
 //! What became of a policy about traffic, in its status: `status.conditions` of ours, `status.ancestors` of the Gateway
 //! API's.
 
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::DynamicObject;
 use kube::core::ApiResource;
 use kube::runtime::reflector::Store;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::record;
-use super::routes::{CONTROLLER, RouteStatuses, RoutesOf, list, versions, written};
+use super::routes::{CONTROLLER, RouteStatuses, RoutesOf, versions};
+use super::status::{ByGeneration, Told, conditions_of, list, now, written};
 use crate::api::StatusCondition;
 use crate::route::status::Condition;
 use crate::route::traffic::status::{accepted, conditions, look};
@@ -22,8 +20,8 @@ use crate::route::traffic::{Delta, Table, TrafficKind, TrafficPolicy, decode};
 /// Writes statuses where they say something else than what is so.
 pub struct TrafficStatuses {
     client: Client,
-    /// By UID: what the decoder made of one generation, or why it is nothing.
-    read: HashMap<String, (i64, Result<Arc<TrafficPolicy>, String>)>,
+    /// What the decoder made of them, or why it is nothing.
+    read: ByGeneration<Result<Arc<TrafficPolicy>, String>>,
     /// Of everything that the last round looked at, if it wrote all that it wanted to.
     told: Option<u64>,
 }
@@ -37,7 +35,7 @@ pub struct PoliciesOf {
 
 impl TrafficStatuses {
     pub fn new(client: Client) -> Self {
-        Self { client, read: HashMap::new(), told: None }
+        Self { client, read: ByGeneration::default(), told: None }
     }
 
     pub async fn tell(&mut self, all: &[PoliciesOf], statuses: &RouteStatuses, routes: &[RoutesOf]) {
@@ -59,9 +57,7 @@ impl TrafficStatuses {
                 policies.push((of_kind, object, read));
             }
         }
-        let alive: BTreeSet<&str> =
-            policies.iter().filter_map(|(_, object, _)| object.metadata.uid.as_deref()).collect();
-        self.read.retain(|uid, _| alive.contains(uid.as_str()));
+        self.read.keep(policies.iter().map(|(_, object, _)| &**object));
         let mut is_told = true;
         for (of_kind, object, read) in &policies {
             is_told &= self.tell_one(of_kind, object, read, &table, statuses, routes).await;
@@ -79,10 +75,7 @@ impl TrafficStatuses {
         statuses: &RouteStatuses,
         routes: &[RoutesOf],
     ) -> bool {
-        let metadata = &object.metadata;
-        let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return true };
-        let generation = metadata.generation.unwrap_or_default();
-        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let (generation, now) = (object.metadata.generation.unwrap_or_default(), now());
         let look_at = |policy: &TrafficPolicy, target: &_| {
             look(target, &policy.fields, |name| statuses.facts(name), |route| statuses.find(routes, route))
         };
@@ -92,8 +85,7 @@ impl TrafficStatuses {
                     Ok(policy) => conditions(policy, table, |target| look_at(policy, target)),
                     Err(why) => ["Accepted", "Enforced"].map(|kind| malformed(kind, why)).into(),
                 };
-                let before: Vec<StatusCondition> =
-                    list(&object.data, "/status/conditions").iter().filter_map(parse).collect();
+                let before = conditions_of(object);
                 let wanted: Vec<_> = said.into_iter().map(|one| written(one, &before, generation, &now)).collect();
                 (wanted != before).then(|| json!({"conditions": wanted}))
             }
@@ -115,34 +107,19 @@ impl TrafficStatuses {
             }
         };
         let Some(status) = status else { return true };
-        // With the version that was read: what another controller writes at this moment is not lost.
-        let patch = json!({"metadata": {"resourceVersion": metadata.resource_version}, "status": status});
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &of_kind.resource);
-        let manager = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        let written = api.patch_status(name, &manager, &Patch::Merge(&patch)).await;
-        record("traffic", &format!("{} {namespace}/{name}", of_kind.kind.as_str()), written.as_ref().map(drop));
-        written.is_ok()
+        Told { client: &self.client, resource: &of_kind.resource, object, what: "traffic" }.merge(status).await
     }
 
     fn read(&mut self, kind: TrafficKind, object: &DynamicObject) -> Option<Result<Arc<TrafficPolicy>, String>> {
-        let uid = object.metadata.uid.as_ref()?;
-        let generation = object.metadata.generation.unwrap_or_default();
-        if let Some((_, read)) = self.read.get(uid).filter(|(known, _)| *known == generation) {
-            return Some(read.clone());
-        }
-        let value = serde_json::to_value(object).ok()?;
-        let read = decode(kind, &value).map(Arc::new).map_err(|error| error.to_string());
-        self.read.insert(uid.clone(), (generation, read.clone()));
-        Some(read)
+        self.read.of(object, || {
+            let value = serde_json::to_value(object).map_err(|error| error.to_string())?;
+            decode(kind, &value).map(Arc::new).map_err(|error| error.to_string())
+        })
     }
 }
 
 fn malformed(kind: &'static str, why: &str) -> Condition {
     Condition { kind, is_true: false, reason: "Malformed", message: why.to_owned() }
-}
-
-fn parse(value: &Value) -> Option<StatusCondition> {
-    serde_json::from_value(value.clone()).ok()
 }
 
 /// `status.ancestors` as it shall be; `None` where it says so already. The entries of other controllers stay.
@@ -180,7 +157,6 @@ struct Ancestor {
     conditions: Vec<StatusCondition>,
 }
 
-const MANAGER: &str = "selvedge-controller";
 /// As the schema has it.
 const MOST: usize = 16;
 

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 use super::super::WaypointSettings;
 use super::record;
 use super::routes::is_ready;
+use super::status::{MANAGER, Told, now};
 use crate::mesh::{Gateway, WAYPOINT_CLASS, own_name};
 use crate::source::decode::read_gateway;
 use objects::{Plan, Wanted};
@@ -185,15 +185,9 @@ impl Waypoints {
     }
 
     async fn tell_gateway(&self, object: &DynamicObject, findings: &Findings) {
-        let (Some(namespace), Some(name)) = (&object.metadata.namespace, &object.metadata.name) else { return };
         let before = object.data.get("status").cloned().unwrap_or_default();
         let Some(status) = gateway_status(object, &before, findings, &now()) else { return };
-        // With the version that was read: what somebody else writes at this moment is not lost.
-        let patch = json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status});
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &self.gateway);
-        let manager = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        let written = api.patch_status(name, &manager, &Patch::Merge(&patch)).await;
-        record("gateway", &format!("Gateway {namespace}/{name}"), written.as_ref().map(drop));
+        Told { client: &self.client, resource: &self.gateway, object, what: "gateway" }.merge(status).await;
     }
 
     /// The class that users name, which there is only where the Gateway API is.
@@ -221,9 +215,7 @@ impl Waypoints {
         let before = object.data.get("status").cloned().unwrap_or_default();
         let generation = object.metadata.generation.unwrap_or_default();
         let Some(status) = class_status(&before, generation, &now()) else { return };
-        let manager = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        let written = api.patch_status(WAYPOINT_CLASS, &manager, &Patch::Merge(&json!({"status": status}))).await;
-        record("gateway", "GatewayClass selvedge-waypoint", written.as_ref().map(drop));
+        Told { client: &self.client, resource: &resource, object: &object, what: "gateway" }.merge(status).await;
     }
 
     /// Lets the waypoints' service accounts read what they need: all of them in one binding, whose role is fixed.
@@ -274,13 +266,8 @@ fn plan(object: &DynamicObject, uid: &str, gateway: &Gateway) -> (Plan, Vec<Stri
     (plan, notes)
 }
 
-fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
 /// In the GatewayClass.
 pub const CONTROLLER: &str = "selvedge.dev/waypoint";
-const MANAGER: &str = "selvedge-controller";
 /// The ClusterRoleBinding of what waypoints read.
 const READERS: &str = "selvedge-waypoint";
 const MANAGED: &str = "selvedge.dev/managed";

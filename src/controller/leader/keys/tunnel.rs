@@ -29,7 +29,7 @@ use crate::controller::root::Root;
 use crate::identity::{
     CaError, CertificateAuthority, Csr, Identities, IdentitySettings, SignedCertificate, TrustSource,
 };
-use crate::mesh::{Identity, TrustDomain};
+use crate::mesh::{Identity, TUNNEL_PORT, TrustDomain};
 use crate::transport::tls::Tls;
 
 /// Opens tunnels as the controller.
@@ -183,7 +183,6 @@ impl CertificateAuthority for Own {
 }
 
 /// HBONE's.
-const TUNNEL_PORT: u16 = 15008;
 /// Pods of a Service that are tried, one after the other.
 const TRIES: usize = 3;
 const CONNECT: Duration = Duration::from_secs(3);

@@ -3,7 +3,7 @@
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
-use super::super::routes::{list, written};
+use super::super::status::{list, written};
 use crate::api::StatusCondition;
 use crate::mesh::{NamespacedName, TUNNEL_PORT, TUNNEL_PROTOCOL, own_name};
 use crate::route::status::Condition;
