@@ -13,6 +13,8 @@ pub mod decode;
 mod derive;
 pub mod directory;
 mod document;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod folder;
 pub mod kube;
 mod origin;

@@ -1,7 +1,6 @@
 use super::*;
-use crate::mesh::MeshSettings;
 use crate::model::Model;
-use crate::source::directory;
+use crate::source::fixture;
 
 mod agents;
 mod through;
@@ -25,13 +24,7 @@ status: {podIPs: [{ip: 'fd00::2:1'}]}
 ";
 
 fn asked(manifests: &str, from: &str, to: &str, port: u16) -> Explanation {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("a.yaml"), format!("{PODS}{manifests}")).unwrap();
-    let loaded = directory::load(dir.path()).unwrap();
-    assert_eq!(loaded.problems, []);
-    let settings = MeshSettings { trust_domain: "cluster.local".parse().unwrap(), cluster_cidrs: Vec::new() };
-    let model = Model::new(settings);
-    model.apply(loaded.deltas);
+    let model = fixture::model(&format!("{PODS}{manifests}"));
     let party = |name| Party::Named(NamespacedName::new("shop", name));
     explain(&model.read(), &Question { from: party(from), to: party(to), port: Some(port) }).unwrap()
 }

@@ -111,22 +111,15 @@ struct Namespaces {
 mod tests {
     use serde_json::json;
 
-    use crate::mesh::{MeshSettings, NamespacedName, OwnWaypoint};
-    use crate::model::Model;
-
     use super::*;
+    use crate::mesh::{NamespacedName, OwnWaypoint};
+    use crate::source::fixture;
 
     #[test]
     fn what_the_page_shows_is_read_and_stands_as_it_says() {
-        let blocks: Vec<&str> =
-            PAGE.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a.yaml"), blocks.join("\n---\n")).unwrap();
-        let loaded = crate::source::directory::load(dir.path()).unwrap();
-        assert_eq!((blocks.len(), loaded.problems), (3, Vec::new()));
-        let trust_domain = "cluster.local".parse().unwrap();
-        let model = Model::new(MeshSettings { trust_domain, cluster_cidrs: Vec::new() });
-        model.apply(loaded.deltas);
+        let examples = fixture::examples(PAGE);
+        assert_eq!(examples.len(), 3);
+        let model = fixture::model(&examples.join("\n---\n"));
         let state = model.read();
         for (namespace, name, gateway) in [("shop", "cart", "shop/shop"), ("web", "front", "infra/shared")] {
             let service = state.mesh.service(&NamespacedName::new(namespace, name)).unwrap();

@@ -1,10 +1,9 @@
 use http::Request;
 
 use super::*;
-use crate::mesh::{MeshSettings, NamespacedName};
-use crate::model::Model;
+use crate::mesh::NamespacedName;
 use crate::policy::Verdict;
-use crate::source::directory;
+use crate::source::fixture;
 
 const CLUSTER: &str = "
 apiVersion: v1
@@ -73,11 +72,7 @@ spec:
 ";
 
 fn asked(from: &str, to: &str, line: &str) -> RequestExplanation {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("a.yaml"), CLUSTER).unwrap();
-    let settings = MeshSettings { trust_domain: "cluster.local".parse().unwrap(), cluster_cidrs: Vec::new() };
-    let model = Model::new(settings);
-    model.apply(directory::load(dir.path()).unwrap().deltas);
+    let model = fixture::model_of(fixture::load(CLUSTER));
     let to = to.parse().map_or_else(|_| Party::Named(NamespacedName::new("shop", to)), Party::Address);
     let question = Question { from: Party::Named(NamespacedName::new("shop", from)), to, port: Some(80) };
     let (method, uri) = line.split_once(' ').unwrap();

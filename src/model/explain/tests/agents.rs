@@ -149,13 +149,8 @@ fn destinations(state: &State) -> Vec<SocketAddr> {
 }
 
 fn model_of(objects: &[Value]) -> Model {
-    let dir = tempfile::tempdir().unwrap();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    std::fs::write(dir.path().join("a.json"), format!("{list}\n")).unwrap();
-    let settings = MeshSettings { trust_domain: "cluster.local".parse().unwrap(), cluster_cidrs: Vec::new() };
-    let model = Model::new(settings);
-    model.apply(directory::load(dir.path()).unwrap().deltas);
-    model
+    fixture::model_of(fixture::load(&list.to_string()))
 }
 
 fn named(name: &str) -> NamespacedName {

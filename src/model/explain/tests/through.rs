@@ -75,14 +75,7 @@ status: {podIPs: [{ip: 10.0.1.9}], phase: Running, conditions: [{type: Ready, st
 ";
 
 fn model(manifests: &[&str]) -> Model {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("a.yaml"), manifests.concat()).unwrap();
-    let loaded = directory::load(dir.path()).unwrap();
-    assert_eq!(loaded.problems, []);
-    let settings = MeshSettings { trust_domain: "cluster.local".parse().unwrap(), cluster_cidrs: Vec::new() };
-    let model = Model::new(settings);
-    model.apply(loaded.deltas);
-    model
+    fixture::model(&manifests.concat())
 }
 
 fn question(to: &str, port: u16) -> Question {

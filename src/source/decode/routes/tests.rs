@@ -5,23 +5,16 @@ use http::request::Parts;
 
 use super::super::file;
 use super::*;
-use crate::mesh::{Destination, MeshSettings, Waypoint};
+use crate::mesh::{Destination, Waypoint};
 use crate::model::Model;
 use crate::route::{Decision, Forward, Routes, Target};
-use crate::source::directory::load;
+use crate::source::fixture;
 
 /// A model of all that the page shows.
 fn documented(page: &str) -> Model {
-    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
-    assert!(blocks.len() >= 4, "only {} examples were found", blocks.len());
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("a.yaml"), blocks.join("\n---\n")).unwrap();
-    let loaded = load(dir.path()).unwrap();
-    assert_eq!(loaded.problems, []);
-    let trust_domain = "cluster.local".parse().unwrap();
-    let model = Model::new(MeshSettings { trust_domain, cluster_cidrs: Vec::new() });
-    model.apply(loaded.deltas);
-    model
+    let examples = fixture::examples(page);
+    assert!(examples.len() >= 4, "only {} examples were found", examples.len());
+    fixture::model(&examples.join("\n---\n"))
 }
 
 /// What rules an address for clients of namespace `web`, and whether its Service asks for that.
@@ -114,7 +107,6 @@ spec:
 #[test]
 fn a_route_that_nobody_asked_for_is_told_of() {
     let told = |annotations: &str, parent: &str, backend: &str| {
-        let dir = tempfile::tempdir().unwrap();
         let text = format!(
             "apiVersion: v1
 kind: Service
@@ -129,8 +121,7 @@ spec:
   rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]
 "
         );
-        std::fs::write(dir.path().join("a.yaml"), text).unwrap();
-        let problems = load(dir.path()).unwrap().problems;
+        let problems = fixture::load(&text).problems;
         problems.iter().map(|one| format!("{} {} {}", one.line, one.field, one.cause)).collect::<Vec<_>>()
     };
     let node = "selvedge.dev/waypoint: node";
