@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Identity, LabelSelector, Labels, NamespacedName, Pod, TrustDomain};
@@ -127,7 +128,21 @@ pub enum WaypointProblem {
         "no listener of Gateway {gateway} admits Services of namespace {namespace}: see its allowedRoutes.namespaces"
     )]
     NotAllowed { gateway: NamespacedName, namespace: Arc<str> },
+    #[error(
+        "there is no Service {service} with port 15008, which would lead to the waypoint {gateway}; is it being deployed?"
+    )]
+    NoDoor { gateway: NamespacedName, service: NamespacedName },
+    #[error("no pod of the waypoint {0} is ready")]
+    NotReady(NamespacedName),
 }
+
+/// Why a connection to a pod's address is not let in beside the waypoint that decides its requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "a policy over {0} speaks of requests, which the waypoint of its Service decides: it takes connections from that \
+     waypoint alone; dial the Service"
+)]
+pub struct Beside(pub SocketAddr);
 
 /// The GatewayClass of waypoints.
 pub const WAYPOINT_CLASS: &str = "selvedge-waypoint";

@@ -27,8 +27,8 @@ pub(crate) mod work;
 
 pub use destination::{Candidate, Candidates, Destination, ServiceDestination};
 pub use gateway::{
-    AllowedNamespaces, GATEWAY_LABEL, Gateway, Listener, OwnWaypoint, TUNNEL_PROTOCOL, WAYPOINT_CLASS, WaypointProblem,
-    own_name,
+    AllowedNamespaces, Beside, GATEWAY_LABEL, Gateway, Listener, OwnWaypoint, TUNNEL_PROTOCOL, WAYPOINT_CLASS,
+    WaypointProblem, own_name,
 };
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use labels::Labels;

@@ -40,9 +40,9 @@ impl Path {
         if !destination.captured {
             return Self::Uncaptured;
         }
-        let Some(own) = &source.identity else {
-            let text = format!("pod {} has no service account, so it has no identity", source.name());
-            return Self::Refused(Reason::Identity, text);
+        let own = match source.own_identity() {
+            Ok(own) => own,
+            Err(text) => return Self::Refused(Reason::Identity, text),
         };
         let Some(wanted) = &destination.identity else {
             let text = format!("pod {} has no service account, so it cannot prove who it is", destination.name());

@@ -91,4 +91,13 @@ impl Workload {
     pub fn name(&self) -> &NamespacedName {
         &self.pod.name
     }
+
+    /// As whom it speaks to others.
+    ///
+    /// # Errors
+    /// As nobody.
+    pub fn own_identity(&self) -> Result<&Identity, String> {
+        let own = self.identity.as_ref();
+        own.ok_or_else(|| format!("pod {} has no service account, so it has no identity", self.name()))
+    }
 }

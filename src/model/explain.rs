@@ -12,7 +12,7 @@ use self::through::{Between, between, is_beside};
 use super::State;
 use crate::mesh::balance::Client;
 use crate::mesh::{
-    Destination, Identity, Membership, NamespacedName, Path, PlainBecause, Reason, TUNNEL_PORT, Workload,
+    Beside, Destination, Identity, Membership, NamespacedName, Path, PlainBecause, Reason, TUNNEL_PORT, Workload,
     believable_source, is_reserved_port,
 };
 use crate::policy::{self, PeerMode, Reads, RequestHead, Verdict};
@@ -308,11 +308,7 @@ fn arriving(
 ) -> EndpointExplanation {
     let (_, reads) = state.query(from.ip, identity, destination, address);
     if reads == Reads::ToDecide && is_beside(state, identity, address) {
-        let text = format!(
-            "a policy over {address} speaks of requests, which the waypoint of its Service decides: its agent takes \
-             connections from that waypoint alone"
-        );
-        return refused(address, Some(destination), Reason::Waypoint, text);
+        return refused(address, Some(destination), Reason::Waypoint, Beside(address).to_string());
     }
     decided(state, from, destination, address, identity, sent)
 }

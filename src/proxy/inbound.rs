@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::pods::ServedPod;
 use crate::authentication::Rule;
 use crate::authorizer::Authorizer;
-use crate::mesh::{Identity, Mesh, NamespacedName, Reason, Workload, believable_source, is_reserved_port};
+use crate::mesh::{Beside, Identity, NamespacedName, Reason, Workload, believable_source, is_reserved_port};
 use crate::model::State;
 use crate::policy::{Ask, Decision, ROOT_NAMESPACE, Reads, RequestHead, Verdict};
 use crate::waypoint::Refusal;
@@ -74,11 +74,6 @@ pub struct Decided {
 
 /// Where a connection comes from, who that proved to be, and which waypoint says so.
 pub type Who<'a> = (SocketAddr, Option<&'a Identity>, Option<&'a Identity>);
-
-/// Whether somebody is believed at a pod's address about whom it speaks for.
-pub fn is_own_waypoint(mesh: &Mesh, identity: &Identity, to: SocketAddr) -> bool {
-    mesh.own_waypoints_at(to).any(|waypoint| waypoint.identity == *identity)
-}
 
 /// Asks policy about one arrival. The pod must still be in the model, and hold the address.
 pub fn decide(
@@ -152,17 +147,13 @@ fn read_here(state: &State, (_, identity, via): Who<'_>, to: SocketAddr, reads: 
     if reads == Reads::Nothing || !state.mesh.is_behind_waypoint(to) {
         return Ok(reads);
     }
-    if via.or(identity).is_some_and(|peer| is_own_waypoint(&state.mesh, peer, to)) {
+    if via.or(identity).is_some_and(|peer| state.mesh.is_own_waypoint(peer, to)) {
         return Ok(Reads::Nothing);
     }
     if reads == Reads::ToObserve {
         return Ok(Reads::Nothing);
     }
-    let text = format!(
-        "a policy over {to} speaks of requests, which the waypoint of its Service decides: it takes connections from that \
-         waypoint alone; dial the Service"
-    );
-    Err(Failure::new(Reason::Waypoint, text))
+    Err(Failure::new(Reason::Waypoint, Beside(to).to_string()))
 }
 
 fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<&'a Arc<Workload>, Failure> {
@@ -178,7 +169,7 @@ fn destination<'a>(state: &'a State, pod: &ServedPod, to: SocketAddr) -> Result<
 
 fn check_waypoint(state: &State, via: Option<&Identity>, to: SocketAddr) -> Result<(), Failure> {
     match via {
-        Some(via) if !is_own_waypoint(&state.mesh, via, to) => {
+        Some(via) if !state.mesh.is_own_waypoint(via, to) => {
             let text =
                 format!("{via} spoke for its client, and is the waypoint of no Service that leads to {to} any more");
             Err(Failure::new(Reason::Waypoint, text))

@@ -11,7 +11,7 @@ use tracing::debug;
 use super::baggage::baggage;
 use super::connections::{Connection, Opening, Registered};
 use super::failure::{Failure, Finding};
-use super::inbound::{Arrival, allowed, is_own_waypoint};
+use super::inbound::{Arrival, allowed};
 use super::inward::{Dialled, Inward};
 use super::limits::{TunnelKind, TunnelPlace};
 use super::pods::ServedPod;
@@ -291,7 +291,7 @@ impl Arriving {
     /// Whom a flow is from: the peer, or whom it speaks for where it is the waypoint of what it goes to.
     fn who(&self, to: SocketAddr, behalf: Option<Behalf>) -> Source {
         let peer = &self.peer.identity;
-        let believed = behalf.filter(|_| is_own_waypoint(&self.proxy.model.read().mesh, peer, to));
+        let believed = behalf.filter(|_| self.proxy.model.read().mesh.is_own_waypoint(peer, to));
         match believed {
             Some(Behalf { identity, address }) => Source { address, identity, via: Some(peer.clone()) },
             None => Source { address: self.client, identity: peer.clone(), via: None },

@@ -87,17 +87,17 @@ fn readiness(state: &State, waypoint: &OwnWaypoint, findings: &mut Findings) {
     let OwnWaypoint { gateway, service, .. } = waypoint;
     let (namespace, name) = (&gateway.namespace, &gateway.name);
     match state.mesh.door_of(waypoint) {
-        None => findings.error(
+        Err(_) => findings.error(
             Area::Waypoints,
             format!("Gateway {gateway} has no Service {service} with port 15008, so nobody finds its waypoint"),
             format!("kubectl -n {namespace} describe gateway {name} says what is in the way"),
         ),
-        Some(door) if state.mesh.ready_pod_of(waypoint, &door).is_none() => findings.error(
+        Ok(door) if state.mesh.ready_pod_of(waypoint, &door).is_none() => findings.error(
             Area::Waypoints,
             format!("no pod of Gateway {gateway} is ready, so connections to its Services are refused"),
             format!("kubectl -n {namespace} get pods -l {GATEWAY_LABEL}={name}, and their logs"),
         ),
-        Some(_) => {}
+        Ok(_) => {}
     }
 }
 
@@ -122,9 +122,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::mesh::MeshSettings;
-    use crate::model::Model;
-    use crate::source::directory;
+    use crate::source::fixture;
 
     const GATEWAY: &str = "
 apiVersion: gateway.networking.k8s.io/v1
@@ -188,12 +186,8 @@ spec: {clusterIP: 10.96.0.13, ports: [{name: http, port: 80}]}
     }
 
     fn judged(facts: &Facts, manifests: &[&str]) -> Vec<String> {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a.yaml"), manifests.concat()).unwrap();
         let domain: TrustDomain = "cluster.local".parse().unwrap();
-        let settings = MeshSettings { trust_domain: domain.clone(), cluster_cidrs: Vec::new() };
-        let model = Model::new(settings);
-        model.apply(directory::load(dir.path()).unwrap().deltas);
+        let model = fixture::model_of(fixture::load(&manifests.concat()));
         let mut findings = Findings::default();
         judge(facts, &model.read(), &domain, &mut findings);
         findings.0.iter().map(|finding| format!("{} {}", finding.verdict.mark(), finding.text)).collect()

@@ -1,10 +1,10 @@
 //! Waypoints in processes of their own: which stands before a Service, and which pods are one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::super::{
-    AppProtocol, Gateway, Labels, NamespacedName, OwnWaypoint, Pod, Service, ServiceDestination, ServicePort,
+    AppProtocol, Gateway, Identity, Labels, NamespacedName, OwnWaypoint, Pod, Service, ServiceDestination, ServicePort,
     TUNNEL_PORT, Waypoint, WaypointProblem, Workload,
 };
 use super::{Change, Mesh};
@@ -30,6 +30,11 @@ impl Mesh {
         self.own_services_at(endpoint).filter_map(|service| self.own_waypoint(service)?.ok())
     }
 
+    /// Whether somebody is believed at a pod's address about whom it speaks for.
+    pub fn is_own_waypoint(&self, identity: &Identity, endpoint: SocketAddr) -> bool {
+        self.own_waypoints_at(endpoint).any(|waypoint| waypoint.identity == *identity)
+    }
+
     /// Whether a pod's address is behind a waypoint, be it there or not.
     pub fn is_behind_waypoint(&self, endpoint: SocketAddr) -> bool {
         self.own_services_at(endpoint).any(|service| self.own_waypoint(service).is_some())
@@ -50,14 +55,22 @@ impl Mesh {
 
     /// A pod of a waypoint to which its Service leads, and which is ready.
     pub fn ready_pod_of(&self, waypoint: &OwnWaypoint, door: &ServiceDestination) -> Option<&Arc<Workload>> {
-        let ready = door.candidates.iter().filter(|candidate| candidate.ready).map(|candidate| candidate.addr.ip());
-        let pods: Vec<_> = ready.filter_map(|ip| self.workload_by_ip(ip)).collect();
-        pods.into_iter().find(|workload| self.gateway_of(&workload.pod).as_ref() == Some(&waypoint.gateway))
+        let mut ready = door.candidates.iter().filter(|candidate| candidate.ready);
+        ready.find_map(|candidate| self.pod_of(waypoint, candidate.addr.ip()))
+    }
+
+    /// The pod of a waypoint that has an address.
+    pub fn pod_of(&self, waypoint: &OwnWaypoint, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.workload_by_ip(ip).filter(|pod| self.gateway_of(&pod.pod).as_ref() == Some(&waypoint.gateway))
     }
 
     /// Where the pods of a waypoint are to be found.
-    pub fn door_of(&self, waypoint: &OwnWaypoint) -> Option<ServiceDestination> {
-        self.service_destination(self.service(&waypoint.service)?, TUNNEL_PORT)
+    pub fn door_of(&self, waypoint: &OwnWaypoint) -> Result<ServiceDestination, WaypointProblem> {
+        let door = self.service(&waypoint.service).and_then(|service| self.service_destination(service, TUNNEL_PORT));
+        door.ok_or_else(|| WaypointProblem::NoDoor {
+            gateway: waypoint.gateway.clone(),
+            service: waypoint.service.clone(),
+        })
     }
 
     /// The Gateway whose waypoint a pod is.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use super::{EndpointExplanation, From, decided, reach};
-use crate::mesh::{Destination, Identity, NamespacedName, OwnWaypoint, Path, Reason, Workload, is_reserved_port};
+use crate::mesh::{
+    Destination, Identity, NamespacedName, OwnWaypoint, Path, Reason, WaypointProblem, Workload, is_reserved_port,
+};
 use crate::model::State;
 use crate::policy::Verdict;
 
@@ -26,31 +28,21 @@ pub(super) fn between(
     let dialled = dialled.filter(|dialled| from.is_captured_towards(*dialled))?;
     let Destination::Service(service) = state.mesh.destination(dialled) else { return None };
     let waypoint = state.mesh.own_waypoint_of(&service.service, &service.port)?;
-    Some(waypoint.map_err(|problem| (Reason::Waypoint, problem.to_string())).and_then(|waypoint| {
-        let door = state.mesh.door_of(&waypoint).ok_or_else(|| {
-            let text = format!(
-                "there is no Service {} with port 15008, which would lead to the waypoint {}",
-                waypoint.service, waypoint.gateway
-            );
-            (Reason::Waypoint, text)
-        })?;
+    let refused = |problem: WaypointProblem| (Reason::Waypoint, problem.to_string());
+    Some(waypoint.map_err(refused).and_then(|waypoint| {
+        let door = state.mesh.door_of(&waypoint).map_err(refused)?;
         let pod = state.mesh.ready_pod_of(&waypoint, &door).cloned();
-        let pod =
-            pod.ok_or_else(|| (Reason::Waypoint, format!("no pod of the waypoint {} is ready", waypoint.gateway)))?;
-        match &from.workload {
-            Some(source) if source.identity.is_none() => {
-                let text = format!("pod {} has no service account, so it has no identity", source.name());
-                Err((Reason::Identity, text))
-            }
-            _ => Ok(Between { waypoint, pod }),
-        }
+        let pod = pod.ok_or_else(|| refused(WaypointProblem::NotReady(waypoint.gateway.clone())))?;
+        let own = from.workload.as_ref().map(|source| source.own_identity());
+        own.transpose().map_err(|text| (Reason::Identity, text))?;
+        Ok(Between { waypoint, pod })
     }))
 }
 
 /// Whether somebody comes to an endpoint beside the waypoint that reads its requests.
 pub(super) fn is_beside(state: &State, identity: Option<&Identity>, address: SocketAddr) -> bool {
     state.mesh.is_behind_waypoint(address)
-        && !state.mesh.own_waypoints_at(address).any(|waypoint| Some(&waypoint.identity) == identity)
+        && !identity.is_some_and(|identity| state.mesh.is_own_waypoint(identity, address))
 }
 
 impl Between {

@@ -17,7 +17,7 @@ use crate::model::{Delta, Model};
 use crate::policy::tests::read;
 use crate::policy::{self, PolicyRef, Reads, RequestHead};
 use crate::proxy::connections::{Opening, Registered};
-use crate::proxy::inbound::{Arrival, allowed, is_own_waypoint};
+use crate::proxy::inbound::{Arrival, allowed};
 use crate::proxy::inward::Inward;
 use crate::proxy::pods::ServedPod;
 use crate::proxy::tunnel::Source;
@@ -135,7 +135,7 @@ impl World {
         };
         let head = through(&place, asked.to(), asked.head.clone())?;
         let own = OwnWaypoint::of(&gateway(), &domain()).expect("it has a name").identity;
-        assert!(is_own_waypoint(&self.model.read().mesh, &own, asked.to()), "its word is not believed");
+        assert!(self.model.read().mesh.is_own_waypoint(&own, asked.to()), "its word is not believed");
         self.arrive(asked, head, Some(own))
     }
 
