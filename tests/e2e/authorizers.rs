@@ -1,15 +1,13 @@
 //! What the status of an ExternalAuthorizer says: whether it can be asked.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use libtest_mimic::Trial;
-use selvedge_lab::eventually;
-use serde_json::Value;
 
-use crate::cluster::{get, kubectl};
+use crate::cluster::kubectl;
 use crate::gateway_api::service;
 use crate::mesh::install;
 use crate::policies::refused;
-use crate::scene::{BOUND, Scene, trial};
+use crate::scene::{Scene, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![trial("external authorizers: one says in its status whether it can be asked", status)]
@@ -52,32 +50,16 @@ fn status(scene: &Scene) -> Result<()> {
         ("of-tls", "False/UnsupportedProtocol", "declares TLS of its own"),
         ("no-path", "False/Malformed", "spec.http.pathPrefix"),
     ] {
-        says(scene, name, wanted, words)?;
+        scene.says("externalauthorizer", name, "Accepted", wanted, words)?;
     }
     // The Service comes and goes, and the status follows without a change of the authorizer.
     scene.apply(&service("nobody", ""))?;
-    says(scene, "of-nobody", "True/Accepted", "")?;
+    scene.says("externalauthorizer", "of-nobody", "Accepted", "True/Accepted", "")?;
     kubectl(&["delete", "service", "gate", "--namespace", &scene.namespace])?;
-    says(scene, "good", "False/BackendNotFound", "there is no Service")?;
+    scene.says("externalauthorizer", "good", "Accepted", "False/BackendNotFound", "there is no Service")?;
     // Mended: it follows, with the new generation.
     scene.apply(&authorizer("no-path", "nobody", 80, "http: {pathPrefix: /check}"))?;
-    says(scene, "no-path", "True/Accepted", "")
-}
-
-/// Waits until an authorizer says this of its present generation.
-fn says(scene: &Scene, name: &str, wanted: &str, words: &str) -> Result<()> {
-    let mut seen = Value::Null;
-    let said = eventually(&format!("{name} says Accepted={wanted} {words:?}"), BOUND, || {
-        let authorizer = get(&["--namespace", &scene.namespace, "externalauthorizer", name]).ok()?;
-        seen = authorizer["status"].clone();
-        let mut conditions = seen["conditions"].as_array()?.iter();
-        let condition = conditions.find(|condition| condition["type"] == "Accepted")?;
-        let (status, reason) = (condition["status"].as_str()?, condition["reason"].as_str()?);
-        let is_of_now = condition["observedGeneration"] == authorizer["metadata"]["generation"];
-        let is_it = format!("{status}/{reason}") == wanted && condition["message"].as_str()?.contains(words);
-        (is_of_now && is_it).then_some(())
-    });
-    said.with_context(|| format!("its status is {seen}"))
+    scene.says("externalauthorizer", "no-path", "Accepted", "True/Accepted", "")
 }
 
 fn authorizer(name: &str, service: &str, port: u16, how: &str) -> String {

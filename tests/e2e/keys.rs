@@ -9,9 +9,9 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use libtest_mimic::Trial;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use selvedge_lab::eventually;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::cluster::{get, kubectl, test_image};
+use crate::cluster::{kubectl, test_image};
 use crate::gateway_api::service;
 use crate::mesh::{STRICT, install, join, two_nodes, wait_captured, wait_left};
 use crate::scene::{BOUND, Scene, trial};
@@ -33,7 +33,7 @@ fn by_https(scene: &Scene) -> Result<()> {
     publish(scene, &first)?;
     let more = format!(", jwksCaBundle: {}", json!(authority.pem));
     scene.apply(&tokens(&format!("https://{host}:8443/keys.json"), &more))?;
-    fetched(scene, "True", "Fetched", "")?;
+    fetched(scene, "True/Fetched", "")?;
     answers(scene, Some(&first), 200)?;
     answers(scene, None, 403)?;
     answers(scene, Some(&second), 401)?;
@@ -44,19 +44,19 @@ fn by_https(scene: &Scene) -> Result<()> {
     answers(scene, Some(&first), 401)?;
 
     kubectl(&["delete", "pod", "issuer", "--namespace", &scene.namespace])?;
-    fetched(scene, "False", "Failing", "The keys that were fetched last hold for 24 hours")?;
+    fetched(scene, "False/Failing", "The keys that were fetched last hold for 24 hours")?;
     answers(scene, Some(&second), 200)?;
     answers(scene, Some(&first), 401)?;
 
     issuer(scene, "https-files:8443")?;
     publish(scene, &first)?;
-    fetched(scene, "True", "Fetched", "")?;
+    fetched(scene, "True/Fetched", "")?;
     answers(scene, Some(&first), 200)?;
 
     // By another CA than the one that is named, nobody is believed; what was fetched before is not from there.
     let more = format!(", jwksCaBundle: {}", json!(Authority::new()?.pem));
     scene.apply(&tokens(&format!("https://{host}:8443/keys.json?other"), &more))?;
-    fetched(scene, "False", "NotFetched", "TLS with")?;
+    fetched(scene, "False/NotFetched", "TLS with")?;
     answers(scene, Some(&first), 401)
 }
 
@@ -70,20 +70,20 @@ fn by_tunnel(scene: &Scene) -> Result<()> {
     let signer = Signer::new("first")?;
     publish(scene, &signer)?;
     scene.apply(&tokens(&format!("http://issuer.{}.svc:8080/keys.json", scene.namespace), ""))?;
-    fetched(scene, "True", "Fetched", "")?;
+    fetched(scene, "True/Fetched", "")?;
     answers(scene, Some(&signer), 200)?;
     let other = scene.run("client", &["get", "issuer:8080", "/keys.json"]);
     ensure!(other.is_err(), "somebody else reads the keys: {other:?}");
 
     scene.apply(&readers("cluster.local/ns/somewhere/sa/else"))?;
-    fetched(scene, "False", "Failing", &format!("does not let {CONTROLLER} in"))?;
+    fetched(scene, "False/Failing", &format!("does not let {CONTROLLER} in"))?;
     scene.apply(&readers(CONTROLLER))?;
-    fetched(scene, "True", "Fetched", "")?;
+    fetched(scene, "True/Fetched", "")?;
 
     // Out of the mesh it would answer in plaintext, and is not asked.
     kubectl(&["annotate", "pod", "issuer", "selvedge.dev/mesh=disabled", "--namespace", &scene.namespace])?;
     wait_left(scene, "issuer")?;
-    fetched(scene, "False", "Failing", "is ready and captured by the mesh")?;
+    fetched(scene, "False/Failing", "is ready and captured by the mesh")?;
     answers(scene, Some(&signer), 200)
 }
 
@@ -159,17 +159,8 @@ fn tokens(url: &str, more: &str) -> String {
 }
 
 /// Waits until the policy says this of its present generation.
-fn fetched(scene: &Scene, status: &str, reason: &str, words: &str) -> Result<()> {
-    let mut seen = Value::Null;
-    let said = eventually(&format!("KeysFetched={status}, {reason}, {words:?}"), BOUND, || {
-        let policy = get(&["--namespace", &scene.namespace, "requestauthentication", "users"]).ok()?;
-        seen = policy["status"]["conditions"].clone();
-        let condition = seen.as_array()?.iter().find(|condition| condition["type"] == "KeysFetched")?;
-        let is_of_now = condition["observedGeneration"] == policy["metadata"]["generation"];
-        let is_it = condition["status"] == status && condition["reason"] == reason;
-        (is_of_now && is_it && condition["message"].as_str()?.contains(words)).then_some(())
-    });
-    said.with_context(|| format!("it says {seen}"))
+fn fetched(scene: &Scene, wanted: &str, words: &str) -> Result<()> {
+    scene.says("requestauthentication", "users", "KeysFetched", wanted, words)
 }
 
 /// Waits until a request with a token of a signer is answered so.

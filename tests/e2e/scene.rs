@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Failed, Trial};
 use selvedge_lab::eventually;
+use serde_json::Value;
 
 use crate::cluster::{Running, apply, get, kubectl, test_image};
 
@@ -75,6 +76,22 @@ impl Scene {
         let account = || kubectl(&["get", "serviceaccount", "default", "--namespace", &name]).ok();
         eventually("the namespace has its service account", BOUND, account)?;
         Ok(Self { namespace: name })
+    }
+
+    /// Waits until an object has a condition that says this of its present generation: `wanted` is `STATUS/REASON`, and
+    /// `words` are in the message.
+    pub fn says(&self, kind: &str, name: &str, condition: &str, wanted: &str, words: &str) -> Result<()> {
+        let mut seen = Value::Null;
+        let said = eventually(&format!("{kind} {name} says {condition}={wanted} {words:?}"), BOUND, || {
+            let object = get(&["--namespace", &self.namespace, kind, name]).ok()?;
+            seen = object["status"].clone();
+            let found = seen["conditions"].as_array()?.iter().find(|one| one["type"] == condition)?;
+            let (status, reason) = (found["status"].as_str()?, found["reason"].as_str()?);
+            let is_of_now = found["observedGeneration"] == object["metadata"]["generation"];
+            let is_it = format!("{status}/{reason}") == wanted && found["message"].as_str()?.contains(words);
+            (is_of_now && is_it).then_some(())
+        });
+        said.with_context(|| format!("its status is {seen}"))
     }
 
     /// Makes or changes objects, given as YAML.

@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use libtest_mimic::Trial;
 use selvedge_lab::eventually;
-use serde_json::Value;
 
 use crate::cluster::{get, kubectl};
 use crate::gateway_api::{http_route, install_kinds, service};
@@ -94,15 +93,21 @@ fn targets(scene: &Scene) -> Result<()> {
         ("of-both", "True/Accepted", "False/TargetNotFound", "There is no Service"),
         ("says-nothing", "False/Invalid", "True/Enforced", ""),
     ] {
-        says(scene, name, "Accepted", accepted, if accepted.starts_with("False/I") { "says nothing" } else { "" })?;
-        says(scene, name, "Enforced", enforced, words)?;
+        scene.says(
+            "trafficpolicy",
+            name,
+            "Accepted",
+            accepted,
+            if accepted.starts_with("False/I") { "says nothing" } else { "" },
+        )?;
+        scene.says("trafficpolicy", name, "Enforced", enforced, words)?;
     }
     // What was missing comes, and the status follows without a change of the policy.
     scene.apply(&service("nobody", ""))?;
-    says(scene, "of-nobody", "Accepted", "True/Accepted", "")?;
-    says(scene, "of-both", "Enforced", "True/Enforced", "")?;
+    scene.says("trafficpolicy", "of-nobody", "Accepted", "True/Accepted", "")?;
+    scene.says("trafficpolicy", "of-both", "Enforced", "True/Enforced", "")?;
     kubectl(&["delete", "httproute", "cart", "--namespace", &scene.namespace])?;
-    says(scene, "of-rule", "Accepted", "False/TargetNotFound", "There is no HTTPRoute")
+    scene.says("trafficpolicy", "of-rule", "Accepted", "False/TargetNotFound", "There is no HTTPRoute")
 }
 
 fn the_older_wins(scene: &Scene) -> Result<()> {
@@ -121,13 +126,13 @@ fn the_older_wins(scene: &Scene) -> Result<()> {
     eventually("a policy is younger than the other", BOUND, younger)?;
     scene.apply(&policy("b-younger", CART, "timeouts: {request: 9s, backendRequest: 1s}"))?;
     let words = format!("TrafficPolicy {}/z-older says, which is older", scene.namespace);
-    says(scene, "z-older", "Accepted", "True/Accepted", "")?;
-    says(scene, "a-younger", "Accepted", "False/Conflicted", &words)?;
-    says(scene, "b-younger", "Accepted", "True/Accepted", "")?;
-    says(scene, "b-younger", "Enforced", "False/Conflicted", "timeouts.request")?;
+    scene.says("trafficpolicy", "z-older", "Accepted", "True/Accepted", "")?;
+    scene.says("trafficpolicy", "a-younger", "Accepted", "False/Conflicted", &words)?;
+    scene.says("trafficpolicy", "b-younger", "Accepted", "True/Accepted", "")?;
+    scene.says("trafficpolicy", "b-younger", "Enforced", "False/Conflicted", "timeouts.request")?;
     kubectl(&["delete", "trafficpolicy", "z-older", "--namespace", &scene.namespace])?;
-    says(scene, "a-younger", "Accepted", "True/Accepted", "")?;
-    says(scene, "a-younger", "Enforced", "True/Enforced", "")
+    scene.says("trafficpolicy", "a-younger", "Accepted", "True/Accepted", "")?;
+    scene.says("trafficpolicy", "a-younger", "Enforced", "True/Enforced", "")
 }
 
 /// A Service that is routed, with a route that has a rule of a name.
@@ -137,22 +142,6 @@ fn prepare(scene: &Scene) -> Result<()> {
     kubectl(&["annotate", "namespace", &scene.namespace, "selvedge.dev/waypoint=node"])?;
     let route = http_route("cart", "cart", "cart").replace("rules: [{", "rules: [{name: api, ");
     scene.apply(&format!("{}---\n{route}", service("cart", "")))
-}
-
-/// Waits until a policy says this of its present generation.
-fn says(scene: &Scene, name: &str, kind: &str, wanted: &str, words: &str) -> Result<()> {
-    let mut seen = Value::Null;
-    let said = eventually(&format!("{name} says {kind}={wanted} {words:?}"), BOUND, || {
-        let policy = get(&["--namespace", &scene.namespace, "trafficpolicy", name]).ok()?;
-        seen = policy["status"].clone();
-        let mut conditions = seen["conditions"].as_array()?.iter();
-        let condition = conditions.find(|condition| condition["type"] == kind)?;
-        let (status, reason) = (condition["status"].as_str()?, condition["reason"].as_str()?);
-        let is_of_now = condition["observedGeneration"] == policy["metadata"]["generation"];
-        let is_it = format!("{status}/{reason}") == wanted && condition["message"].as_str()?.contains(words);
-        (is_of_now && is_it).then_some(())
-    });
-    said.with_context(|| format!("its status is {seen}"))
 }
 
 fn created(scene: &Scene, name: &str) -> Result<String> {
