@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
-use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, eventually, trial_with};
+use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, authorization, eventually, trial_with};
 use serde_json::{Value, json};
 
 use crate::lab;
@@ -141,12 +141,8 @@ impl Shop {
     /// Two clients on one node, one of whom policy denies, and on the other a server whose port 8443 is STRICT.
     fn open(lab: &Lab) -> Result<Self> {
         lab.namespace("shop", true)?;
-        lab.put(&json!({
-            "apiVersion": "selvedge.dev/v1alpha1",
-            "kind": "AuthorizationPolicy",
-            "metadata": {"namespace": "shop", "name": "no-thieves"},
-            "spec": {"action": "DENY", "rules": [{"from": [{"source": {"serviceAccounts": ["shop/thief"]}}]}]},
-        }))?;
+        let thieves = json!({"source": {"serviceAccounts": ["shop/thief"]}});
+        lab.put(&authorization("shop/no-thieves", json!({"action": "DENY", "rules": [{"from": [thieves]}]})))?;
         lab.put(&json!({
             "apiVersion": "selvedge.dev/v1alpha1",
             "kind": "PeerAuthentication",

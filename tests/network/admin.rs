@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
-use selvedge_lab::{AgentOptions, BOUND, Lab, Namespace, PodSpec, Request, Response, eventually, trial_with};
+use selvedge_lab::{
+    AgentOptions, BOUND, Lab, Namespace, PodSpec, Request, Response, authorization, eventually, trial_with,
+};
 use serde_json::{Value, json};
 
 use crate::lab;
@@ -196,12 +198,8 @@ fn readiness(node: &Namespace, port: u16) -> Result<Response> {
 }
 
 fn allow_web() -> Value {
-    json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "allow-web"},
-        "spec": {"action": "ALLOW", "rules": [{"from": [{"source": {"serviceAccounts": ["shop/web"]}}]}]},
-    })
+    let web = json!({"source": {"serviceAccounts": ["shop/web"]}});
+    authorization("shop/allow-web", json!({"action": "ALLOW", "rules": [{"from": [web]}]}))
 }
 
 fn loopback(port: u16) -> SocketAddr {

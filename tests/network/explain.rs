@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{Lab, PodSpec, ServiceSpec, trial_with};
+use selvedge_lab::{Lab, PodSpec, ServiceSpec, authorization, trial_with};
 use serde_json::{Value, json};
 
 use self::world::agrees_in_a_random_world;
@@ -32,11 +32,11 @@ fn it_answers_people(lab: &Lab) -> Result<()> {
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart").port("http", 8080))?;
     let old = lab.pod(PodSpec::new("shop/old", "node-b").outside())?;
     lab.service(&ServiceSpec::new("shop/cart-service").cluster_ip(vips(1)[0]).port("http", 80, 8080).endpoint(&cart))?;
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1", "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "web-only"},
-        "spec": {"rules": [{"from": [{"source": {"serviceAccounts": ["web"]}}], "to": [{"operation": {"ports": ["8080"]}}]}]},
-    }))?;
+    let rule = json!({
+        "from": [{"source": {"serviceAccounts": ["web"]}}],
+        "to": [{"operation": {"ports": ["8080"]}}],
+    });
+    lab.put(&authorization("shop/web-only", json!({"rules": [rule]})))?;
     let (web_ip, cart_ip, vip) = (web.ip().to_string(), cart.ip().to_string(), vips(1)[0].to_string());
     // Each name of one destination gives one answer, on the only port it has.
     for from in ["shop/web", &web_ip] {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use libtest_mimic::Trial;
-use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, trial_with};
+use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, authorization, trial_with};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
@@ -26,12 +26,8 @@ fn a_raw_client_is_answered(lab: &Lab) -> Result<()> {
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
     let other = lab.pod(PodSpec::new("shop/other", "node-b"))?;
     let stranger = lab.pod(PodSpec::new("shop/stranger", "node-a").outside())?;
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "nobody-at-8081"},
-        "spec": {"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["8081"]}}]}]},
-    }))?;
+    let there = json!({"operation": {"ports": ["8081"]}});
+    lab.put(&authorization("shop/nobody-at-8081", json!({"action": "DENY", "rules": [{"to": [there]}]})))?;
     let agent = lab.node("node-b").start_agent(&AgentOptions::default())?;
     let server = cart.serve_echo(8080)?;
     let _denied = cart.serve_echo(8081)?;

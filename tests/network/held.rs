@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, End, Lab, PodSpec, ServiceSpec, trial_with};
+use selvedge_lab::{AgentOptions, End, Lab, PodSpec, ServiceSpec, authorization, trial_with};
 use serde_json::json;
 
 use crate::lab;
@@ -79,12 +79,7 @@ fn not_before_synced(lab: &Lab) -> Result<()> {
 
     let file = lab.manifests().join("denial.yaml");
     // JSON is YAML, and on one line, so that a comment may follow.
-    let denial = json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "nobody"},
-        "spec": {"action": "DENY", "rules": [{}]},
-    });
+    let denial = authorization("shop/nobody", json!({"action": "DENY", "rules": [{}]}));
     let settled = AtomicBool::new(false);
     thread::scope(|scope| {
         let writer = scope.spawn(|| -> Result<()> {

@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Metrics, Node, Pod, PodSpec, eventually, trial_with};
+use selvedge_lab::{
+    Agent, AgentOptions, BOUND, Lab, Metrics, Node, Pod, PodSpec, authorization, eventually, trial_with,
+};
 use serde_json::json;
 
 use crate::exposition::Exposition;
@@ -193,12 +195,8 @@ struct Shop {
 impl Shop {
     fn open(lab: &Lab, options: &AgentOptions) -> Result<Self> {
         lab.namespace("shop", true)?;
-        lab.put(&json!({
-            "apiVersion": "selvedge.dev/v1alpha1",
-            "kind": "AuthorizationPolicy",
-            "metadata": {"namespace": "shop", "name": "no-thieves"},
-            "spec": {"action": "DENY", "rules": [{"from": [{"source": {"serviceAccounts": ["shop/thief"]}}]}]},
-        }))?;
+        let thieves = json!({"source": {"serviceAccounts": ["shop/thief"]}});
+        lab.put(&authorization("shop/no-thieves", json!({"action": "DENY", "rules": [{"from": [thieves]}]})))?;
         Ok(Self {
             web: lab.pod(PodSpec::new("shop/web", "node-a").service_account("web"))?,
             thief: lab.pod(PodSpec::new("shop/thief", "node-a").service_account("thief"))?,

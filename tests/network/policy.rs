@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Server, ServiceSpec, eventually, trial_with};
-use serde_json::{Value, json};
+use selvedge_lab::{
+    Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Server, ServiceSpec, eventually, policy, trial_with,
+};
+use serde_json::Value;
 
 use crate::knock::{Ended, knock};
 use crate::lab;
@@ -171,20 +173,8 @@ pub fn enforce(lab: &Lab, agents: &[Agent], policies: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn authorization(full_name: &str, spec: Value) -> Value {
-    policy("AuthorizationPolicy", full_name, spec)
-}
-
 fn peer(full_name: &str, spec: Value) -> Value {
     policy("PeerAuthentication", full_name, spec)
-}
-
-fn policy(kind: &str, full_name: &str, spec: Value) -> Value {
-    let (namespace, name) = full_name.split_once('/').unwrap_or(("default", full_name));
-    json!({
-        "apiVersion": "selvedge.dev/v1alpha1", "kind": kind,
-        "metadata": {"namespace": namespace, "name": name}, "spec": spec,
-    })
 }
 
 fn text(value: &Value) -> &str {

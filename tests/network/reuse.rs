@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, End, Lab, Pod, PodSpec, trial_with};
+use selvedge_lab::{AgentOptions, End, Lab, Pod, PodSpec, authorization, trial_with};
 use serde_json::json;
 
 use crate::lab;
@@ -56,14 +56,8 @@ fn a_servers_address(lab: &Lab) -> Result<()> {
 fn a_clients_address(lab: &Lab) -> Result<()> {
     let web = lab.pod(PodSpec::new("shop/web", "node-a").service_account("web"))?;
     let cart = lab.pod(PodSpec::new("shop/cart", "node-b").service_account("cart"))?;
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "web-only"},
-        "spec": {"action": "ALLOW", "rules": [{"from": [{"source": {
-            "principals": ["cluster.local/ns/shop/sa/web"],
-        }}]}]},
-    }))?;
+    let web_alone = json!({"source": {"principals": ["cluster.local/ns/shop/sa/web"]}});
+    lab.put(&authorization("shop/web-only", json!({"action": "ALLOW", "rules": [{"from": [web_alone]}]})))?;
     let server = cart.serve_echo(PORT)?;
     let agents = lab.start_agents(&AgentOptions::default())?;
     let link = lab.link()?;

@@ -5,7 +5,9 @@ use std::net::{IpAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{Agent, AgentOptions, BOUND, End, Lab, Pod, PodSpec, Server, ServiceSpec, eventually, trial_with};
+use selvedge_lab::{
+    Agent, AgentOptions, BOUND, End, Lab, Pod, PodSpec, Server, ServiceSpec, authorization, eventually, trial_with,
+};
 use serde_json::{Value, json};
 
 use crate::knock::{Ended, knock};
@@ -77,7 +79,7 @@ fn both_ways_end_alike_and_are_told_alike(lab: &Lab) -> Result<()> {
         let nobody = lab.pod(PodSpec::new("shop/nobody", NODE).service_account(""))?;
         let stranger = lab.pod(PodSpec::new("shop/stranger", NODE).outside())?;
         let from_thief = json!([{"from": [{"source": {"serviceAccounts": ["shop/thief"]}}]}]);
-        lab.put(&authorization("no-thieves", json!({"action": "DENY", "rules": from_thief})))?;
+        lab.put(&authorization("shop/no-thieves", json!({"action": "DENY", "rules": from_thief})))?;
         lab.put(&json!({
             "apiVersion": "selvedge.dev/v1alpha1",
             "kind": "PeerAuthentication",
@@ -236,7 +238,7 @@ fn a_change_of_policy_resets(lab: &Lab) -> Result<()> {
     shop.agent.wait_pod(&teller)?;
     let mut calls = [Call::open(&shop.web, shop.cart.ip())?, Call::open(&teller, shop.cart.ip())?];
     let bank = json!([{"from": [{"source": {"namespaces": ["bank"]}}]}]);
-    lab.put(&authorization("no-bank", json!({"action": "DENY", "rules": bank})))?;
+    lab.put(&authorization("shop/no-bank", json!({"action": "DENY", "rules": bank})))?;
     let [web, teller] = &mut calls;
     teller.is_reset()?;
     web.still_talks()?;
@@ -248,7 +250,7 @@ fn a_change_of_policy_resets(lab: &Lab) -> Result<()> {
                 && line["reason"] == "policy:shop/no-bank"
         })?;
     }
-    lab.put(&authorization("nobody", json!({})))?;
+    lab.put(&authorization("shop/nobody", json!({})))?;
     web.is_reset()
 }
 
@@ -439,15 +441,6 @@ impl Call {
             other => anyhow::bail!("not reset but {other:?}"),
         }
     }
-}
-
-fn authorization(name: &str, spec: Value) -> Value {
-    json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": name},
-        "spec": spec,
-    })
 }
 
 const NODE: &str = "node-a";

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{Agent, AgentOptions, Lab, Pod, PodSpec, eventually, trial_of};
+use selvedge_lab::{Agent, AgentOptions, Lab, Pod, PodSpec, authorization, eventually, trial_of};
 use serde_json::json;
 
 use crate::lab;
@@ -153,14 +153,8 @@ impl Stage {
     /// Forbids one of the clients to talk, and lets it talk again.
     fn change_policy(&self, lab: &Lab) -> Result<()> {
         while Instant::now() < self.until {
-            lab.put(&json!({
-                "apiVersion": "selvedge.dev/v1alpha1",
-                "kind": "AuthorizationPolicy",
-                "metadata": {"namespace": "shop", "name": "no-outcast"},
-                "spec": {"action": "DENY", "rules": [{"from": [{"source": {
-                    "principals": ["cluster.local/ns/shop/sa/outcast"],
-                }}]}]},
-            }))?;
+            let outcast = json!({"source": {"principals": ["cluster.local/ns/shop/sa/outcast"]}});
+            lab.put(&authorization("shop/no-outcast", json!({"action": "DENY", "rules": [{"from": [outcast]}]})))?;
             thread::sleep(Duration::from_millis(300));
             lab.remove("authorizationpolicy-shop-no-outcast.yaml")?;
             thread::sleep(Duration::from_millis(1200));

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Conversation, Lab, Namespace, Pod, PodSpec, Server, eventually, trial_with};
+use selvedge_lab::{
+    AgentOptions, BOUND, Conversation, Lab, Namespace, Pod, PodSpec, Server, authorization, eventually, trial_with,
+};
 use serde_json::json;
 
 use self::programs::Firewalled;
@@ -95,12 +97,8 @@ fn what_the_mesh_forbids_is_prohibited(lab: &Lab, arguments: &[&str]) -> Result<
         firewalled.push((client, Firewalled::ask(client, server, LIVE)?));
     }
     let agents = lab.start_agents(&with(arguments))?;
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "not-this-port"},
-        "spec": {"action": "DENY", "rules": [{"to": [{"operation": {"ports": [LIVE.to_string()]}}]}]},
-    }))?;
+    let there = json!({"operation": {"ports": [LIVE.to_string()]}});
+    lab.put(&authorization("shop/not-this-port", json!({"action": "DENY", "rules": [{"to": [there]}]})))?;
     for (client, server, agent) in calls {
         for ip in server.ips() {
             let prohibited = prohibited(*ip);

@@ -10,7 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use selvedge_lab::waypoint::{Waypoint, gateway, lead_to};
-use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Request, ServiceSpec, eventually, trial_with};
+use selvedge_lab::{
+    Agent, AgentOptions, BOUND, Lab, Pod, PodSpec, Request, ServiceSpec, authorization, eventually, trial_with,
+};
 use serde_json::json;
 
 use crate::http::{Application, Keeping, while_asked};
@@ -160,18 +162,11 @@ fn policy_judges_the_client(lab: &Lab) -> Result<()> {
 fn requests_are_judged_there(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab, "http")?;
     let outside = lab.pod(PodSpec::new("shop/outside", "node-a").outside())?;
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "reading"},
-        "spec": {
-            "action": "ALLOW",
-            "rules": [{
-                "from": [{"source": {"principals": ["cluster.local/ns/shop/sa/default"]}}],
-                "to": [{"operation": {"methods": ["GET"], "paths": ["/open/*"]}}],
-            }],
-        },
-    }))?;
+    let reading = json!({
+        "from": [{"source": {"principals": ["cluster.local/ns/shop/sa/default"]}}],
+        "to": [{"operation": {"methods": ["GET"], "paths": ["/open/*"]}}],
+    });
+    lab.put(&authorization("shop/reading", json!({"action": "ALLOW", "rules": [reading]})))?;
     let (agents, _waypoint) = shop.run(lab, &AgentOptions::default(), &[])?;
     for (path, status) in [("/open/x", 200), ("/closed", 403), ("/closed/../open/x", 200), ("/open/%2e%2e/closed", 403)]
     {
@@ -202,12 +197,8 @@ fn no_way_beside(lab: &Lab) -> Result<()> {
     for (client, what) in [(&shop.web, "a client of the mesh"), (&outside, "one by a port of the nodes")] {
         ensure!(client.http_get(at, "/before")?.status == 200, "{what}, while no policy speaks of requests");
     }
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "no-admin"},
-        "spec": {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/admin"]}}]}]},
-    }))?;
+    let admin = json!({"operation": {"paths": ["/admin"]}});
+    lab.put(&authorization("shop/no-admin", json!({"action": "DENY", "rules": [{"to": [admin]}]})))?;
     lab.settle(&agents)?;
     let gateway = lab.node("node-b").gateways().into_iter().find(|ip| ip.is_ipv4()).map(|ip| ip.to_string());
     for (client, from) in [(&shop.web, Some(shop.web.ip().to_string())), (&outside, gateway)] {
@@ -337,15 +328,8 @@ impl Shop {
 
 /// Lets one service account in, and nobody else.
 fn web_only(lab: &Lab) -> Result<()> {
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "web-only"},
-        "spec": {
-            "action": "ALLOW",
-            "rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/default"]}}]}],
-        },
-    }))
+    let web = json!({"source": {"principals": ["cluster.local/ns/shop/sa/default"]}});
+    lab.put(&authorization("shop/web-only", json!({"action": "ALLOW", "rules": [{"from": [web]}]})))
 }
 
 /// A Service before which the waypoint stands.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, AgentOptions, log_tails};
-use crate::manifest::{Manifests, ServiceSpec, read_documents};
+use crate::manifest::{Manifests, ServiceSpec, authorization, policy, read_documents};
 use crate::namespace::Namespace;
 use crate::packets::Capture;
 use crate::pod::{Pod, PodSpec};
@@ -125,22 +125,12 @@ impl Lab {
 
     /// Lets nobody talk to the pods of a namespace.
     pub fn deny_all(&self, namespace: &str) -> Result<()> {
-        self.put(&json!({
-            "apiVersion": "selvedge.dev/v1alpha1",
-            "kind": "AuthorizationPolicy",
-            "metadata": {"namespace": namespace, "name": "deny-all"},
-            "spec": {},
-        }))
+        self.put(&authorization(&format!("{namespace}/deny-all"), json!({})))
     }
 
     /// Lets no plaintext into the pods of a namespace; of the mesh, where that is `selvedge-system`.
     pub fn strict(&self, namespace: &str) -> Result<()> {
-        self.put(&json!({
-            "apiVersion": "selvedge.dev/v1alpha1",
-            "kind": "PeerAuthentication",
-            "metadata": {"namespace": namespace, "name": "strict"},
-            "spec": {"mtls": {"mode": "STRICT"}},
-        }))
+        self.put(&policy("PeerAuthentication", &format!("{namespace}/strict"), json!({"mtls": {"mode": "STRICT"}})))
     }
 
     /// Writes any object into a file of its own, replacing what was there of that kind and name.

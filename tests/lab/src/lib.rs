@@ -45,7 +45,7 @@ pub use agent::{Agent, AgentOptions};
 pub use conversation::{Conversation, End};
 pub use http::{Request, Response, exchange};
 pub use lab::{Families, Lab, LabOptions, Node, NodeSpec};
-pub use manifest::{ServiceSpec, read_documents};
+pub use manifest::{ServiceSpec, authorization, policy, read_documents};
 pub use metrics::Metrics;
 pub use namespace::Namespace;
 pub use netfilter::Networking;

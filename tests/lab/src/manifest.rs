@@ -11,6 +11,20 @@ use serde_json::{Value, json};
 
 use crate::pod::Pod;
 
+/// An AuthorizationPolicy, by `namespace/name`.
+pub fn authorization(full_name: &str, spec: Value) -> Value {
+    policy("AuthorizationPolicy", full_name, spec)
+}
+
+/// A policy of one of our kinds, by `namespace/name`.
+pub fn policy(kind: &str, full_name: &str, spec: Value) -> Value {
+    let (namespace, name) = full_name.split_once('/').unwrap_or(("default", full_name));
+    json!({
+        "apiVersion": "selvedge.dev/v1alpha1", "kind": kind,
+        "metadata": {"namespace": namespace, "name": name}, "spec": spec,
+    })
+}
+
 /// Reads every object of a folder's YAML files, files in the order of their names.
 pub fn read_documents(folder: &Path) -> Result<Vec<Value>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;

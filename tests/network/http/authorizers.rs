@@ -18,8 +18,8 @@ use selvedge::authorizer::wire::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpResponse, HttpStatus,
     OkHttpResponse, Peer, PortSpecifier, Status,
 };
-use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Response, eventually, trial_with};
-use serde_json::json;
+use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Response, authorization, eventually, trial_with};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::tokens::document;
@@ -223,10 +223,7 @@ pub fn put(lab: &Lab, asked: serde_json::Value, provider: &str) -> Result<()> {
         "apiVersion": version, "kind": "ExternalAuthorizer",
         "metadata": {"namespace": "selvedge-system", "name": "gate"}, "spec": asked,
     }))?;
-    lab.put(&json!({
-        "apiVersion": version, "kind": "AuthorizationPolicy", "metadata": {"namespace": "shop", "name": "ask"},
-        "spec": {"action": "CUSTOM", "provider": {"name": provider}, "rules": [{}]},
-    }))
+    lab.put(&authorization("shop/ask", json!({"action": "CUSTOM", "provider": {"name": provider}, "rules": [{}]})))
 }
 
 fn by_grpc(lab: &Lab) -> Result<()> {
@@ -274,20 +271,25 @@ fn fails_closed(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn by_route(lab: &Lab) -> Result<()> {
-    let shop = Shop::open(lab, "http")?;
-    let gate = Gate::open(lab)?;
+/// A route of `shop/cart` whose requests the gate is asked about.
+pub fn asking_route() -> Value {
     let filter = json!({"type": "ExternalAuth", "externalAuth": {
         "protocol": "GRPC", "backendRef": {"name": "gate", "namespace": "auth", "port": 90},
     }});
-    lab.put(&json!({
+    json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"namespace": "shop", "name": "cart"},
         "spec": {
             "parentRefs": [{"group": "", "kind": "Service", "name": "cart", "port": 80}],
             "rules": [{"filters": [filter]}],
         },
-    }))?;
+    })
+}
+
+fn by_route(lab: &Lab) -> Result<()> {
+    let shop = Shop::open(lab, "http")?;
+    let gate = Gate::open(lab)?;
+    lab.put(&asking_route())?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
     let passed = ask(&shop, "/x", "yes")?;
     ensure!(passed.status == 200 && passed.json()?["headers"]["x-user"] == "alice", "{passed:?}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
-use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, PodSpec, eventually, trial_with};
+use selvedge_lab::{Agent, AgentOptions, BOUND, Lab, PodSpec, authorization, eventually, trial_with};
 use serde_json::json;
 
 use super::protocols::hear_until;
@@ -29,11 +29,7 @@ pub fn trials() -> Vec<Trial> {
 /// `printf 'GET / HTTP/1.1...' | nc -N`.
 fn says_no_more(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab, "http")?;
-    let read_there = json!({
-        "apiVersion": "selvedge.dev/v1alpha1", "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "callers"},
-        "spec": {"rules": [{"to": [{"operation": {"paths": ["/*"]}}]}]},
-    });
+    let read_there = authorization("shop/callers", json!({"rules": [{"to": [{"operation": {"paths": ["/*"]}}]}]}));
     lab.put(&read_there)?;
     let _agents = lab.start_agents(&AgentOptions::default())?;
     let far = &shop._pods[1];
@@ -155,11 +151,7 @@ fn told_to_come_anew(lab: &Lab) -> Result<()> {
     let far = lab.pod(PodSpec::new("shop/far", "node-b"))?;
     lab.service(&service("shop/cart", 1).port("http", 80, 8080).endpoint(&far))?;
     let _application = Application::start(&far, 8080)?;
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1", "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "callers"},
-        "spec": {"rules": [{"to": [{"operation": {"paths": ["/*"]}}]}]},
-    }))?;
+    lab.put(&authorization("shop/callers", json!({"rules": [{"to": [{"operation": {"paths": ["/*"]}}]}]})))?;
     let _agents = lab.start_agents(&AgentOptions::default().arg("--certificate-lifetime").arg("4s"))?;
     let to = (far.ip(), 8080);
     let mut connection = Keeping::connect(&web, to)?;

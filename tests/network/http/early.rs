@@ -2,14 +2,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, eventually, trial_with};
+use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, authorization, eventually, trial_with};
 use serde_json::json;
 
 use super::protocols::hear_until;
@@ -28,21 +26,17 @@ pub fn trials() -> Vec<Trial> {
 /// 103 is a word of the application's own, and comes through at once, however many agents read the request.
 fn hints(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab)?;
-    let read_there = json!({
-        "apiVersion": "selvedge.dev/v1alpha1", "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "shop", "name": "callers"},
-        "spec": {"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]},
-    });
+    let read_there = authorization("shop/callers", json!({"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]}));
     let agents = lab.start_agents(&AgentOptions::default())?;
     for what in ["the client's agent alone", "both agents"] {
-        shop.application.go.store(false, Ordering::Relaxed);
+        shop.application.go.set(false);
         let mut stream = shop.web.connect((vip(1), 80))?;
         stream.set_read_timeout(Some(BOUND))?;
         stream.write_all(b"GET /hints HTTP/1.1\r\nHost: a\r\n\r\n")?;
         let early = hear_until(&mut stream, "HTTP/1.1 103 Early Hints\r\nlink: </b.css>\r\n\r\n").context(what)?;
         ensure!(early.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n"), "{early}");
         ensure!(!early.contains("x-own") && !early.contains("200 OK"), "{early}");
-        shop.application.go.store(true, Ordering::Relaxed);
+        shop.application.go.set(true);
         let answer = hear_until(&mut stream, "done")?;
         ensure!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         // The next one on the same connection, where hint and answer come as one.
@@ -148,13 +142,32 @@ struct Scripted {
     /// What it heard of bodies, one for each request that had one.
     bodies: Arc<Mutex<Vec<String>>>,
     /// Whether it answers behind its hints.
-    go: Arc<AtomicBool>,
+    go: Arc<Leave>,
+}
+
+/// What a test gives, and an application waits for.
+struct Leave {
+    given: Mutex<bool>,
+    told: Condvar,
+}
+
+impl Leave {
+    fn set(&self, given: bool) {
+        *self.given.lock().unwrap_or_else(PoisonError::into_inner) = given;
+        self.told.notify_all();
+    }
+
+    fn wait(&self) {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.told.wait_while(given, |given| !*given));
+    }
 }
 
 impl Scripted {
     fn start(pod: &Pod, port: u16) -> Result<Self> {
         let listener = pod.listen(port)?;
-        let application = Self { bodies: Arc::default(), go: Arc::new(AtomicBool::new(true)) };
+        let application =
+            Self { bodies: Arc::default(), go: Arc::new(Leave { given: Mutex::new(true), told: Condvar::new() }) };
         let (bodies, go) = (application.bodies.clone(), application.go.clone());
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -172,7 +185,7 @@ impl Scripted {
     }
 }
 
-fn converse(mut stream: TcpStream, bodies: &Mutex<Vec<String>>, go: &AtomicBool) -> std::io::Result<()> {
+fn converse(mut stream: TcpStream, bodies: &Mutex<Vec<String>>, go: &Leave) -> std::io::Result<()> {
     let note = |body: &[u8]| {
         let body = String::from_utf8_lossy(body).into_owned();
         bodies.lock().unwrap_or_else(PoisonError::into_inner).push(body);
@@ -205,9 +218,7 @@ fn converse(mut stream: TcpStream, bodies: &Mutex<Vec<String>>, go: &AtomicBool)
                 let first = "link: </a.css>; rel=preload\r\nconnection: x-own\r\nx-own: 1\r\n";
                 write!(stream, "HTTP/1.1 103 Early Hints\r\n{first}\r\n")?;
                 write!(stream, "HTTP/1.1 103 Early Hints\r\nlink: </b.css>\r\n\r\n")?;
-                while !go.load(Ordering::Relaxed) {
-                    thread::sleep(Duration::from_millis(1));
-                }
+                go.wait();
                 write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone")?;
             }
             None if path == "/continue" => {

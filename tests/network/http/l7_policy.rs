@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Response, ServiceSpec, eventually, trial_with};
+use selvedge_lab::{
+    AgentOptions, BOUND, Lab, Pod, PodSpec, Request, Response, ServiceSpec, authorization, eventually, trial_with,
+};
 use serde_json::{Value, json};
 
 use super::protocols::{call, hear_until};
@@ -42,14 +44,6 @@ pub fn rules() -> [Value; 2] {
         authorization("shop/callers", json!({"rules": [readers, writers]})),
         authorization("shop/no-admin", json!({"action": "DENY", "rules": [admin]})),
     ]
-}
-
-fn authorization(full_name: &str, spec: Value) -> Value {
-    let (namespace, name) = full_name.split_once('/').unwrap_or_default();
-    json!({
-        "apiVersion": "selvedge.dev/v1alpha1", "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": namespace, "name": name}, "spec": spec,
-    })
 }
 
 /// What is asked, and what `rules` make of it.

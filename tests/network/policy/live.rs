@@ -5,10 +5,10 @@ use std::net::TcpStream;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{BOUND, Lab, ServiceSpec, eventually, trial_with};
+use selvedge_lab::{BOUND, Lab, ServiceSpec, authorization, eventually, trial_with};
 use serde_json::json;
 
-use super::{SOON, Shop, authorization, peer};
+use super::{SOON, Shop, peer};
 use crate::knock::{Ended, knock};
 use crate::lab;
 

@@ -1,8 +1,9 @@
 //! What policies say, case by case.
 
+use selvedge_lab::authorization;
 use serde_json::{Value, json};
 
-use super::{Case, Shop, authorization, peer};
+use super::{Case, Shop, peer};
 
 pub fn sources(shop: &Shop) -> Vec<Case> {
     let web = shop.callers[0].ip().to_string();

@@ -2,11 +2,11 @@
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use selvedge_lab::{AgentOptions, BOUND, Lab, Request, Response, eventually, trial_with};
+use selvedge_lab::{AgentOptions, BOUND, Lab, Request, Response, authorization, eventually, trial_with};
 use serde_json::json;
 
 use super::Shop;
-use crate::http::authorizers::{Gate, put};
+use crate::http::authorizers::{Gate, asking_route, put};
 use crate::http::tokens::document;
 use crate::lab;
 
@@ -96,17 +96,7 @@ fn by_route(lab: &Lab) -> Result<()> {
     let shop = Shop::open(lab, "http")?;
     let gate = Gate::open(lab)?;
     only_the_waypoint_asks(lab)?;
-    let filter = json!({"type": "ExternalAuth", "externalAuth": {
-        "protocol": "GRPC", "backendRef": {"name": "gate", "namespace": "auth", "port": 90},
-    }});
-    lab.put(&json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-        "metadata": {"namespace": "shop", "name": "cart"},
-        "spec": {
-            "parentRefs": [{"group": "", "kind": "Service", "name": "cart", "port": 80}],
-            "rules": [{"filters": [filter]}],
-        },
-    }))?;
+    lab.put(&asking_route())?;
     let (_agents, _waypoint) = shop.run(lab, &AgentOptions::default(), &[])?;
     let passed = ask(&shop, "/x", "yes")?;
     ensure!(passed.status == 200 && passed.json()?["headers"]["x-user"] == "alice", "{passed:?}");
@@ -121,12 +111,7 @@ fn by_route(lab: &Lab) -> Result<()> {
 
 /// The authorizer's own policy: who asks is the waypoint, and no pod of `shop`.
 fn only_the_waypoint_asks(lab: &Lab) -> Result<()> {
-    lab.put(&json!({
-        "apiVersion": "selvedge.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"namespace": "auth", "name": "askers"},
-        "spec": {"rules": [{"from": [{"source": {"principals": [WAYPOINT]}}]}]},
-    }))
+    lab.put(&authorization("auth/askers", json!({"rules": [{"from": [{"source": {"principals": [WAYPOINT]}}]}]})))
 }
 
 fn ask(shop: &Shop, path: &str, wish: &str) -> Result<Response> {
