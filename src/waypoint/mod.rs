@@ -15,6 +15,7 @@ mod answer;
 mod authenticate;
 mod authorize;
 mod body;
+mod cause;
 mod client;
 mod executor;
 mod forward;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectiona
 use tokio::sync::oneshot;
 
 use super::body::Trail;
+use super::cause::of_http2;
 use super::client::ClientIo;
 use super::upstream::Handed;
 use crate::mesh::Reason;
@@ -74,10 +75,7 @@ impl<T> Heard<T> {
 
 fn is_no_error(error: &io::Error) -> bool {
     let first = error.get_ref().map(|error| error as &(dyn std::error::Error + 'static));
-    let mut causes = std::iter::successors(first, |cause| cause.source());
-    causes.any(|cause| {
-        cause.downcast_ref::<h2::Error>().is_some_and(|error| error.reason() == Some(h2::Reason::NO_ERROR))
-    })
+    of_http2(first).any(|error| error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {

@@ -1,6 +1,7 @@
 //! The use of one connection for one request.
 
 use std::cell::Cell;
+use std::error::Error;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use hyper::{Request, Response};
 use tokio::sync::oneshot;
 
 use super::super::body::RequestBody;
+use super::super::cause::{causes, of_http2};
 use super::super::guard::Begun;
 use super::super::place::Place;
 use super::super::pool::Moment;
@@ -127,22 +129,16 @@ fn kept_for(answer: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-/// With its causes: hyper's own words are few.
 fn describe(error: &hyper::Error) -> String {
-    causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    causes(error.source()).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// RFC 9113, section 8.7: a stream that was refused, or that lies beyond a GOAWAY, was not processed.
 fn is_refused(error: &hyper::Error) -> bool {
-    let of_http2 = causes(error).filter_map(|cause| cause.downcast_ref::<h2::Error>());
-    of_http2.filter(|error| error.is_remote()).any(|error| {
+    of_http2(error.source()).filter(|error| error.is_remote()).any(|error| {
         error.reason() == Some(h2::Reason::REFUSED_STREAM)
             || (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
     })
-}
-
-fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
 }
 
 /// How much earlier a connection is given up than its application does it.
