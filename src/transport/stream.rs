@@ -70,7 +70,7 @@ impl AsyncRead for Socket {
             match self.stream.try_read_buf(buffer) {
                 Ok(read) => {
                     if (1..room).contains(&read) {
-                        self.read_all();
+                        self.expect_nothing();
                     }
                     return Poll::Ready(Ok(()));
                 }
@@ -84,7 +84,7 @@ impl AsyncRead for Socket {
 impl Socket {
     /// Less than there was room for was all that there is: the next read waits, and saves the call that would find nothing.
     /// What came since the last read is still to be heard of, for a thread hears of its sockets between its tasks.
-    fn read_all(&self) {
+    fn expect_nothing(&self) {
         let _ = self.stream.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
     }
 }
