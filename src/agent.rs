@@ -6,6 +6,8 @@ mod ca;
 mod dump;
 mod mesh_node;
 mod metrics;
+mod state;
+mod stopping;
 mod turns;
 mod uninstall;
 
@@ -14,34 +16,31 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, AdminSettings, Control, Readiness, Sources};
-use crate::capture::show::{CaptureStatus, PodState};
+use crate::admin::{Admin, AdminSettings, Sources};
 use crate::capture::{CaptureSettings, Event, HandedOver, NetNs, OnExit, Ports, Reconciler};
 use crate::cli::{AgentArgs, Failure};
 use crate::cni::{self, ServerSettings, keep_roster};
 use crate::handover::{self, Keeper, ListenerKey, Succession};
 use crate::identity::{Identities, IdentitySettings};
-use crate::memory::{self, GivingBack};
+use crate::memory;
 use crate::mesh::{MeshSettings, PodUid};
 use crate::model::Model;
-use crate::policy::{self, Problem};
 use crate::proxy::{Connections, Limits, Proxy, ProxySettings, Workers, follow};
 use crate::source::{Origin, Report, directory};
-use crate::telemetry::{
-    AccessLog, AccessLogWriter, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry,
-};
-use crate::transport::fast;
+use crate::telemetry::{AccessLog, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry};
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
+use crate::upkeep::{LABEL_SETS, descriptor_share, fast_pool, finish, housekeeping, keep_small};
 pub use ca::{Ca, CaChoice};
 use dump::AgentDump;
 use mesh_node::{Captured, Publisher};
 pub use metrics::describe as describe_metrics;
+use state::AgentState;
+use stopping::Stopping;
 use turns::{Standing, Turns};
 use uninstall::Uninstall;
 
@@ -339,179 +338,9 @@ async fn retain_identities(node: String, model: Arc<Model>, identities: Arc<Iden
     }
 }
 
-/// What is done now and then: bytes of long connections are counted, and the age of the model.
-pub async fn housekeeping(proxy: Arc<Proxy>, report: Arc<Report>) {
-    let mut ticks = tokio::time::interval(HOUSEKEEPING);
-    let mut unread = Vec::new();
-    loop {
-        ticks.tick().await;
-        proxy.tick();
-        report.record_metrics();
-        tell_unread(&proxy, &mut unread);
-    }
-}
-
-/// Counts the policies that are not enforced as written, and says once which of them speak of requests that nobody reads.
-fn tell_unread(proxy: &Proxy, told: &mut Vec<Problem>) {
-    let state = proxy.model.read();
-    policy::record_metrics(&state.not_enforced());
-    let unread = state.unread();
-    for Problem { policy, field, cause } in unread.iter().filter(|problem| !told.contains(problem)) {
-        warn!(%policy, field, cause, "A policy is not in force as written.");
-    }
-    *told = unread;
-}
-
-/// What a load needed of memory is given back once most of it has gone.
-pub async fn keep_small(proxy: Arc<Proxy>) {
-    let mut ticks = tokio::time::interval(LOOKING_AT_MEMORY);
-    let mut giving_back = GivingBack::default();
-    loop {
-        ticks.tick().await;
-        giving_back.look(proxy.connections.total());
-    }
-}
-
-pub async fn finish(writer: AccessLogWriter) {
-    let flushed = tokio::task::spawn_blocking(move || writer.finish(FLUSH)).await;
-    if !matches!(flushed, Ok(true)) {
-        error!("The access log's last lines could not be written in time.");
-    }
-}
-
-/// Tunnels that wait for their next flow hold a descriptor each: an eighth of what connections may have, in all.
-pub fn fast_pool(connections: usize, threads: usize) -> fast::PoolSettings {
-    let defaults = fast::PoolSettings::default();
-    let share = (connections / 8 / threads.max(1)).max(1);
-    fast::PoolSettings { idle_total: defaults.idle_total.min(share), ..defaults }
-}
-
-pub fn descriptor_share() -> usize {
-    let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    Limits::from_descriptors(soft)
-}
-
-/// Whether the agent was asked to end, by a signal or through its admin port, and whether its rules go with it.
-#[derive(Debug)]
-struct Stopping(watch::Sender<Stop>);
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stop {
-    No,
-    Asked,
-    RulesStay,
-    ForGood,
-}
-
-impl Default for Stopping {
-    fn default() -> Self {
-        Self(watch::Sender::new(Stop::No))
-    }
-}
-
-impl Stopping {
-    fn ask(&self) {
-        self.0.send_if_modified(|stop| *stop == Stop::No && std::mem::replace(stop, Stop::Asked) == Stop::No);
-    }
-
-    async fn asked(&self) {
-        // The sender is ours and lives.
-        let _ = self.0.subscribe().wait_for(|stop| *stop != Stop::No).await;
-    }
-
-    async fn asked_for_good(&self) {
-        let _ = self.0.subscribe().wait_for(|stop| *stop == Stop::ForGood).await;
-    }
-
-    fn is_for_good(&self) -> bool {
-        *self.0.borrow() == Stop::ForGood
-    }
-
-    /// Completes at SIGTERM, SIGINT or a request to drain, once it is known what becomes of the rules.
-    async fn wait(&self, connections: &Connections, keep_capture: bool, uninstall: Option<&Uninstall>) {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            error!(connections = connections.total(), "Signals cannot be caught; the agent runs until it is killed.");
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = self.asked() => {}
-        }
-        self.ask();
-        let for_good = match uninstall {
-            Some(uninstall) => uninstall.is_for_good().await || !keep_capture,
-            None => !keep_capture,
-        };
-        self.0.send_replace(if for_good { Stop::ForGood } else { Stop::RulesStay });
-    }
-}
-
-/// What the admin servers ask and tell.
-struct AgentState {
-    node: String,
-    model: Arc<Model>,
-    capture: CaptureStatus,
-    report: Arc<Report>,
-    stopping: Arc<Stopping>,
-    connections: Arc<Connections>,
-    standing: watch::Receiver<Standing>,
-}
-
-impl AgentState {
-    /// The joined pods of this node that are neither captured nor named as failed, and why.
-    fn not_captured(&self) -> Vec<String> {
-        let snapshot = self.capture.snapshot();
-        let state = self.model.read();
-        let joined = state.mesh.workloads_on(&self.node);
-        let mut reasons = Vec::new();
-        for workload in joined.filter(|w| w.membership.is_joined() && w.pod.is_live() && !w.pod.ips.is_empty()) {
-            let status = snapshot.pods.iter().find(|status| status.uid == workload.uid().as_str());
-            // A pod whose capture failed is named in metrics and by `selvedge capture show`; it must not take the
-            // readiness of all others with it.
-            if !status.is_some_and(|status| matches!(status.state, PodState::Captured | PodState::Failed)) {
-                let why = status.and_then(|status| status.reason.as_deref()).unwrap_or("under way");
-                reasons.push(format!("pod {} is not captured yet: {why}", workload.name()));
-            }
-        }
-        reasons
-    }
-}
-
-impl Control for AgentState {
-    fn readiness(&self) -> Readiness {
-        let mut reasons = Vec::new();
-        if !self.model.is_synced() {
-            match &*self.report.waiting() {
-                [] => reasons.push("the objects have not all been read yet".to_owned()),
-                waiting => reasons.extend_from_slice(waiting),
-            }
-        }
-        if *self.stopping.0.borrow() != Stop::No {
-            reasons.push(format!("the agent drains; {} connections are left", self.connections.total()));
-        }
-        match *self.standing.borrow() {
-            Standing::Waits => reasons.push("another agent of this node has not handed over yet".to_owned()),
-            Standing::Works => reasons.extend(self.not_captured()),
-            // What it carries goes on; what is new is the next agent's.
-            Standing::Succeeded => {}
-        }
-        Readiness { reasons }
-    }
-
-    fn drain(&self) {
-        self.stopping.ask();
-    }
-}
-
 /// How long a pod that leaves is still served through tunnels, for peers that have not heard of it.
 const LINGER: Duration = Duration::from_secs(3);
 const EVENTS: usize = 1024;
 const RECONCILE: Duration = Duration::from_secs(2);
-const HOUSEKEEPING: Duration = Duration::from_secs(5);
-const LOOKING_AT_MEMORY: Duration = Duration::from_secs(1);
 const TEARDOWN: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(1);
-const FLUSH: Duration = Duration::from_secs(2);
-pub const LABEL_SETS: usize = 2000;

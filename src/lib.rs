@@ -22,6 +22,7 @@
 //! | [`admin`] | health, metrics, state dump, drain | everything, read-only |
 //! | [`handover`] | the small parent that keeps the listeners while a worker is replaced | file descriptors |
 //! | [`memory`] | what the process holds of the machine's memory | the allocator |
+//! | [`upkeep`] | what agent and waypoint do alike as processes | `proxy`, `memory`, `telemetry` |
 //! | [`cli`] | one file a verb | everything |
 //! | [`controller`] | the CA in the cluster, and status on users' objects | the API server, `identity`, the core |
 //! | [`waypoint_process`] | wires a waypoint that is a process of its own | everything |
@@ -49,5 +50,6 @@ pub mod route;
 pub mod source;
 pub mod telemetry;
 pub mod transport;
+pub mod upkeep;
 pub mod waypoint;
 pub mod waypoint_process;

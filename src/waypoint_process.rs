@@ -31,6 +31,7 @@ use crate::source::{Origin, Report, directory};
 use crate::telemetry::{AccessLog, Exporter, LogControl, Metrics, MetricsSettings, Observer, Telemetry};
 use crate::transport::hbone::PoolSettings;
 use crate::transport::tls::Tls;
+use crate::upkeep;
 
 /// Runs the waypoint until it is asked to end, and has drained.
 ///
@@ -55,7 +56,7 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     let gateway = args.gateway_name();
     let (traces, exporter) = args.tracing.start(Observer::Waypoint(gateway.clone()))?;
     let exporting = exporter.map(Exporter::spawn);
-    let telemetry = Telemetry::new(&metrics_settings, agent::LABEL_SETS, access_log, traces);
+    let telemetry = Telemetry::new(&metrics_settings, upkeep::LABEL_SETS, access_log, traces);
     let own = OwnWaypoint::of(&gateway, &args.trust_domain)
         .ok_or_else(|| Failure::usage(format!("--gateway {gateway}: no identity can have this name")))?;
     let origin = Origin::open(args.manifests.clone(), args.kubeconfig.clone()).await;
@@ -74,10 +75,10 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
         model.update(|state| state.mesh.believe_mesh_nodes());
     }
     let connections = Arc::new(Connections::default());
-    let most = args.max_connections.unwrap_or_else(agent::descriptor_share);
+    let most = args.max_connections.unwrap_or_else(upkeep::descriptor_share);
     let threads = args.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let workers =
-        Workers::start(threads, &PoolSettings::default(), &agent::fast_pool(most, threads)).map_err(Failure::new)?;
+        Workers::start(threads, &PoolSettings::default(), &upkeep::fast_pool(most, threads)).map_err(Failure::new)?;
     let settings = ProxySettings {
         node: "".into(),
         cluster: args.cluster.clone(),
@@ -119,8 +120,8 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     essential.spawn(identities.run());
     essential.spawn(ca.upkeep);
     essential.spawn(follow(proxy.clone()));
-    essential.spawn(agent::housekeeping(proxy.clone(), report.clone()));
-    essential.spawn(agent::keep_small(proxy.clone()));
+    essential.spawn(upkeep::housekeeping(proxy.clone(), report.clone()));
+    essential.spawn(upkeep::keep_small(proxy.clone()));
     let mut source = tokio::spawn(origin.follow(None, model, report));
     let mut serving = tokio::spawn(serve_own_pod(state.clone(), args.bind));
     info!(%gateway, connections = most, threads, version = env!("CARGO_PKG_VERSION"), "The waypoint runs.");
@@ -168,7 +169,7 @@ async fn serve(args: WaypointArgs, log: LogControl) -> Result<ExitCode, Failure>
     if let Some(exporting) = exporting {
         exporting.finish().await;
     }
-    agent::finish(access_log_writer).await;
+    upkeep::finish(access_log_writer).await;
     Ok(ExitCode::SUCCESS)
 }
 
