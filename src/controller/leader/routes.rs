@@ -258,7 +258,7 @@ fn parents<'a>(
     let entry = |(reference, conditions): (&Value, Vec<Condition>)| {
         let former = own.iter().flatten().find(|entry| entry.parent_ref == *reference);
         let former = former.map_or(&[][..], |entry| &entry.conditions);
-        let conditions = conditions.into_iter().map(|one| written(one, former, generation, now)).collect();
+        let conditions = merged(conditions, former, generation, now);
         Entry { parent_ref: reference.clone(), controller_name: CONTROLLER.to_owned(), conditions }
     };
     let wanted: Vec<Entry> = said.map(entry).collect();
@@ -280,6 +280,27 @@ struct Entry {
     conditions: Vec<StatusCondition>,
 }
 
+/// The conditions of one of our entries: ours as they are now, each in its place, and whatever else somebody wrote there, which
+/// is left alone (notes for implementors at RouteParentStatus and PolicyAncestorStatus).
+pub(super) fn merged(
+    said: Vec<Condition>,
+    former: &[StatusCondition],
+    generation: i64,
+    now: &str,
+) -> Vec<StatusCondition> {
+    let mut ours: Vec<_> = said.into_iter().map(|one| written(one, former, generation, now)).collect();
+    let mut all = Vec::new();
+    for one in former {
+        match ours.iter().position(|ours| ours.kind == one.kind) {
+            Some(at) => all.push(ours.remove(at)),
+            None if OURS.contains(&&*one.kind) => {}
+            None => all.push(one.clone()),
+        }
+    }
+    all.extend(ours);
+    all
+}
+
 pub(super) fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
     let status = if condition.is_true { "True" } else { "False" };
     let former = former.iter().find(|former| former.kind == condition.kind && former.status == status);
@@ -295,6 +316,8 @@ pub(super) fn written(condition: Condition, former: &[StatusCondition], generati
 
 pub const CONTROLLER: &str = "selvedge.dev/mesh";
 const MANAGER: &str = "selvedge-controller";
+/// The types of condition that nobody else writes into our entries.
+const OURS: [&str; 3] = ["Accepted", "ResolvedRefs", "PartiallyInvalid"];
 /// Rounds until a kind of routes that has not been listed counts as one that the cluster does not have.
 const PATIENCE: u32 = 10;
 /// As much as people read, and less than the schema allows.
@@ -341,6 +364,20 @@ mod tests {
         assert_eq!((&condition["observedGeneration"], &condition["lastTransitionTime"]), (&json!(2), &json!(THEN)));
         let next = of(&first, &[(cart, false)], 1, NOW).unwrap();
         assert_eq!(next[0]["conditions"][0]["lastTransitionTime"], NOW);
+    }
+
+    #[test]
+    fn a_condition_that_somebody_else_wrote_into_our_entry_stays_in_its_place() {
+        let cart = json!({"kind": "Service", "name": "cart"});
+        let mut before = of(&[], &[(cart.clone(), true)], 1, THEN).unwrap();
+        let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "A", "message": "", "lastTransitionTime": THEN});
+        let conditions = before[0]["conditions"].as_array_mut().unwrap();
+        conditions.insert(0, condition("example.com/Seen"));
+        conditions.push(condition("PartiallyInvalid"));
+        let next = of(&before, &[(cart, false)], 2, NOW).unwrap();
+        let kinds: Vec<_> = next[0]["conditions"].as_array().unwrap().iter().map(|one| &one["type"]).collect();
+        assert_eq!(kinds, ["example.com/Seen", "Accepted"], "and what of ours is over goes");
+        assert_eq!(next[0]["conditions"][0]["lastTransitionTime"], THEN);
     }
 
     #[test]
