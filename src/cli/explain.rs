@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
 use super::cluster::{ClusterArgs, unread};
@@ -43,7 +44,7 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "PATH")]
     path: Option<Uri>,
 
-    /// A header of the request; may be given several times.
+    /// A header of the request; may be given several times. A token in it is verified, with the keys that the agents have.
     #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
     header: Vec<(HeaderName, HeaderValue)>,
 
@@ -81,7 +82,10 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
     unread(&model).iter().for_each(terminal::remark);
     let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };
     match args.request() {
-        Some(head) => args.print(&explain_request(&model.read(), &question, &head).map_err(Failure::usage)?),
+        Some(head) => {
+            let now = Timestamp::now().as_second();
+            args.print(&explain_request(&model.read(), &question, &head, now).map_err(Failure::usage)?)
+        }
         None => args.print(&explain(&model.read(), &question).map_err(Failure::usage)?),
     }
 }

@@ -93,7 +93,7 @@ fn question(to: &str, port: u16) -> Question {
 fn request(model: &Model, line: &str) -> RequestExplanation {
     let (method, uri) = line.split_once(' ').unwrap();
     let head = Request::builder().method(method).uri(uri).body(()).unwrap().into_parts().0;
-    explain_request(&model.read(), &question("cart", 80), &head).unwrap()
+    explain_request(&model.read(), &question("cart", 80), &head, 0).unwrap()
 }
 
 #[test]
