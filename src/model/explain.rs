@@ -32,8 +32,10 @@ pub use token::TokenExplanation;
 #[derive(Clone, Debug)]
 pub enum Party {
     Address(IpAddr),
-    /// A pod, or as the destination also a Service.
+    /// A Pod; or as the destination a Service, where only one of the two has the name.
     Named(NamespacedName),
+    Pod(NamespacedName),
+    Service(NamespacedName),
 }
 
 #[derive(Clone, Debug)]
@@ -98,7 +100,7 @@ fn explain_sent(state: &State, question: &Question, hop: &Hop, sent: Option<Sent
     let from = From::find(state, &question.from)?;
     let from = match question.to {
         Party::Address(ip) => from.towards(ip),
-        Party::Named(_) => from,
+        Party::Named(_) | Party::Pod(_) | Party::Service(_) => from,
     };
     let mut targets = targets(state, &from, &question.to, question.port)?;
     // The source's agent looks at the port before anything else.
@@ -176,7 +178,9 @@ impl From {
                 };
                 Ok(Self { words, ip: *ip, workload })
             }
-            Party::Named(name) => {
+            // Nobody dials as a Service.
+            Party::Service(name) => Err(format!("Service {name} dials nobody: name one of its pods")),
+            Party::Named(name) | Party::Pod(name) => {
                 let workload = state.mesh.workload_by_name(name).ok_or_else(|| format!("there is no Pod {name}"))?;
                 let ip = workload.pod.ips.first().ok_or_else(|| format!("Pod {name} has no status.podIPs yet"))?;
                 Ok(Self { words: format!("pod {name}"), ip: *ip, workload: Some(workload.clone()) })

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::target::targets;
 use super::through::between;
 use super::{Explanation, From, Hop, Party, Question, explain_sent};
-use crate::mesh::{Destination, NamespacedName, ServiceDestination, ServiceKind, Waypoint};
+use crate::mesh::{Destination, NamespacedName, ServiceDestination, Waypoint};
 use crate::model::State;
 use crate::policy::{PathFault, normal_path};
 use crate::route::{Action, Answer, Because, Decision, RouteRef, Routes, Rule, Target};
@@ -89,7 +89,7 @@ pub fn explain_request(
     let from = From::find(state, &question.from)?;
     let from = match question.to {
         Party::Address(ip) => from.towards(ip),
-        Party::Named(_) => from,
+        Party::Named(_) | Party::Pod(_) | Party::Service(_) => from,
     };
     let found = targets(state, &from, &question.to, question.port)?;
     let mut explanation = RequestExplanation {
@@ -229,12 +229,7 @@ fn backend(
     let words_of = format!("service {name} port {port}");
     let service = state.mesh.service(name).filter(|service| state.mesh.service_destination(service, port).is_some());
     let Some(service) = service else { return nowhere(words_of, &forward.answer(Because::NoBackend)) };
-    // By its address where it has one: a pod may have the same name.
-    let to = match &service.kind {
-        ServiceKind::ClusterIp(ips) => ips.first().map(|ip| Party::Address(*ip)),
-        ServiceKind::Headless | ServiceKind::ExternalName => None,
-    };
-    let to = to.unwrap_or_else(|| Party::Named(name.clone()));
+    let to = Party::Service(service.name.clone());
     let asked = Question { from: question.from.clone(), to, port: Some(port) };
     let connection = explain_sent(state, &asked, hop, Some(Sent { head: &sent, now })).ok();
     let traffic = traffic(state, Some((&forward.route(), forward.rule())), name);

@@ -25,15 +25,20 @@ status: {podIPs: [{ip: 'fd00::2:1'}]}
 ";
 
 fn asked(manifests: &str, from: &str, to: &str, port: u16) -> Explanation {
+    let model = model_of(&format!("{PODS}{manifests}"));
+    let party = |name| Party::Named(NamespacedName::new("shop", name));
+    explain(&model.read(), &Question { from: party(from), to: party(to), port: Some(port) }).unwrap()
+}
+
+fn model_of(manifests: &str) -> Model {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("a.yaml"), format!("{PODS}{manifests}")).unwrap();
+    std::fs::write(dir.path().join("a.yaml"), manifests).unwrap();
     let loaded = directory::load(dir.path()).unwrap();
     assert_eq!(loaded.problems, []);
     let settings = MeshSettings { trust_domain: "cluster.local".parse().unwrap(), cluster_cidrs: Vec::new() };
     let model = Model::new(settings);
     model.apply(loaded.deltas);
-    let party = |name| Party::Named(NamespacedName::new("shop", name));
-    explain(&model.read(), &Question { from: party(from), to: party(to), port: Some(port) }).unwrap()
+    model
 }
 
 fn service(target: u16, spec: &str, endpoints: &str) -> String {
@@ -110,6 +115,23 @@ fn a_service_answers_by_the_endpoints_that_the_agent_would_choose_from() {
     let local = service(8080, ", internalTrafficPolicy: Local", &format!("{ready}]"));
     let answer = asked(&local, "client", "web", 80);
     assert_eq!((answer.verdict, answer.reason.as_deref()), (Verdict::Deny, Some("no-endpoint")));
+}
+
+#[test]
+fn a_name_that_a_pod_and_a_service_have_is_not_guessed_at() {
+    let both =
+        service(8080, "", "[{addresses: ['fd00::2:1']}]").replace("name: web, namespace", "name: server, namespace");
+    let model = model_of(&format!("{PODS}{both}"));
+    let name = || NamespacedName::new("shop", "server");
+    let asked = |from, to| explain(&model.read(), &Question { from, to, port: Some(80) });
+    let client = || Party::Named(NamespacedName::new("shop", "client"));
+    let refused = asked(client(), Party::Named(name())).unwrap_err();
+    assert_eq!(refused, "there are both a Pod and a Service shop/server: write pod/shop/server or service/shop/server");
+    assert_eq!(asked(client(), Party::Pod(name())).unwrap().to, "pod shop/server");
+    assert_eq!(asked(client(), Party::Service(name())).unwrap().to, "service shop/server");
+    // Only pods dial: there the name is nobody else's.
+    assert!(asked(Party::Named(name()), Party::Pod(name())).is_ok());
+    assert!(asked(Party::Service(name()), Party::Pod(name())).unwrap_err().contains("dials nobody"));
 }
 
 #[test]

@@ -17,7 +17,7 @@ proptest! {
     fn explain_agrees_with_the_agents(seed in any::<u64>()) {
         let mut random = StdRng::seed_from_u64(seed);
         let objects = world(&mut random);
-        let model = model_of(&objects);
+        let model = model_of_objects(&objects);
         let state = model.read();
         for from in POD_NAMES {
             let Some(source) = state.mesh.workload_by_name(&named(from)).cloned() else { continue };
@@ -201,7 +201,7 @@ fn destinations(state: &State) -> Vec<SocketAddr> {
     all
 }
 
-fn model_of(objects: &[Value]) -> Model {
+fn model_of_objects(objects: &[Value]) -> Model {
     let dir = tempfile::tempdir().unwrap();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     std::fs::write(dir.path().join("a.json"), format!("{list}\n")).unwrap();
