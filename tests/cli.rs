@@ -110,6 +110,7 @@ fn what_makes_no_sense_exits_2_and_says_what_would() {
         (&["agent", "--node", "a", "--manifests", ".", "--capture", "ebpf"], &["ebpf", "tproxy, redirect"]),
         (&["validate"], &["<DIR>"]),
         (&["explain", "--manifests", ".", "shop", "1.2.3.4"], &["\"shop\"", "namespace/name"]),
+        (&["explain", "--manifests", ".", "node/a/b", "1.2.3.4"], &["\"node\"", "neither pod nor service"]),
         (&["weave"], &["weave", "--help"]),
     ] {
         let said = selvedge(arguments);

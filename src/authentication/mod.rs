@@ -21,7 +21,9 @@ pub use challenge::Challenge;
 pub use fault::Fault;
 pub use jwk::{KeySet, KeySetError};
 pub use place::Place;
-pub use rule::{ClaimHeader, Found, KeySource, Keys, Principal, Rule, authenticate, claim_text, may_carry};
+pub use rule::{
+    ClaimHeader, Found, Judged, KeySource, Keys, Principal, Rule, authenticate, claim_text, judge, may_carry,
+};
 pub use service_url::ServiceUrl;
 pub use token::Token;
 
@@ -31,4 +33,4 @@ pub const SKEW: i64 = 60;
 pub const KEYS_HOLD: i64 = 24 * 60 * 60;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

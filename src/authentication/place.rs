@@ -1,5 +1,6 @@
 //! Where in a request a token may be.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HeaderValue};
@@ -59,6 +60,16 @@ impl Place {
                 }
             }
             Self::Parameter(name) => clear_parameter(name, head),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name, prefix) if prefix.is_empty() => write!(f, "header {name}"),
+            Self::Header(name, prefix) => write!(f, "header {name} ({})", prefix.trim_end()),
+            Self::Parameter(name) => write!(f, "query parameter {name}"),
         }
     }
 }

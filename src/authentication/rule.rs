@@ -96,40 +96,60 @@ impl Principal {
     }
 }
 
+/// What becomes of a request's token, and which of the rules says so, by its place among them; none where no rule is for such
+/// a token, or there is none.
+#[derive(Debug)]
+pub struct Judged {
+    pub outcome: Result<Option<Principal>, Fault>,
+    pub rule: Option<usize>,
+}
+
 /// Finds the token of a request, verifies it, and makes of the request what its application is to see: the headers that claims
 /// are written to hold claims that were verified or are not there, and the token is gone unless it is forwarded.
 ///
 /// A request without a token has no principal, and that is no fault.
 pub fn authenticate(rules: &[Arc<Rule>], head: &mut Parts, now: i64) -> Result<Option<Principal>, Fault> {
+    judge(rules, head, now).outcome
+}
+
+/// The same, for who wants to know which rule it was.
+pub fn judge(rules: &[Arc<Rule>], head: &mut Parts, now: i64) -> Judged {
     let found = find(rules, head);
     for rule in rules {
         rule.strip(&mut head.headers);
     }
-    let tokens = found?;
-    let Some((text, _)) = tokens.first() else { return Ok(None) };
+    let by_none = |outcome| Judged { outcome, rule: None };
+    let tokens = match found {
+        Ok(tokens) => tokens,
+        Err(fault) => return by_none(Err(fault)),
+    };
+    let Some((text, _)) = tokens.first() else { return by_none(Ok(None)) };
     // RFC 6750, section 2: not more than one. The same one in two places is one.
     if tokens.iter().any(|(other, _)| other != text) {
-        return Err(Fault::Several);
+        return by_none(Err(Fault::Several));
     }
-    let token = Token::parse(text)?;
+    let token = match Token::parse(text) {
+        Ok(token) => token,
+        Err(fault) => return by_none(Err(fault)),
+    };
     let issuer = token.issuer().unwrap_or_default();
-    let mut fault = Fault::Issuer(shown(issuer));
-    for rule in rules.iter().filter(|rule| *rule.issuer == *issuer) {
+    let mut judged = by_none(Err(Fault::Issuer(shown(issuer))));
+    for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| *rule.issuer == *issuer) {
         if !tokens.iter().any(|(_, place)| rule.places.contains(place)) {
             continue;
         }
-        match rule.verify(&token, now) {
-            Ok(principal) => {
-                rule.write(&token, &mut head.headers);
-                if !rule.forward {
-                    tokens.iter().for_each(|(_, place)| place.clear(head));
-                }
-                return Ok(Some(principal));
+        let outcome = rule.verify(&token, now).map(Some);
+        let holds = outcome.is_ok();
+        judged = Judged { outcome, rule: Some(at) };
+        if holds {
+            rule.write(&token, &mut head.headers);
+            if !rule.forward {
+                tokens.iter().for_each(|(_, place)| place.clear(head));
             }
-            Err(found) => fault = found,
+            break;
         }
     }
-    Err(fault)
+    judged
 }
 
 /// Every token of a request, at every place where a rule looks for one.

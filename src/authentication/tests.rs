@@ -18,11 +18,11 @@ mod random;
 mod requests;
 mod verifying;
 
-const NOW: i64 = 1_800_000_000;
-const ISSUER: &str = "https://issuer.example";
+pub const NOW: i64 = 1_800_000_000;
+pub const ISSUER: &str = "https://issuer.example";
 
 /// An issuer's key of each type, made anew.
-enum Signer {
+pub enum Signer {
     Rsa(Box<RsaKeyPair>),
     Elliptic(Algorithm, EcdsaKeyPair),
     Edwards(Ed25519KeyPair),
@@ -42,12 +42,12 @@ impl Signer {
         Self::Elliptic(algorithm, EcdsaKeyPair::generate(signing).unwrap())
     }
 
-    fn edwards() -> Self {
+    pub fn edwards() -> Self {
         Self::Edwards(Ed25519KeyPair::generate().unwrap())
     }
 
     /// The public key, as its issuer publishes it.
-    fn published(&self, id: Option<&str>) -> Value {
+    pub fn published(&self, id: Option<&str>) -> Value {
         let mut key = match self {
             Self::Rsa(pair) => {
                 let public = pair.public_key();
@@ -99,7 +99,7 @@ impl Signer {
         }
     }
 
-    fn token(&self, algorithm: Algorithm, claims: &Value) -> String {
+    pub fn token(&self, algorithm: Algorithm, claims: &Value) -> String {
         self.token_with(algorithm, &json!({"alg": algorithm.as_str()}), claims)
     }
 
@@ -112,11 +112,11 @@ impl Signer {
 }
 
 /// Claims of a token that holds.
-fn claims() -> Value {
+pub fn claims() -> Value {
     json!({"iss": ISSUER, "sub": "alice", "aud": "shop", "exp": NOW + 300, "iat": NOW})
 }
 
-fn with(name: &str, value: Value) -> Value {
+pub fn with(name: &str, value: Value) -> Value {
     let mut claims = claims();
     claims[name] = value;
     claims

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
 use super::cluster::{ClusterArgs, unread};
@@ -23,11 +24,12 @@ use crate::source::directory;
 /// whichever the verdict is.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// Who dials: `namespace/pod`, or an IP address.
+    /// Who dials: `namespace/pod` (or `pod/namespace/name`), or an IP address.
     #[arg(value_name = "FROM")]
     from: String,
 
-    /// Who is dialled: `namespace/pod`, `namespace/service`, or an IP address.
+    /// Who is dialled: `namespace/name` of a Pod or a Service, or an IP address. Where both have the name,
+    /// `pod/namespace/name` or `service/namespace/name`.
     #[arg(value_name = "TO")]
     to: String,
 
@@ -43,7 +45,7 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "PATH")]
     path: Option<Uri>,
 
-    /// A header of the request; may be given several times.
+    /// A header of the request; may be given several times. A token in it is verified, with the keys that the agents have.
     #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
     header: Vec<(HeaderName, HeaderValue)>,
 
@@ -81,7 +83,10 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
     unread(&model).iter().for_each(terminal::remark);
     let question = Question { from: party(&args.from)?, to: party(&args.to)?, port: args.port };
     match args.request() {
-        Some(head) => args.print(&explain_request(&model.read(), &question, &head).map_err(Failure::usage)?),
+        Some(head) => {
+            let now = Timestamp::now().as_second();
+            args.print(&explain_request(&model.read(), &question, &head, now).map_err(Failure::usage)?)
+        }
         None => args.print(&explain(&model.read(), &question).map_err(Failure::usage)?),
     }
 }
@@ -122,10 +127,21 @@ fn party(text: &str) -> Result<Party, Failure> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(Party::Address(ip));
     }
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(Party::Named(NamespacedName::new(namespace, name)))
-        }
-        _ => Err(Failure::usage(format!("{text:?} is neither an IP address nor of the form namespace/name"))),
+    let parts: Vec<&str> = text.split('/').collect();
+    let (kind, name) = match parts[..] {
+        [namespace, name] => (None, (namespace, name)),
+        [kind, namespace, name] => (Some(kind), (namespace, name)),
+        _ => (None, ("", "")),
+    };
+    let full = || NamespacedName::new(name.0, name.1);
+    match kind {
+        _ if name.0.is_empty() || name.1.is_empty() => Err(Failure::usage(format!(
+            "{text:?} is neither an IP address nor of the form namespace/name, pod/namespace/name or \
+             service/namespace/name"
+        ))),
+        None => Ok(Party::Named(full())),
+        Some("pod" | "pods" | "po") => Ok(Party::Pod(full())),
+        Some("service" | "services" | "svc") => Ok(Party::Service(full())),
+        Some(other) => Err(Failure::usage(format!("{other:?} of {text:?} is neither pod nor service"))),
     }
 }

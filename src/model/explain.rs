@@ -4,9 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::request::Parts;
 use serde::Serialize;
 
+use self::decided::{asked, decided};
+use self::request::Sent;
 use self::target::{Targets, targets};
 use self::through::{Between, between, is_beside};
 use super::State;
@@ -15,21 +16,26 @@ use crate::mesh::{
     Beside, Destination, Identity, Membership, NamespacedName, Path, PlainBecause, Reason, TUNNEL_PORT, Workload,
     believable_source, is_reserved_port,
 };
-use crate::policy::{self, PeerMode, Reads, RequestHead, Verdict};
+use crate::policy::{self, PeerMode, Reads, Verdict};
 
+mod decided;
 mod request;
 mod target;
 mod text;
 mod through;
+mod token;
 
 pub use request::{AnswerExplanation, BackendExplanation, RequestExplanation, explain_request};
+pub use token::TokenExplanation;
 
 /// Who is asked about, as a person names it.
 #[derive(Clone, Debug)]
 pub enum Party {
     Address(IpAddr),
-    /// A pod, or as the destination also a Service.
+    /// A Pod; or as the destination a Service, where only one of the two has the name.
     Named(NamespacedName),
+    Pod(NamespacedName),
+    Service(NamespacedName),
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +76,8 @@ pub struct EndpointExplanation {
     pub summary: String,
     /// What beside policy may matter.
     pub note: Option<String>,
+    /// What becomes of the token of a request; absent where nobody asks for one, and the request has none.
+    pub token: Option<TokenExplanation>,
     /// What each policy said; absent where no policy has a word.
     pub policies: Option<policy::Explanation>,
 }
@@ -88,11 +96,11 @@ pub fn explain(state: &State, question: &Question) -> Result<Explanation, String
 }
 
 /// The same of a request that goes over the connection, where one does.
-fn explain_sent(state: &State, question: &Question, hop: &Hop, sent: Option<&Parts>) -> Result<Explanation, String> {
+fn explain_sent(state: &State, question: &Question, hop: &Hop, sent: Option<Sent<'_>>) -> Result<Explanation, String> {
     let from = From::find(state, &question.from)?;
     let from = match question.to {
         Party::Address(ip) => from.towards(ip),
-        Party::Named(_) => from,
+        Party::Named(_) | Party::Pod(_) | Party::Service(_) => from,
     };
     let mut targets = targets(state, &from, &question.to, question.port)?;
     // The source's agent looks at the port before anything else.
@@ -170,7 +178,9 @@ impl From {
                 };
                 Ok(Self { words, ip: *ip, workload })
             }
-            Party::Named(name) => {
+            // Nobody dials as a Service.
+            Party::Service(name) => Err(format!("Service {name} dials nobody: name one of its pods")),
+            Party::Named(name) | Party::Pod(name) => {
                 let workload = state.mesh.workload_by_name(name).ok_or_else(|| format!("there is no Pod {name}"))?;
                 let ip = workload.pod.ips.first().ok_or_else(|| format!("Pod {name} has no status.podIPs yet"))?;
                 Ok(Self { words: format!("pod {name}"), ip: *ip, workload: Some(workload.clone()) })
@@ -210,14 +220,20 @@ fn one_endpoint(
     from: &From,
     targets: &Targets,
     address: SocketAddr,
-    sent: Option<&Parts>,
+    sent: Option<Sent<'_>>,
 ) -> EndpointExplanation {
     let captured = from.is_captured_towards(targets.dialled.unwrap_or(address));
     reach(state, &from.clone().towards(address.ip()), captured, address, sent)
 }
 
 /// The way from one side, whose agent carries what it dials or does not, to one address.
-fn reach(state: &State, from: &From, captured: bool, address: SocketAddr, sent: Option<&Parts>) -> EndpointExplanation {
+fn reach(
+    state: &State,
+    from: &From,
+    captured: bool,
+    address: SocketAddr,
+    sent: Option<Sent<'_>>,
+) -> EndpointExplanation {
     let destination = match state.mesh.destination(address) {
         Destination::Workload(workload) => Some(workload),
         Destination::Unknown if captured => {
@@ -268,7 +284,7 @@ fn arriving_in_plaintext(
     from: &From,
     destination: &Arc<Workload>,
     address: SocketAddr,
-    sent: Option<&Parts>,
+    sent: Option<Sent<'_>>,
 ) -> EndpointExplanation {
     if from.workload.as_ref().is_some_and(|source| source.uid() == destination.uid()) {
         return open(address, Some(destination), "plaintext", "a pod that talks to itself is not captured".to_owned());
@@ -304,48 +320,13 @@ fn arriving(
     destination: &Arc<Workload>,
     address: SocketAddr,
     identity: Option<&Identity>,
-    sent: Option<&Parts>,
+    sent: Option<Sent<'_>>,
 ) -> EndpointExplanation {
     let (_, reads) = state.query(from.ip, identity, destination, address);
     if reads == Reads::ToDecide && is_beside(state, identity, address) {
         return refused(address, Some(destination), Reason::Waypoint, Beside(address).to_string());
     }
-    decided(state, from, destination, address, identity, sent)
-}
-
-fn decided(
-    state: &State,
-    from: &From,
-    destination: &Arc<Workload>,
-    address: SocketAddr,
-    identity: Option<&Identity>,
-    sent: Option<&Parts>,
-) -> EndpointExplanation {
-    let (query, _) = state.query(from.ip, identity, destination, address);
-    let explanation = match sent.filter(|_| query.requests).map(request::arriving) {
-        Some(Ok(request)) => state.policies.explain_request(&query, &RequestHead::of(&request)),
-        Some(Err(fault)) => return refused(address, Some(destination), Reason::Protocol, fault.to_string()),
-        None => state.policies.explain(&query),
-    };
-    let each = (query.requests && sent.is_none()).then(|| EACH.to_owned());
-    EndpointExplanation {
-        address,
-        workload: Some(destination.name().to_string()),
-        verdict: explanation.verdict,
-        reason: explanation.reason.clone(),
-        path: if identity.is_some() { "tunnel" } else { "plaintext" }.to_owned(),
-        source_identity: identity.map(ToString::to_string),
-        summary: explanation.sentence.clone(),
-        note: probe_note(state, from, destination, address).or(each),
-        policies: Some(explanation),
-    }
-}
-
-/// A node's address proves nothing: what counts is whether the socket is the node's own, which no manifest tells.
-fn probe_note(state: &State, from: &From, destination: &Workload, address: SocketAddr) -> Option<String> {
-    let probed = destination.pod.probes.iter().any(|probe| probe.port == address.port());
-    (from.workload.is_none() && probed && state.mesh.is_node_address(from.ip))
-        .then(|| "the pod's spec probes this port: a probe by its own node's kubelet is let through".to_owned())
+    asked(state, decided(state, from, destination, address, identity, sent))
 }
 
 fn refused(address: SocketAddr, workload: Option<&Arc<Workload>>, reason: Reason, text: String) -> EndpointExplanation {
@@ -358,6 +339,7 @@ fn refused(address: SocketAddr, workload: Option<&Arc<Workload>>, reason: Reason
         source_identity: None,
         summary: text,
         note: None,
+        token: None,
         policies: None,
     }
 }
@@ -372,6 +354,7 @@ fn open(address: SocketAddr, workload: Option<&Arc<Workload>>, path: &str, text:
         source_identity: None,
         summary: text,
         note: None,
+        token: None,
         policies: None,
     }
 }
@@ -379,8 +362,6 @@ fn open(address: SocketAddr, workload: Option<&Arc<Workload>>, path: &str, text:
 fn reserved(port: u16) -> String {
     format!("port {port} belongs to the mesh and is no destination")
 }
-
-const EACH: &str = "each request to it is decided for itself: ask about one with --method, --path and --header";
 
 #[cfg(test)]
 mod tests;

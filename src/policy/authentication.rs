@@ -57,13 +57,20 @@ impl RequestAuthentication {
 impl Policies {
     /// What stands over the tokens of requests to a destination; none: a token means nothing there, and is passed on.
     pub fn token_rules(&self, query: &Query<'_>) -> Vec<Arc<Rule>> {
+        self.over_tokens(query, |over| over.iter().flat_map(|one| one.rules.iter().cloned()).collect())
+    }
+
+    /// The policies that these rules are of, in the same order.
+    pub fn token_policies(&self, query: &Query<'_>) -> Vec<RequestAuthentication> {
+        self.over_tokens(query, |over| over.iter().copied().cloned().collect())
+    }
+
+    fn over_tokens<T>(&self, query: &Query<'_>, make: impl FnOnce(&[&RequestAuthentication]) -> T) -> T {
         let standing = self.standing(query.destination);
         let mut over: Vec<_> = standing.authentications.iter().collect();
-        let of_services: Vec<_> =
-            query.own_services().flat_map(|service| self.authentications_at_service(service)).collect();
-        over.extend(of_services.iter());
+        over.extend(query.own_services().flat_map(|service| self.authentications_at_service(service)));
         over.sort_by(|a, b| a.name.cmp(&b.name));
         over.dedup_by(|a, b| a.name == b.name);
-        over.into_iter().flat_map(|one| one.rules.iter().cloned()).collect()
+        make(&over)
     }
 }

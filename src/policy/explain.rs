@@ -5,7 +5,7 @@ use super::matcher::Subject;
 use super::object::{PolicyObject, PolicyRef};
 use super::standing::PeerMode;
 use super::store::{Entry, Policies};
-use super::{Decision, Query, RequestHead, Selection, Verdict};
+use super::{Ask, Decision, Query, RequestHead, Selection, Verdict};
 
 /// A decision, with everything that had a say in it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -26,6 +26,9 @@ pub struct Explanation {
     pub sentence: String,
     /// Every policy of the destination's namespace and of the root namespace.
     pub policies: Vec<Considered>,
+    /// Who else has to let a request pass that is allowed so far.
+    #[serde(skip)]
+    pub asks: Vec<Ask>,
 }
 
 /// One policy, and whether it had a say.
@@ -77,6 +80,7 @@ impl Policies {
             clause: decision.clause.as_ref().map(|clause| clause.words.clone()),
             sentence: sentence(query, decision),
             policies,
+            asks: decision.asks.clone(),
         }
     }
 
@@ -102,7 +106,7 @@ impl Policies {
         }
         if let PolicyObject::RequestAuthentication(policy) = &entry.object {
             let issuers: Vec<&str> = policy.rules.iter().map(|rule| &*rule.issuer).collect();
-            considered.why = format!("it judges tokens of {} in requests, not connections", issuers.join(", "));
+            considered.why = format!("it judges tokens of {}, and no connection", issuers.join(", "));
             return considered;
         }
         match &entry.compiled {

@@ -157,7 +157,7 @@ fn passed_over(field: String, why: Why) -> Note {
 }
 
 /// The group of Services is written as nothing, and by some as `core`.
-pub(super) fn is_core(group: &str) -> bool {
+pub fn is_core(group: &str) -> bool {
     matches!(group, "" | "core")
 }
 

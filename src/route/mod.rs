@@ -29,7 +29,7 @@ pub mod traffic;
 pub use answer::{Answer, Because, GrpcStatus, is_grpc};
 pub use cors::{Allowed, Cors, Origin};
 pub use decide::{Decision, Forward, Routes};
-pub use decode::{DecodeError, decode};
+pub use decode::{DecodeError, decode, is_core};
 pub use duration::{DurationError, parse_duration};
 pub use edit::set_host;
 pub use filter::{Filters, HeaderEdits, Mirror, PathRewrite, Redirect, Rewrite, Share};

@@ -181,7 +181,7 @@ fn use_all(model: &Model) {
         let _ = explain(&state, &question);
         for uri in ["/", "/a/b?q=a", "/a.B/C"] {
             let (head, ()) = http::Request::get(uri).header("x", "y").body(()).unwrap().into_parts();
-            let _ = explain_request(&state, &question, &head);
+            let _ = explain_request(&state, &question, &head, 0);
         }
     }
 }

@@ -40,7 +40,7 @@ fn it_answers_people(lab: &Lab) -> Result<()> {
     let (web_ip, cart_ip, vip) = (web.ip().to_string(), cart.ip().to_string(), vips(1)[0].to_string());
     // Each name of one destination gives one answer, on the only port it has.
     for from in ["shop/web", &web_ip] {
-        for to in ["shop/cart", &cart_ip, "shop/cart-service", &vip] {
+        for to in ["shop/cart", "pod/shop/cart", &cart_ip, "shop/cart-service", "svc/shop/cart-service", &vip] {
             let output = run_explain(lab, &[from, to])?;
             ensure!(output.code == 0 && output.stdout.contains(": allowed"), "{from} to {to}: {output:?}");
             ensure!(output.stdout.contains("AuthorizationPolicy shop/web-only: rule 1"), "{from} to {to}: {output:?}");

@@ -13,7 +13,7 @@ use kube::{Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::status::{ByGeneration, Told, list, now, written};
+use super::status::{ByGeneration, Told, list, merged, now};
 use crate::api::StatusCondition;
 use crate::mesh::{AppProtocol, Gateway, Labels, NamespacedName, Settings, Waypoint};
 use crate::route::status::{Condition, GrpcClaims, ServiceFacts, ServiceShape, conditions};
@@ -234,7 +234,7 @@ fn parents<'a>(
     let entry = |(reference, conditions): (&Value, Vec<Condition>)| {
         let former = own.iter().flatten().find(|entry| entry.parent_ref == *reference);
         let former = former.map_or(&[][..], |entry| &entry.conditions);
-        let conditions = conditions.into_iter().map(|one| written(one, former, generation, now)).collect();
+        let conditions = merged(conditions, former, generation, now);
         Entry { parent_ref: reference.clone(), controller_name: CONTROLLER.to_owned(), conditions }
     };
     let wanted: Vec<Entry> = said.map(entry).collect();
@@ -301,6 +301,20 @@ mod tests {
         assert_eq!((&condition["observedGeneration"], &condition["lastTransitionTime"]), (&json!(2), &json!(THEN)));
         let next = of(&first, &[(cart, false)], 1, NOW).unwrap();
         assert_eq!(next[0]["conditions"][0]["lastTransitionTime"], NOW);
+    }
+
+    #[test]
+    fn a_condition_that_somebody_else_wrote_into_our_entry_stays_in_its_place() {
+        let cart = json!({"kind": "Service", "name": "cart"});
+        let mut before = of(&[], &[(cart.clone(), true)], 1, THEN).unwrap();
+        let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "A", "message": "", "lastTransitionTime": THEN});
+        let conditions = before[0]["conditions"].as_array_mut().unwrap();
+        conditions.insert(0, condition("example.com/Seen"));
+        conditions.push(condition("PartiallyInvalid"));
+        let next = of(&before, &[(cart, false)], 2, NOW).unwrap();
+        let kinds: Vec<_> = next[0]["conditions"].as_array().unwrap().iter().map(|one| &one["type"]).collect();
+        assert_eq!(kinds, ["example.com/Seen", "Accepted"], "and what of ours is over goes");
+        assert_eq!(next[0]["conditions"][0]["lastTransitionTime"], THEN);
     }
 
     #[test]

@@ -97,6 +97,22 @@ impl<T> Default for ByGeneration<T> {
     }
 }
 
+/// The conditions of one of our entries: ours as they are now, each in its place, and whatever else somebody wrote there, which
+/// is left alone (notes for implementors at RouteParentStatus and PolicyAncestorStatus).
+pub fn merged(said: Vec<Condition>, former: &[StatusCondition], generation: i64, now: &str) -> Vec<StatusCondition> {
+    let mut ours: Vec<_> = said.into_iter().map(|one| written(one, former, generation, now)).collect();
+    let mut all = Vec::new();
+    for one in former {
+        match ours.iter().position(|ours| ours.kind == one.kind) {
+            Some(at) => all.push(ours.remove(at)),
+            None if OURS.contains(&&*one.kind) => {}
+            None => all.push(one.clone()),
+        }
+    }
+    all.extend(ours);
+    all
+}
+
 /// A condition as it shall stand: its time moves only with its status.
 pub fn written(condition: Condition, former: &[StatusCondition], generation: i64, now: &str) -> StatusCondition {
     let status = if condition.is_true { "True" } else { "False" };
@@ -130,6 +146,8 @@ pub fn written_at(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The types of condition that nobody else writes into our entries.
+const OURS: [&str; 3] = ["Accepted", "ResolvedRefs", "PartiallyInvalid"];
 pub const MANAGER: &str = "selvedge-controller";
 /// As much as people read, and less than the schema allows.
 pub const MOST_CHARACTERS: usize = 4096;

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::routes::{CONTROLLER, RouteStatuses, RoutesOf, versions};
-use super::status::{ByGeneration, Told, conditions_of, list, now, written};
+use super::status::{ByGeneration, Told, conditions_of, list, merged, now, written};
 use crate::api::StatusCondition;
+use crate::route::is_core;
 use crate::route::status::Condition;
 use crate::route::traffic::status::{accepted, conditions, look};
 use crate::route::traffic::{Delta, Table, TrafficKind, TrafficPolicy, decode};
@@ -92,7 +93,9 @@ impl TrafficStatuses {
             TrafficKind::Backend => {
                 let before = list(&object.data, "/status/ancestors");
                 let targets = list(&object.data, "/spec/targetRefs");
-                let said = targets.iter().enumerate().map(|(index, target)| {
+                // Others speak for what is no Service.
+                let services = targets.iter().enumerate().filter(|(_, target)| is_service(target));
+                let said = services.map(|(index, target)| {
                     let condition = match read {
                         Ok(policy) => {
                             let here = policy.targets.iter().filter(|target| target.index == index).cloned().collect();
@@ -101,7 +104,7 @@ impl TrafficStatuses {
                         }
                         Err(why) => malformed("Accepted", why),
                     };
-                    (target.clone(), condition)
+                    (target.clone(), in_known_words(condition))
                 });
                 ancestors(before, said, generation, &now).map(|ancestors| json!({"ancestors": ancestors}))
             }
@@ -122,6 +125,20 @@ fn malformed(kind: &'static str, why: &str) -> Condition {
     Condition { kind, is_true: false, reason: "Malformed", message: why.to_owned() }
 }
 
+fn is_service(target: &Value) -> bool {
+    target["kind"] == "Service" && target["group"].as_str().is_none_or(is_core)
+}
+
+/// With one of the reasons that the Gateway API has for policies (PolicyConditionReason); the message says it more exactly.
+fn in_known_words(condition: Condition) -> Condition {
+    let reason = match condition.reason {
+        "Malformed" => "Invalid",
+        "NoWaypoint" => "TargetNotFound",
+        known => known,
+    };
+    Condition { reason, ..condition }
+}
+
 /// `status.ancestors` as it shall be; `None` where it says so already. The entries of other controllers stay.
 fn ancestors(
     before: &[Value],
@@ -136,7 +153,7 @@ fn ancestors(
         .map(|(ancestor_ref, condition)| {
             let former = own.iter().find(|entry| entry.ancestor_ref == ancestor_ref);
             let former = former.map_or(&[][..], |entry| &entry.conditions);
-            let conditions = vec![written(condition, former, generation, now)];
+            let conditions = merged(vec![condition], former, generation, now);
             Ancestor { ancestor_ref, controller_name: CONTROLLER.to_owned(), conditions }
         })
         .collect();
@@ -163,6 +180,17 @@ const MOST: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_we_answer_for_is_services_in_the_words_that_the_gateway_api_has() {
+        assert!(is_service(&json!({"group": "", "kind": "Service", "name": "a"})));
+        assert!(!is_service(&json!({"group": "multicluster.x-k8s.io", "kind": "ServiceImport", "name": "a"})));
+        assert!(!is_service(&json!({"group": "example.com", "kind": "Service", "name": "a"})));
+        let said = |reason| {
+            in_known_words(Condition { kind: "Accepted", is_true: false, reason, message: "so".to_owned() }).reason
+        };
+        assert_eq!(["NoWaypoint", "Malformed", "Conflicted"].map(said), ["TargetNotFound", "Invalid", "Conflicted"]);
+    }
 
     #[test]
     fn the_entries_of_other_controllers_stay_and_ours_follow_the_policy() {

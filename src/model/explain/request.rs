@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::target::targets;
 use super::through::between;
 use super::{Explanation, From, Hop, Party, Question, explain_sent};
-use crate::mesh::{Destination, NamespacedName, ServiceDestination, ServiceKind, Waypoint};
+use crate::mesh::{Destination, NamespacedName, ServiceDestination, Waypoint};
 use crate::model::State;
 use crate::policy::{PathFault, normal_path};
 use crate::route::{Action, Answer, Because, Decision, RouteRef, Routes, Rule, Target};
@@ -37,7 +37,7 @@ pub struct RequestExplanation {
     pub backends: Vec<BackendExplanation>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct AnswerExplanation {
     /// Of HTTP; a gRPC client gets 200 and `grpcStatus`.
     pub status: u16,
@@ -52,7 +52,7 @@ pub struct BackendExplanation {
     /// So many of so many requests go there.
     pub weight: u64,
     pub of: u64,
-    /// The request as the application gets it.
+    /// The request as the route makes it; policy and the application get its path in the one form, and no token.
     pub request: Option<String>,
     /// What is answered in its place, where it is not there.
     pub answer: Option<AnswerExplanation>,
@@ -71,12 +71,25 @@ pub struct TrafficExplanation {
     pub from: String,
 }
 
-/// Answers a question about one request, or says what is wrong with it.
-pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Result<RequestExplanation, String> {
+/// A request as it is sent, and when: in seconds since 1970.
+#[derive(Clone, Copy)]
+pub(super) struct Sent<'a> {
+    pub(super) head: &'a Parts,
+    pub(super) now: i64,
+}
+
+/// Answers a question about one request at a time, in seconds since 1970, or says what is wrong with it.
+pub fn explain_request(
+    state: &State,
+    question: &Question,
+    head: &Parts,
+    now: i64,
+) -> Result<RequestExplanation, String> {
+    let sent = Sent { head, now };
     let from = From::find(state, &question.from)?;
     let from = match question.to {
         Party::Address(ip) => from.towards(ip),
-        Party::Named(_) => from,
+        Party::Named(_) | Party::Pod(_) | Party::Service(_) => from,
     };
     let found = targets(state, &from, &question.to, question.port)?;
     let mut explanation = RequestExplanation {
@@ -111,11 +124,11 @@ pub fn explain_request(state: &State, question: &Question, head: &Parts) -> Resu
     match routes {
         Ok((service, routes)) => {
             let hop = Hop::Routed(through);
-            explanation.decide(state, question, head, (&service, &routes), &hop);
+            explanation.decide(state, question, sent, (&service, &routes), &hop);
         }
         Err(why) => {
             explanation.summary = format!("no route has a say: {why}");
-            let connection = Some(explain_sent(state, question, &Hop::Dialled, Some(head))?);
+            let connection = Some(explain_sent(state, question, &Hop::Dialled, Some(sent))?);
             let to = format!("{} port {}", explanation.to, explanation.port);
             let request = Some(words(head));
             let dialled = service.filter(|_| why == NO_ROUTE);
@@ -144,10 +157,11 @@ impl RequestExplanation {
         &mut self,
         state: &State,
         question: &Question,
-        head: &Parts,
+        sent: Sent<'_>,
         (parent, routes): (&ServiceDestination, &Routes),
         hop: &Hop,
     ) {
+        let head = sent.head;
         if let Some((route, rule)) = routes.meet(head) {
             self.route = Some(format!("{} {}", route.kind, route.name));
             let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -179,7 +193,7 @@ impl RequestExplanation {
         let mut before = 0;
         for weight in weights.into_iter().filter(|weight| *weight > 0) {
             let decision = routes.decide(head, before);
-            self.backends.push(backend(state, question, head, (parent, hop), decision, (weight, of)));
+            self.backends.push(backend(state, question, sent, (parent, hop), decision, (weight, of)));
             before += weight;
         }
     }
@@ -188,7 +202,7 @@ impl RequestExplanation {
 fn backend(
     state: &State,
     question: &Question,
-    head: &Parts,
+    Sent { head, now }: Sent<'_>,
     (parent, hop): (&ServiceDestination, &Hop),
     decision: Decision<'_>,
     (weight, of): (u64, u64),
@@ -215,14 +229,9 @@ fn backend(
     let words_of = format!("service {name} port {port}");
     let service = state.mesh.service(name).filter(|service| state.mesh.service_destination(service, port).is_some());
     let Some(service) = service else { return nowhere(words_of, &forward.answer(Because::NoBackend)) };
-    // By its address where it has one: a pod may have the same name.
-    let to = match &service.kind {
-        ServiceKind::ClusterIp(ips) => ips.first().map(|ip| Party::Address(*ip)),
-        ServiceKind::Headless | ServiceKind::ExternalName => None,
-    };
-    let to = to.unwrap_or_else(|| Party::Named(name.clone()));
+    let to = Party::Service(service.name.clone());
     let asked = Question { from: question.from.clone(), to, port: Some(port) };
-    let connection = explain_sent(state, &asked, hop, Some(&sent)).ok();
+    let connection = explain_sent(state, &asked, hop, Some(Sent { head: &sent, now })).ok();
     let traffic = traffic(state, Some((&forward.route(), forward.rule())), name);
     BackendExplanation { to: words_of, weight, of, request: Some(words(&sent)), answer: None, traffic, connection }
 }
@@ -235,16 +244,19 @@ fn traffic(state: &State, rule: Option<(&RouteRef, &Rule)>, service: &Namespaced
         .collect()
 }
 
-/// The request as it is where it is judged.
-pub fn arriving(sent: &Parts) -> Result<Request<()>, PathFault> {
-    let mut head = sent.clone();
-    let path = normal_path(sent.uri.path())?;
-    let query = sent.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let mut uri = std::mem::take(&mut head.uri).into_parts();
-    // What was a path is one in its plain form.
-    uri.path_and_query = format!("{path}{query}").parse().ok();
-    head.uri = Uri::from_parts(uri).unwrap_or_default();
-    Ok(Request::from_parts(head, ()))
+impl Sent<'_> {
+    /// The request as it is where it is judged.
+    pub(super) fn arriving(&self) -> Result<Request<()>, PathFault> {
+        let mut head = self.head.clone();
+        let path = normal_path(head.uri.path())?;
+        let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let settled = format!("{path}{query}");
+        let mut uri = std::mem::take(&mut head.uri).into_parts();
+        // What was a path is one in its plain form.
+        uri.path_and_query = settled.parse().ok();
+        head.uri = Uri::from_parts(uri).unwrap_or_default();
+        Ok(Request::from_parts(head, ()))
+    }
 }
 
 fn in_numbers(answer: &Answer) -> AnswerExplanation {

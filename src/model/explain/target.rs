@@ -21,12 +21,20 @@ pub(super) struct Targets {
 
 pub(super) fn targets(state: &State, from: &From, to: &Party, port: Option<u16>) -> Result<Targets, String> {
     match to {
-        Party::Named(name) => {
-            if let Some(workload) = state.mesh.workload_by_name(name) {
-                return pod_target(from, workload, port);
+        Party::Named(name) => match (state.mesh.workload_by_name(name), state.mesh.service(name)) {
+            (Some(workload), None) => pod_target(from, workload, port),
+            (None, Some(service)) => service_targets(state, from, service, port),
+            (Some(_), Some(_)) => {
+                Err(format!("there are both a Pod and a Service {name}: write pod/{name} or service/{name}"))
             }
-            let service =
-                state.mesh.service(name).ok_or_else(|| format!("there is neither a Pod nor a Service {name}"))?;
+            (None, None) => Err(format!("there is neither a Pod nor a Service {name}")),
+        },
+        Party::Pod(name) => {
+            let workload = state.mesh.workload_by_name(name).ok_or_else(|| format!("there is no Pod {name}"))?;
+            pod_target(from, workload, port)
+        }
+        Party::Service(name) => {
+            let service = state.mesh.service(name).ok_or_else(|| format!("there is no Service {name}"))?;
             service_targets(state, from, service, port)
         }
         Party::Address(ip) => address_target(state, from, *ip, port),

@@ -106,6 +106,23 @@ fn a_service_answers_by_the_endpoints_that_the_agent_would_choose_from() {
 }
 
 #[test]
+fn a_name_that_a_pod_and_a_service_have_is_not_guessed_at() {
+    let both =
+        service(8080, "", "[{addresses: ['fd00::2:1']}]").replace("name: web, namespace", "name: server, namespace");
+    let model = fixture::model(&format!("{PODS}{both}"));
+    let name = || NamespacedName::new("shop", "server");
+    let asked = |from, to| explain(&model.read(), &Question { from, to, port: Some(80) });
+    let client = || Party::Named(NamespacedName::new("shop", "client"));
+    let refused = asked(client(), Party::Named(name())).unwrap_err();
+    assert_eq!(refused, "there are both a Pod and a Service shop/server: write pod/shop/server or service/shop/server");
+    assert_eq!(asked(client(), Party::Pod(name())).unwrap().to, "pod shop/server");
+    assert_eq!(asked(client(), Party::Service(name())).unwrap().to, "service shop/server");
+    // Only pods dial: there the name is nobody else's.
+    assert!(asked(Party::Named(name()), Party::Pod(name())).is_ok());
+    assert!(asked(Party::Service(name()), Party::Pod(name())).unwrap_err().contains("dials nobody"));
+}
+
+#[test]
 fn a_service_that_leads_to_a_port_of_the_mesh_is_refused() {
     let answer = asked(&service(15008, "", "[{addresses: ['fd00::2:1']}]"), "client", "web", 80);
     assert_eq!(answer.reason.as_deref(), Some("protocol"));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{AnswerExplanation, Explanation, RequestExplanation};
+use super::{AnswerExplanation, Explanation, RequestExplanation, TokenExplanation};
 use crate::policy::{self, Verdict};
 
 impl fmt::Display for Explanation {
@@ -31,6 +31,7 @@ impl fmt::Display for Explanation {
             if let Some(identity) = &endpoint.source_identity {
                 writeln!(f, "    source  {identity}")?;
             }
+            endpoint.token.iter().try_for_each(|token| write_token(f, token))?;
             if let Some(note) = &endpoint.note {
                 writeln!(f, "    note    {note}")?;
             }
@@ -63,6 +64,10 @@ impl fmt::Display for RequestExplanation {
                     if let Some(reason) = &connection.reason {
                         writeln!(f, "    reason  {reason}")?;
                     }
+                    // Those of one Service have their tokens judged alike, as a rule.
+                    let mut tokens: Vec<_> = connection.endpoints.iter().filter_map(|one| one.token.as_ref()).collect();
+                    tokens.dedup();
+                    tokens.into_iter().try_for_each(|token| write_token(f, token))?;
                 }
                 (None, None) => writeln!(f)?,
             }
@@ -72,6 +77,15 @@ impl fmt::Display for RequestExplanation {
         }
         Ok(())
     }
+}
+
+fn write_token(f: &mut fmt::Formatter<'_>, token: &TokenExplanation) -> fmt::Result {
+    // That one is refused has been said: it is why.
+    if token.answer.is_some() {
+        return Ok(());
+    }
+    writeln!(f, "    token   {}", token.summary)?;
+    token.headers.iter().try_for_each(|header| writeln!(f, "            gives {header}"))
 }
 
 impl fmt::Display for AnswerExplanation {

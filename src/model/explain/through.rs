@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use http::request::Parts;
-
-use super::{EndpointExplanation, From, decided, reach};
+use super::decided::{asked, decided};
+use super::request::Sent;
+use super::{EndpointExplanation, From, reach};
 use crate::mesh::{
     Destination, Identity, NamespacedName, OwnWaypoint, Path, Reason, WaypointProblem, Workload, is_reserved_port,
 };
@@ -57,7 +57,7 @@ impl Between {
         state: &State,
         client: &From,
         address: SocketAddr,
-        sent: Option<&Parts>,
+        sent: Option<Sent<'_>>,
     ) -> EndpointExplanation {
         let own = self.itself().towards(address.ip());
         let Destination::Workload(destination) = state.mesh.destination(address) else {
@@ -71,7 +71,7 @@ impl Between {
         let is_tunnel = matches!(Path::between(&self.pod, &destination, address.port()), Path::Tunnel { .. });
         let is_believed = state.mesh.own_waypoints_at(address).any(|waypoint| waypoint == self.waypoint);
         if is_tunnel && is_believed && !is_reserved_port(address.port()) {
-            return judged;
+            return asked(state, judged);
         }
         let itself = reach(state, &own, true, address, sent);
         let note = format!("the waypoint {} comes there as itself, and is judged too", self.gateway());

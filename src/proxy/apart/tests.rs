@@ -1,5 +1,6 @@
 //! One property drives both places of policy for requests: what the agent of the server decides of one that comes to it, and
-//! what a waypoint of its own and the agent behind it decide of the same, each by its own way through the code.
+//! what a waypoint of its own and the agent behind it decide of the same, each by its own way through the code; and what
+//! `selvedge explain` says of both.
 
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,7 +38,11 @@ fn a_request_is_judged_alike_on_the_node_and_in_a_waypoint_of_its_own() {
             let (here, there) = (node.judge(&asked), apart.judge(&asked));
             let (passed, refused) = tally.get();
             tally.set(if here.is_ok() { (passed + 1, refused) } else { (passed, refused + 1) });
-            prop_assert_eq!(here, there);
+            prop_assert_eq!(&here, &there);
+            for world in [&node, apart] {
+                let told = world.explain(&asked);
+                prop_assert_eq!(&told.ended(), &here.clone().err(), "{:?}", told.connection);
+            }
             Ok(())
         });
         drop(told.send(outcome.map(|()| tally.get()).map_err(|error| error.to_string())));

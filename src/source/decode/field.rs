@@ -41,8 +41,46 @@ pub(super) fn parse<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
                 Segment::Unknown => {}
             }
         }
-        Fault::new(field, error.inner().to_string())
+        Fault::new(field, in_words(&error.inner().to_string()))
     })
+}
+
+/// What a field of the wrong type is told, for whoever writes manifests: what stands there, and what to write.
+fn in_words(message: &str) -> String {
+    let mistaken = ["invalid type: ", "invalid value: "].iter().find_map(|start| message.strip_prefix(start));
+    let Some((found, wanted)) = mistaken.and_then(|rest| rest.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let found = match found.split_once(' ') {
+        Some(("string", text)) => format!("the text {text}"),
+        Some(("integer" | "boolean", plain)) => plain.trim_matches('`').to_owned(),
+        Some(("floating", rest)) => rest.trim_start_matches("point ").trim_matches('`').to_owned(),
+        _ => match found {
+            "sequence" => "a list".to_owned(),
+            "map" => "an object with fields".to_owned(),
+            "null" | "unit value" => "empty".to_owned(),
+            other => other.to_owned(),
+        },
+    };
+    let wanted = match wanted {
+        "a sequence" => "a list is wanted: lines that start with `- `, or [..., ...]",
+        "a map" => "names with values are wanted: lines of `name: value`, or {name: value}",
+        "a string" => "text is wanted: put it into quotes",
+        "a boolean" => "true or false is wanted, without quotes",
+        "i32" | "i64" | "u8" | "u16" | "u32" | "u64" => "a whole number is wanted, without quotes",
+        other => return format!("it is {found}; {}", object_of(other)),
+    };
+    format!("it is {found}; {wanted}")
+}
+
+/// Types of Kubernetes go by their names there: `struct ServiceSpec`.
+fn object_of(wanted: &str) -> String {
+    match wanted.strip_prefix("struct ").unwrap_or(wanted) {
+        name if name.starts_with(|first: char| first.is_ascii_uppercase()) => {
+            format!("the fields of {name} are wanted: lines of `name: value`, or {{name: value}}")
+        }
+        words => format!("{words} is wanted"),
+    }
 }
 
 pub(super) fn settings(metadata: &ObjectMeta) -> (Settings, Vec<Fault>) {

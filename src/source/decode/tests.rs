@@ -161,8 +161,8 @@ fn a_bad_field_is_named_with_its_line_and_cure() {
         (format!("{pod}status:\n  podIPs:\n  - ip: 10.0.0\n"), "a.yaml:7: Pod default/a: status.podIPs[0].ip: \"10.0.0\" is no IP address"),
         (format!("{pod}spec:\n  nodeName: A_b\n"), "a.yaml:6: Pod default/a: spec.nodeName: \"A_b\" is no name"),
         (format!("{pod}spec:\n  containers:\n  - name: m\n    ports:\n    - containerPort: 0\n"), "a.yaml:9: Pod default/a: spec.containers[0].ports[0].containerPort: 0 is no port"),
-        (format!("{pod}spec:\n  hostNetwork: maybe\n"), "a.yaml:6: Pod default/a: spec.hostNetwork: invalid type: string \"maybe\""),
-        (format!("{pod}  labels:\n    version: 1\n"), "a.yaml:6: Pod default/a: metadata.labels.version: invalid type: integer"),
+        (format!("{pod}spec:\n  hostNetwork: maybe\n"), "a.yaml:6: Pod default/a: spec.hostNetwork: it is the text \"maybe\"; true or false"),
+        (format!("{pod}  labels:\n    version: 1\n"), "a.yaml:6: Pod default/a: metadata.labels.version: it is 1; text is wanted"),
         (format!("{pod}  labels:\n    selvedge.dev/exclude-inbound-ports: x\n"), "a.yaml:6: Pod default/a: metadata.labels[selvedge.dev/exclude-inbound-ports]:"),
         (format!("{service}spec:\n  clusterIP: 10.96.0.1\n  ports:\n  - port: 80\n    targetPort: 0x\n    name: y\n  - port: 81\n"), "a.yaml:11: Service default/a: spec.ports[1].name: a Service of several ports"),
         (format!("{service}spec:\n  clusterIP: 10.96.0.1\n  ports:\n  - port: 80\n    targetPort: 70000\n"), "a.yaml:9: Service default/a: spec.ports[0].targetPort: 70000 is no port"),
@@ -279,4 +279,36 @@ fn network_policies_are_read_as_far_as_whom_they_select() {
     let of_cluster = policy("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "{tier: Admin}").unwrap();
     assert!(of_cluster.name.namespace.is_empty() && of_cluster.selects == PodSelection::All);
     assert_eq!(read("apiVersion: example.com/v1\nkind: NetworkPolicy\nmetadata: {name: np}\n").ignored, 1);
+}
+
+#[test]
+fn a_field_of_the_wrong_type_is_told_what_it_is_and_what_is_wanted() {
+    let told = |kind: &str, fields: &str| {
+        let (kind, version) = kind.split_once(' ').unwrap();
+        let told = problems(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n{fields}\n"));
+        assert_eq!(told.len(), 1, "{told:?}");
+        told[0].clone()
+    };
+    let list = "a list is wanted: lines that start with `- `, or [..., ...]";
+    let names = "names with values are wanted: lines of `name: value`, or {name: value}";
+    let (text, number) = ("text is wanted: put it into quotes", "a whole number is wanted, without quotes");
+    for (kind, fields, field, found, wanted) in [
+        ("Service v1", "spec: {ports: x}", "Service default/a: spec.ports:", "the text \"x\"", list),
+        ("Service v1", "spec: {ports: [{port: eighty}]}", "spec.ports[0].port:", "the text \"eighty\"", number),
+        ("Service v1", "spec: {selector: [a]}", "spec.selector:", "a list", names),
+        ("Service v1", "spec: {selector: {app: 1}}", "spec.selector.app:", "1", text),
+        ("Service v1", "spec: {clusterIP: {}}", "spec.clusterIP:", "an object with fields", text),
+        ("Service v1", "spec: {ports: [80]}", "spec.ports[0]:", "80", "the fields of ServicePort are wanted"),
+        ("Service v1", "spec: 1.5", "spec:", "1.5", "the fields of ServiceSpec are wanted"),
+        ("Pod v1", "spec: {hostNetwork: 'yes'}", "spec.hostNetwork:", "the text \"yes\"", "true or false is wanted"),
+        ("Pod v1", "spec: {containers: {}}", "spec.containers:", "an object with fields", list),
+        ("Pod v1", "spec: {serviceAccountName: true}", "spec.serviceAccountName:", "true", text),
+        ("Node v1", "spec: {podCIDRs: 10.0.0.0/24}", "Node a: spec.podCIDRs:", "the text \"10.0.0.0/24\"", list),
+        ("EndpointSlice discovery.k8s.io/v1", "endpoints: 7", "endpoints:", "7", list),
+        ("ConfigMap v1", "data: {a: 7}", "data.a:", "7", text),
+    ] {
+        let said = told(kind, fields);
+        let wanted = format!("{field} it is {found}; {wanted}");
+        assert!(said.contains(&wanted), "{said}\nshould say\n{wanted}");
+    }
 }

@@ -282,7 +282,14 @@ impl Stage {
     fn explain(&self, call: &Call) -> Result<Explained> {
         let mut command = Command::new(&self.binary);
         command.arg("explain").arg("--manifests").arg(self.lab.manifests());
-        command.args([call.from, call.to, "--port", &call.protocol.port().to_string(), "-o", "json"]);
+        command.args([
+            call.from,
+            &format!("pod/{}", call.to),
+            "--port",
+            &call.protocol.port().to_string(),
+            "-o",
+            "json",
+        ]);
         let output = command.output().context("cannot run selvedge explain")?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "selvedge explain failed: {}", errors.trim());

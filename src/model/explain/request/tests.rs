@@ -77,7 +77,7 @@ fn asked(from: &str, to: &str, line: &str) -> RequestExplanation {
     let question = Question { from: Party::Named(NamespacedName::new("shop", from)), to, port: Some(80) };
     let (method, uri) = line.split_once(' ').unwrap();
     let head = Request::builder().method(method).uri(uri).body(()).unwrap().into_parts().0;
-    explain_request(&model.read(), &question, &head).unwrap()
+    explain_request(&model.read(), &question, &head, 0).unwrap()
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::mesh::balance;
+use crate::mesh::{OwnWaypoint, ServiceDestination};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
@@ -16,7 +17,7 @@ proptest! {
     fn explain_agrees_with_the_agents(seed in any::<u64>()) {
         let mut random = StdRng::seed_from_u64(seed);
         let objects = world(&mut random);
-        let model = model_of(&objects);
+        let model = model_of_objects(&objects);
         let state = model.read();
         for from in POD_NAMES {
             let Some(source) = state.mesh.workload_by_name(&named(from)).cloned() else { continue };
@@ -58,13 +59,22 @@ fn agrees(state: &State, source: &Arc<Workload>, dialled: SocketAddr, said: &Exp
             let zone = node.as_ref().and_then(|node| state.mesh.node(node)).and_then(|node| node.zone.clone());
             let client_ip = of_family(source, dialled.ip());
             let (first, _) = balance::endpoints(&found, &Client { ip: client_ip, node, zone });
+            let through = match captured.then(|| way_through(state, source, &found)).flatten() {
+                Some(Err(reason)) => return whole(reason),
+                Some(Ok(through)) => Some(through),
+                None => None,
+            };
             if first.is_empty() {
                 return whole(Reason::NoEndpoint);
             }
             for address in first {
                 let endpoint = said.endpoints.iter().find(|endpoint| endpoint.address == address);
                 let endpoint = endpoint.ok_or_else(|| format!("nothing of endpoint {address}"))?;
-                let outcome = sent(state, source, address, captured).map_err(|reason| reason.to_string());
+                let outcome = match &through {
+                    Some(through) => relayed(state, source, through, address),
+                    None => sent(state, source, address, captured),
+                };
+                let outcome = outcome.map_err(|reason| reason.to_string());
                 if (endpoint.verdict == Verdict::Allow) != outcome.is_ok() || endpoint.reason != outcome.clone().err() {
                     return Err(format!("of endpoint {address} the agent says {outcome:?}"));
                 }
@@ -76,6 +86,45 @@ fn agrees(state: &State, source: &Arc<Workload>, dialled: SocketAddr, said: &Exp
         Destination::Workload(_) => alone(sent(state, source, dialled, captured)),
         Destination::Unknown | Destination::Node | Destination::Outside => alone(Ok(())),
     }
+}
+
+/// A waypoint of its own that the source's agent leads to, and one of its pods.
+fn way_through(
+    state: &State,
+    source: &Workload,
+    service: &ServiceDestination,
+) -> Option<Result<(OwnWaypoint, Arc<Workload>), Reason>> {
+    let waypoint = state.mesh.own_waypoint_of(&service.service, &service.port)?;
+    let found = waypoint.ok().and_then(|waypoint| {
+        let door = state.mesh.door_of(&waypoint).ok()?;
+        let pod = state.mesh.ready_pod_of(&waypoint, &door)?.clone();
+        Some((waypoint, pod))
+    });
+    Some(match found {
+        None => Err(Reason::Waypoint),
+        Some(_) if source.identity.is_none() => Err(Reason::Identity),
+        Some(found) => Ok(found),
+    })
+}
+
+/// What becomes of a connection that a waypoint carries on: it asks policy about its client, and the endpoint's agent takes its
+/// word, or judges it too.
+fn relayed(
+    state: &State,
+    source: &Workload,
+    (waypoint, pod): &(OwnWaypoint, Arc<Workload>),
+    to: SocketAddr,
+) -> Result<(), Reason> {
+    if let Destination::Workload(destination) = state.mesh.destination(to) {
+        let (query, _) = state.query(of_family(source, to.ip()), source.identity.as_ref(), &destination, to);
+        state.policies.decide(&query).reason.map_or(Ok(()), Err)?;
+        let is_believed = state.mesh.own_waypoints_at(to).any(|own| own.gateway == waypoint.gateway);
+        let is_tunnel = matches!(Path::between(pod, &destination, to.port()), Path::Tunnel { .. });
+        if is_believed && is_tunnel && !is_reserved_port(to.port()) {
+            return Ok(());
+        }
+    }
+    sent(state, pod, to, true)
 }
 
 /// What becomes of a connection that one side sends to one address.
@@ -126,7 +175,11 @@ fn arrives(
     if is_reserved_port(to.port()) {
         return Err(Reason::Protocol);
     }
-    let (query, _) = state.query(client, identity, destination, to);
+    let (query, reads) = state.query(client, identity, destination, to);
+    let is_own = || state.mesh.own_waypoints_at(to).any(|waypoint| Some(&waypoint.identity) == identity);
+    if reads == Reads::ToDecide && state.mesh.is_behind_waypoint(to) && !is_own() {
+        return Err(Reason::Waypoint);
+    }
     let decision = state.policies.decide(&query);
     decision.reason.map_or(Ok(()), Err)
 }
@@ -148,7 +201,7 @@ fn destinations(state: &State) -> Vec<SocketAddr> {
     all
 }
 
-fn model_of(objects: &[Value]) -> Model {
+fn model_of_objects(objects: &[Value]) -> Model {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     fixture::model_of(fixture::load(&list.to_string()))
 }
@@ -175,10 +228,39 @@ fn world(random: &mut StdRng) -> Vec<Value> {
     for number in 1..=2 {
         objects.extend(service(random, number));
     }
+    objects.extend(waypoint(random));
     for at in 0..random.random_range(0..5) {
         objects.push(policy(random, at));
     }
     objects
+}
+
+/// A waypoint of its own; or what is left of one.
+fn waypoint(random: &mut StdRng) -> Vec<Value> {
+    let label = json!({"gateway.networking.k8s.io/gateway-name": "gw"});
+    let from = *pick(random, &["All", "All", "All", "Same"]);
+    let all = [
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "gw", "namespace": "infra"},
+            "spec": {
+                "gatewayClassName": "selvedge-waypoint",
+                "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE", "allowedRoutes": {"namespaces": {"from": from}}}],
+            },
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "gw-selvedge-waypoint", "namespace": "infra"},
+            "spec": {"clusterIP": "10.96.0.9", "selector": label, "ports": [{"port": 15008, "targetPort": 15008}]},
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "gw-1", "namespace": "infra", "labels": label},
+            "spec": {"nodeName": "one", "serviceAccountName": "gw-selvedge-waypoint"},
+            "status": {
+                "podIPs": [{"ip": "10.0.1.100"}], "phase": "Running",
+                "conditions": [{"type": "Ready", "status": pick(random, &["True", "True", "True", "False"])}],
+            },
+        }),
+    ];
+    all.into_iter().filter(|_| random.random_bool(0.95)).collect()
 }
 
 fn pod(random: &mut StdRng, at: usize, name: &NamespacedName) -> Value {
@@ -214,13 +296,15 @@ fn service(random: &mut StdRng, number: usize) -> [Value; 2] {
     let name = format!("service-{number}");
     let namespace = *pick(random, &["shop", "bank"]);
     let policy = pick(random, &["Cluster", "Cluster", "Local"]);
+    let annotations = json!({"selvedge.dev/waypoint": pick(random, &["none", "node", "infra/gw", "infra/gw", "gw"])});
     let endpoints: Vec<Value> = (1..=POD_NAMES.len() + 1)
         .filter(|_| random.random_bool(0.4))
         .map(|at| json!({"addresses": [format!("10.0.1.{at}")], "nodeName": "one", "conditions": {"ready": at % 3 != 0}}))
         .collect();
     [
         json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": namespace, "annotations": annotations},
             "spec": {
                 "clusterIP": format!("10.96.0.{number}"), "internalTrafficPolicy": policy,
                 "ports": [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "odd", "port": 81, "targetPort": 15006}],
@@ -241,7 +325,10 @@ fn policy(random: &mut StdRng, at: usize) -> Value {
         1 => json!({"targetRefs": [{"kind": "Service", "name": pick(random, &["service-1", "service-2", "no"])}]}),
         _ => json!({}),
     };
-    let kind = if random.random_bool(0.25) {
+    let kind = if random.random_bool(0.15) {
+        spec["jwtRules"] = json!([{"issuer": "https://id", "jwksUri": "https://id/keys"}]);
+        "RequestAuthentication"
+    } else if random.random_bool(0.25) {
         spec["mtls"] = json!({"mode": pick(random, &["STRICT", "PERMISSIVE", "UNSET"])});
         "PeerAuthentication"
     } else {
@@ -256,6 +343,7 @@ fn policy(random: &mut StdRng, at: usize) -> Value {
             json!({}),
             json!({"from": [{"source": pick(random, &sources)}]}),
             json!({"to": [{"operation": {"ports": ["8080"]}}]}),
+            json!({"to": [{"operation": {"methods": ["GET"]}}]}),
         ];
         spec["action"] = (*pick(random, &["ALLOW", "ALLOW", "DENY", "AUDIT", "PERMIT"])).into();
         spec["rules"] = json!([pick(random, &rules)]);

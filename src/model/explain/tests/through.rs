@@ -74,10 +74,6 @@ spec: {nodeName: one, serviceAccountName: gw-selvedge-waypoint}
 status: {podIPs: [{ip: 10.0.1.9}], phase: Running, conditions: [{type: Ready, status: 'True'}]}
 ";
 
-fn model(manifests: &[&str]) -> Model {
-    fixture::model(&manifests.concat())
-}
-
 fn question(to: &str, port: u16) -> Question {
     let party = |name| Party::Named(NamespacedName::new("shop", name));
     Question { from: party("client"), to: party(to), port: Some(port) }
@@ -86,12 +82,12 @@ fn question(to: &str, port: u16) -> Question {
 fn request(model: &Model, line: &str) -> RequestExplanation {
     let (method, uri) = line.split_once(' ').unwrap();
     let head = Request::builder().method(method).uri(uri).body(()).unwrap().into_parts().0;
-    explain_request(&model.read(), &question("cart", 80), &head).unwrap()
+    explain_request(&model.read(), &question("cart", 80), &head, 0).unwrap()
 }
 
 #[test]
 fn the_waypoint_on_the_way_is_named_and_the_client_is_who_is_judged() {
-    let model = model(&[WORLD, WAYPOINT]);
+    let model = fixture::model(&format!("{WORLD}{WAYPOINT}"));
     let told = explain(&model.read(), &question("cart", 80)).unwrap();
     assert_eq!((told.verdict, told.through.as_deref()), (Verdict::Allow, Some("infra/gw")));
     let endpoint = &told.endpoints[0];
@@ -107,7 +103,7 @@ fn the_waypoint_on_the_way_is_named_and_the_client_is_who_is_judged() {
 
 #[test]
 fn where_a_route_leads_elsewhere_the_waypoint_is_judged_too() {
-    let model = model(&[WORLD, WAYPOINT]);
+    let model = fixture::model(&format!("{WORLD}{WAYPOINT}"));
     let told = request(&model, "GET /plain");
     let connection = told.backends[0].connection.as_ref().unwrap();
     assert_eq!((connection.verdict, connection.reason.as_deref()), (Verdict::Deny, Some("policy:shop/client")));
@@ -118,12 +114,12 @@ fn where_a_route_leads_elsewhere_the_waypoint_is_judged_too() {
 
 #[test]
 fn nobody_comes_beside_a_waypoint_that_reads_requests_nor_through_one_that_is_not_there() {
-    let with = model(&[WORLD, WAYPOINT]);
+    let with = fixture::model(&format!("{WORLD}{WAYPOINT}"));
     let beside = explain(&with.read(), &question("cart-1", 8080)).unwrap();
     assert_eq!((beside.verdict, beside.reason.as_deref()), (Verdict::Deny, Some("waypoint")), "{beside}");
     let open = explain(&with.read(), &question("cart-1", 8081)).unwrap();
     assert_eq!(open.verdict, Verdict::Allow, "{open}");
-    let without = model(&[WORLD]);
+    let without = fixture::model(WORLD);
     let told = explain(&without.read(), &question("cart", 80)).unwrap();
     assert_eq!((told.verdict, told.reason.as_deref(), told.through), (Verdict::Deny, Some("waypoint"), None));
     assert_eq!(told.summary, "no pod of the waypoint infra/gw is ready");

@@ -13,6 +13,7 @@ use super::Outcome;
 use crate::capture::{CapturedPod, NetNs};
 use crate::identity::{EmbeddedCa, Identities, IdentitySettings};
 use crate::mesh::{Identity, MeshSettings, NamespacedName, OwnWaypoint};
+use crate::model::explain::{Explanation, Party as Asker, Question, explain_request};
 use crate::model::{Delta, Model};
 use crate::policy::tests::read;
 use crate::policy::{self, PolicyRef, Reads, RequestHead};
@@ -119,6 +120,19 @@ impl World {
         self.arrive(asked, asked.head.clone(), None).map(|head| written(&head)).map_err(told)
     }
 
+    /// What a person is told of it who asks.
+    pub fn explain(&self, asked: &Asked) -> Told {
+        let question = Question {
+            from: Asker::Address(asked.from().ip()),
+            to: Asker::Address(SERVICE.into()),
+            port: Some(asked.port),
+        };
+        let now = k8s_openapi::jiff::Timestamp::now().as_second();
+        let told = explain_request(&self.model.read(), &question, &asked.head, now).expect("it is a question");
+        let backend = told.backends.into_iter().next().expect("no route leads it elsewhere");
+        Told { connection: backend.connection.expect("there is a way") }
+    }
+
     /// The waypoint's part, and then the agent's behind it.
     fn relay(&self, (proxy, pod): &(Arc<Proxy>, Arc<ServedPod>), asked: &Asked) -> Result<Parts, Refusal> {
         let identity = asked.identity().expect("a tunnel proves who its client is");
@@ -130,7 +144,7 @@ impl World {
             behalf: Rc::new(Behalf { identity, address: asked.from() }),
             peer: None,
             source: Rc::new(source.party(proxy)),
-            dialled: SocketAddr::new([10, 96, 0, 9].into(), asked.port),
+            dialled: SocketAddr::new(SERVICE.into(), asked.port),
             connection: None,
         };
         let head = through(&place, asked.to(), asked.head.clone())?;
@@ -172,6 +186,25 @@ impl World {
         let (source, dialled) = (asked.from(), asked.to());
         let opening = Opening { pod: pod.uid(), source, dialled, peer: asked.identity(), via: via.cloned(), info };
         proxy.connections.register(&proxy.telemetry, opening)
+    }
+}
+
+/// What `explain` says of a request.
+pub struct Told {
+    pub connection: Explanation,
+}
+
+impl Told {
+    /// What its client is told, and why, where it is refused.
+    pub fn ended(&self) -> Option<(u16, String)> {
+        let reason = self.connection.reason.clone()?;
+        let answer = self.connection.endpoints.iter().find_map(|one| one.token.as_ref()?.answer.as_ref());
+        let status = match answer {
+            Some(answer) => answer.status,
+            None if reason == "protocol" => 400,
+            None => 403,
+        };
+        Some((status, reason))
     }
 }
 
@@ -240,11 +273,41 @@ fn domain() -> crate::mesh::TrustDomain {
     "cluster.local".parse().expect("a trust domain")
 }
 
-/// One endpoint of two Services, of which one is said to have its requests told apart; and a waypoint.
+const SERVICE: [u8; 4] = [10, 96, 0, 9];
+
+/// One endpoint of two Services, of which one is said to have its requests told apart; a waypoint; and clients.
 const OBJECTS: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, annotations: {selvedge.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: bank, annotations: {selvedge.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: web-1, uid: web-1}
+spec: {nodeName: b, serviceAccountName: web}
+status: {phase: Running, podIPs: [{ip: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: bank, name: web-1, uid: bank-web-1}
+spec: {nodeName: b, serviceAccountName: web}
+status: {phase: Running, podIPs: [{ip: 10.0.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: cart-client, uid: cart-client}
+spec: {nodeName: b, serviceAccountName: cart}
+status: {phase: Running, podIPs: [{ip: 10.0.0.3}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: bank, name: teller-1, uid: teller-1}
+spec: {nodeName: b, serviceAccountName: teller}
+status: {phase: Running, podIPs: [{ip: 11.0.0.1}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -274,6 +337,14 @@ metadata: {namespace: infra, name: gw}
 spec:
   gatewayClassName: selvedge-waypoint
   listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: infra, name: gw-selvedge-waypoint}
+spec:
+  clusterIP: 10.96.0.11
+  selector: {gateway.networking.k8s.io/gateway-name: gw}
+  ports: [{name: tunnel, port: 15008, targetPort: 15008}]
 ---
 apiVersion: v1
 kind: Pod
