@@ -368,7 +368,10 @@ pub async fn keep_small(proxy: Arc<Proxy>) {
     let mut giving_back = GivingBack::default();
     loop {
         ticks.tick().await;
-        giving_back.look(proxy.connections.total());
+        if giving_back.look(proxy.connections.total()) {
+            proxy.workers.give_back_buffers().await;
+            memory::give_back();
+        }
     }
 }
 

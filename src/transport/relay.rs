@@ -23,6 +23,7 @@ use tokio::time::{Sleep, sleep};
 
 use crate::mesh::Reason;
 
+pub(super) use self::buffer::give_back as give_back_buffers;
 pub use self::splice::join;
 pub use self::tcp::TcpEnd;
 pub(super) use self::tcp::Watch;
