@@ -12,24 +12,33 @@ pub fn tune() {
     }
 }
 
-/// Gives memory back once starting is over, and once most of a load has gone.
+/// When memory is to be given back: once starting is over, once most of a load has gone, and once what was kept for the
+/// next load has gone too.
 #[derive(Debug, Default)]
 pub struct GivingBack {
     /// The most connections at once since memory was given back.
     peak: usize,
     looks: u32,
+    /// The look at which it is given back once more.
+    again: Option<u32>,
 }
 
 impl GivingBack {
-    /// To be called now and then, with the number of connections that there are.
-    pub fn look(&mut self, connections: usize) {
+    /// To be called every second, with the number of connections that there are. Whether it is time.
+    #[must_use]
+    pub fn look(&mut self, connections: usize) -> bool {
         self.peak = self.peak.max(connections);
         self.looks = self.looks.saturating_add(1);
-        let has_started = self.looks == STARTING;
-        if has_started || (self.peak >= WORTH_IT && connections <= self.peak / 2) {
-            self.peak = connections;
-            give_back();
+        let has_gone = self.peak >= WORTH_IT && connections <= self.peak / 2;
+        if has_gone {
+            self.again = Some(self.looks.saturating_add(KEPT_FOR));
+        } else if self.again == Some(self.looks) {
+            self.again = None;
+        } else if self.looks != STARTING {
+            return false;
         }
+        self.peak = connections;
+        true
     }
 }
 
@@ -89,23 +98,25 @@ const KEPT_AT_THE_END: libc::c_int = 1024 * 1024;
 const WORTH_IT: usize = 16;
 /// The look by which starting is over.
 const STARTING: u32 = 3;
+/// So many looks behind a load tunnels are closed that nobody needs any more.
+const KEPT_FOR: u32 = 90;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_given_back_once_half_of_a_load_has_gone() {
+    fn memory_is_given_back_once_half_of_a_load_has_gone_and_once_more_later() {
         let mut giving = GivingBack::default();
-        let mut peak_after = |connections| {
-            giving.look(connections);
-            giving.peak
-        };
-        assert_eq!(peak_after(100), 100);
-        assert_eq!(peak_after(60), 100, "most of it is there yet");
-        assert_eq!(peak_after(50), 50, "half of it has gone");
-        assert_eq!(peak_after(10), 10);
-        assert_eq!(peak_after(0), 10, "too little to be worth it");
+        assert_eq!([0, 0, 0].map(|none| giving.look(none)), [false, false, true], "starting is over");
+        assert!(!giving.look(100));
+        assert!(!giving.look(60), "most of it is there yet");
+        assert!(giving.look(50), "half of it has gone");
+        assert!(giving.look(10), "and most of that");
+        assert!(!giving.look(0), "too little to be worth it");
+        let later: Vec<bool> = (0..KEPT_FOR * 2).map(|_| giving.look(0)).collect();
+        assert_eq!(later.iter().position(|time| *time), Some(KEPT_FOR as usize - 2));
+        assert_eq!(later.iter().filter(|time| **time).count(), 1);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::{error, warn};
 
-use crate::memory::GivingBack;
+use crate::memory::{self, GivingBack};
 use crate::policy::{self, Problem};
 use crate::proxy::{Limits, Proxy};
 use crate::source::Report;
@@ -43,7 +43,10 @@ pub async fn keep_small(proxy: Arc<Proxy>) {
     let mut giving_back = GivingBack::default();
     loop {
         ticks.tick().await;
-        giving_back.look(proxy.connections.total());
+        if giving_back.look(proxy.connections.total()) {
+            proxy.workers.give_back_buffers().await;
+            memory::give_back();
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
-use crate::transport::fast;
 use crate::transport::hbone::{Pool, PoolSettings};
+use crate::transport::{self, fast};
 use crate::waypoint;
 
 /// The threads that carry connections: one current-thread runtime a core. A connection lives its whole life on one.
@@ -104,6 +104,17 @@ impl Workers {
             let job = job.clone();
             let _ = handle.jobs.send(Box::new(move |thread| job(&thread)));
         }
+    }
+
+    /// Lets go of the buffers that threads keep for the bytes of later; completes when all have.
+    pub async fn give_back_buffers(&self) {
+        let (done, mut all_done) = mpsc::channel::<()>(1);
+        self.on_each(move |_| {
+            let _done = &done;
+            transport::give_back_buffers();
+        });
+        // Nothing is ever sent: it ends when the last thread has dropped its job.
+        let _ = all_done.recv().await;
     }
 
     /// Waits until every connection has ended and every tunnel is closed, with all that was still to be sent. Tunnels

@@ -16,3 +16,9 @@ pub use admission::{Admission, AdmissionSettings, Permit};
 pub use behalf::Behalf;
 pub use metrics::describe_metrics;
 pub use stream::{Socket, Stream};
+
+/// Lets go of the buffers that the calling thread keeps for the bytes of later.
+pub fn give_back_buffers() {
+    fast::give_back_buffers();
+    relay::give_back_buffers();
+}

@@ -30,6 +30,14 @@ impl Buffer {
     }
 }
 
+/// Lets go of what this thread keeps for the bytes of later.
+pub fn give_back() {
+    with_store(|store| {
+        (store.small, store.large) = (Vec::new(), Vec::new());
+        None::<()>
+    });
+}
+
 impl Deref for Buffer {
     type Target = [u8];
 

@@ -15,6 +15,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(super) use buffer::give_back as give_back_buffers;
 pub use client::Flow;
 pub use early::Early;
 pub use flow::After;

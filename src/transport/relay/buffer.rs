@@ -37,6 +37,11 @@ impl Buffer {
     }
 }
 
+/// Lets go of what this thread keeps for the bytes of later.
+pub fn give_back() {
+    let _ = STORE.try_with(|store| store.replace(Vec::new()));
+}
+
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[self.filled.clone()]
