@@ -96,11 +96,11 @@ impl RequestTelemetry {
         let duration = self.started.elapsed();
         let shared = self.telemetry.shared();
         shared.requests.get(&RequestLabels::of(&info)).ended(duration);
-        if let Some(span) = self.span {
-            shared.traces.end(span, info.clone(), self.time, duration);
-        }
         if shared.access_log.is_on() {
-            shared.access_log.write(Record { time: self.time, duration, told: Told::Request(info) });
+            shared.access_log.write(&Record { time: self.time, duration, told: Told::Request(&info) });
+        }
+        if let Some(span) = self.span {
+            shared.traces.end(span, info, self.time, duration);
         }
     }
 }

@@ -8,34 +8,34 @@ use crate::telemetry::request::RequestInfo;
 
 /// What one line says.
 #[derive(Debug)]
-pub struct Record {
+pub struct Record<'a> {
     pub time: SystemTime,
     pub duration: Duration,
-    pub told: Told,
+    pub told: Told<'a>,
 }
 
 #[derive(Debug)]
-pub enum Told {
-    Connection(Box<OfConnection>),
-    Request(Box<RequestInfo>),
+pub enum Told<'a> {
+    Connection(OfConnection<'a>),
+    Request(&'a RequestInfo),
 }
 
 #[derive(Debug)]
-pub struct OfConnection {
-    pub info: ConnectionInfo,
+pub struct OfConnection<'a> {
+    pub info: &'a ConnectionInfo,
     pub verdict: Option<Verdict>,
-    pub policy: Option<NamespacedName>,
-    pub reason: Option<Reason>,
+    pub policy: Option<&'a NamespacedName>,
+    pub reason: Option<&'a Reason>,
     pub sent: u64,
     pub received: u64,
-    pub detail: String,
+    pub detail: &'a str,
 }
 
-impl Record {
+impl Record<'_> {
     /// Appends its line.
     pub fn write(&self, format: AccessLogFormat, calendar: &mut Calendar, text: &mut String) {
         let (info, verdict, reason, policy) = match &self.told {
-            Told::Connection(told) => (&told.info, told.verdict, told.reason.as_ref(), told.policy.as_ref()),
+            Told::Connection(told) => (told.info, told.verdict, told.reason, told.policy),
             Told::Request(told) => (&told.connection, told.verdict, told.reason.as_ref(), told.policy.as_ref()),
         };
         let mut line = Line::begin(text, format);
@@ -52,10 +52,10 @@ impl Record {
         line.addr("requested_addr", info.requested);
         line.word("key_exchange", info.key_exchange);
         let (sent, received, detail) = match &self.told {
-            Told::Connection(told) => (told.sent, told.received, &told.detail),
+            Told::Connection(told) => (told.sent, told.received, told.detail),
             Told::Request(told) => {
                 told.write(&mut line);
-                (told.sent, told.received, &told.detail)
+                (told.sent, told.received, told.detail.as_str())
             }
         };
         line.number("bytes_sent", sent);
