@@ -34,7 +34,7 @@ use super::upstream::Lease;
 use super::{authorize, mirror};
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, RequestTelemetry, Verdict};
+use crate::telemetry::{RequestTelemetry, Verdict};
 
 /// Answers one request of a client, whatever becomes of it.
 pub async fn answer(session: Rc<Session>, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
@@ -227,7 +227,7 @@ impl Ask<'_> {
             return Err(missing.unwrap_or_else(|| Refusal::no_endpoint("what was dialled has gone").into()));
         };
         if let Some(service) = to.service() {
-            record.amend(|info| info.connection.service = Some(service.clone()));
+            record.amend(|info| info.service = Some(service.clone()));
         }
         let mut body = RequestBody::of_client(body, self.asked.sent.clone());
         let mut allowed = Vec::new();
@@ -255,9 +255,10 @@ impl Ask<'_> {
             if let Some(Permit { policy, .. }) = permit {
                 (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
             }
-            let service = info.connection.service.take();
-            info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
-            info.connection.service = info.connection.service.take().or(service);
+            info.connection = lease.info().clone();
+            if let Some(service) = &info.connection.service {
+                info.service = Some(service.clone());
+            }
         });
         let held = leave.and_then(|leave| leave.answered(response.status()));
         let until = limits.until().map(sleep_to);

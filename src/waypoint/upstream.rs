@@ -25,13 +25,13 @@ use super::plan::Plan;
 use super::room::Windows;
 use super::{Bond, Failure, Line};
 use crate::mesh::Reason;
-use crate::telemetry::ConnectionInfo;
+use crate::telemetry::RequestConnection;
 use crate::transport::tls::PeerInfo;
 
 /// One connection to an application, of which any number of requests is sent one by one (HTTP/1) or at once (HTTP/2).
 pub struct Upstream {
     sender: Sender,
-    info: Rc<ConnectionInfo>,
+    info: Arc<RequestConnection>,
     /// None: it serves this one request.
     bond: Option<Bond>,
     /// What it rests on that its other end is who it should be; none where no certificate says so.
@@ -195,7 +195,7 @@ async fn connect(
     opened: Option<Opened>,
 ) -> Result<Upstream, Failure> {
     let line = place.connect(to, endpoint).await?;
-    let (info, peer) = (Rc::new(line.info()), line.peer());
+    let (info, peer) = (RequestConnection::new(line.info()), line.peer());
     let heir = Heir::default();
     let io = TokioIo::new(line);
     let broken = |error: hyper::Error| Failure {

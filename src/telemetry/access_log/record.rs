@@ -34,9 +34,13 @@ pub struct OfConnection<'a> {
 impl Record<'_> {
     /// Appends its line.
     pub fn write(&self, format: AccessLogFormat, calendar: &mut Calendar, text: &mut String) {
-        let (info, verdict, reason, policy) = match &self.told {
+        let (info, verdict, reason, policy): (&ConnectionInfo, _, _, _) = match &self.told {
             Told::Connection(told) => (told.info, told.verdict, told.reason, told.policy),
             Told::Request(told) => (&told.connection, told.verdict, told.reason.as_ref(), told.policy.as_ref()),
+        };
+        let (service, requested) = match &self.told {
+            Told::Connection(_) => (info.service.as_ref(), info.requested),
+            Told::Request(told) => (told.service.as_ref(), told.requested),
         };
         let mut line = Line::begin(text, format);
         line.value("time", |text| calendar.push(self.time, text));
@@ -48,8 +52,8 @@ impl Record<'_> {
         line.party(["source_addr", "source_pod", "source_workload", "source_identity"], &info.source);
         let names = ["destination_addr", "destination_pod", "destination_workload", "destination_identity"];
         line.party(names, &info.destination);
-        line.object("service", info.service.as_ref());
-        line.addr("requested_addr", info.requested);
+        line.object("service", service);
+        line.addr("requested_addr", requested);
         line.word("key_exchange", info.key_exchange);
         let (sent, received, detail) = match &self.told {
             Told::Connection(told) => (told.sent, told.received, told.detail),

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
@@ -14,7 +15,7 @@ use super::super::guard::Begun;
 use super::super::place::Place;
 use super::{Handed, MOST_REST, Sender, Upstream};
 use crate::proxy::Counted;
-use crate::telemetry::ConnectionInfo;
+use crate::telemetry::RequestConnection;
 
 /// The use of a connection for one request.
 pub struct Lease {
@@ -41,7 +42,7 @@ pub struct Unsent {
 }
 
 impl Lease {
-    pub fn info(&self) -> &ConnectionInfo {
+    pub fn info(&self) -> &Arc<RequestConnection> {
         &self.upstream.info
     }
 
