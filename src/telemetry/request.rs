@@ -1,12 +1,12 @@
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use metrics::{Counter, Histogram, Key, Label};
 
-use super::access_log::{Line, Record, Told};
+use super::access_log::{AccessLogFormat, Line, Record, Told};
 use super::catalogue;
 use super::connection::{ConnectionInfo, Telemetry, Verdict};
 use super::series::{Kept, Labels, Sets, counter, histogram};
@@ -23,16 +23,27 @@ pub struct RequestTelemetry {
     span: Option<Span>,
 }
 
-/// A connection as its requests tell of it: they share it, and the metrics that the last of them was counted in.
+/// A connection as its requests tell of it: they share it, with what is worked out once for all of them.
 #[derive(Debug)]
 pub struct RequestConnection {
     info: ConnectionInfo,
+    /// Its ends, as the lines of the one access log have them.
+    parties: OnceLock<Box<str>>,
+    /// The metrics that the last of them was counted in.
     counted: Mutex<Option<(RequestLabels, Arc<RequestSeries>)>>,
 }
 
 impl RequestConnection {
     pub fn new(info: ConnectionInfo) -> Arc<Self> {
-        Arc::new(Self { info, counted: Mutex::default() })
+        Arc::new(Self { info, parties: OnceLock::new(), counted: Mutex::default() })
+    }
+
+    pub(super) fn write_parties(&self, format: AccessLogFormat, line: &mut Line<'_>) {
+        line.fields(self.parties.get_or_init(|| {
+            let mut text = String::new();
+            Line::within(&mut text, format).parties(&self.info.source, &self.info.destination);
+            text.into()
+        }));
     }
 
     /// The metrics of a request that went on it. Most are like the one before, and spare the search by all labels.
@@ -271,16 +282,14 @@ mod tests {
     use super::*;
     use crate::telemetry::access_log::tests::Shared;
     use crate::telemetry::metrics::recorder;
-    use crate::telemetry::{
-        AccessLog, AccessLogFormat, Direction, MetricsSettings, Party, Telemetry, Traces, Transport,
-    };
+    use crate::telemetry::{AccessLog, Direction, MetricsSettings, Party, Telemetry, Traces, Transport};
 
     fn info() -> RequestInfo {
         RequestInfo {
             connection: RequestConnection::new(ConnectionInfo {
                 direction: Direction::Outbound,
                 transport: Transport::Fast,
-                source: Party::default(),
+                source: Party { workload: Some("web".into()), ..Party::default() },
                 destination: Party::default(),
                 service: None,
                 requested: None,
@@ -313,11 +322,12 @@ mod tests {
         let (log, writer) = AccessLog::start(AccessLogFormat::Json, output.clone()).unwrap();
         metrics::with_local_recorder(&recorder, || {
             let telemetry = Telemetry::new(&settings, 10, log, Traces::default());
-            let mut request = telemetry.request(info());
+            let info = info();
+            let mut request = telemetry.request(info.clone());
             request.amend(|info| info.status = 200);
             request.ended();
             drop(request);
-            drop(telemetry.request(info()));
+            drop(telemetry.request(info));
         });
         assert!(writer.finish(Duration::from_secs(10)));
         let text = recorder.handle().render();
@@ -336,6 +346,7 @@ mod tests {
             (&lines[0]["path"], &lines[0]["status"], &lines[0]["bytes_received"]),
             (&"/a b\"".into(), &200.into(), &3.into())
         );
+        assert!(lines.iter().all(|line| line["source_workload"] == "web"), "{lines:?}");
         assert_eq!((&lines[1]["reason"], &lines[1]["route"]), (&"reset".into(), &"shop/canary".into()));
     }
 }

@@ -49,9 +49,10 @@ impl Record<'_> {
         line.word("verdict", verdict.map(Verdict::as_str));
         line.shown("reason", reason);
         line.object("policy", policy);
-        line.party(["source_addr", "source_pod", "source_workload", "source_identity"], &info.source);
-        let names = ["destination_addr", "destination_pod", "destination_workload", "destination_identity"];
-        line.party(names, &info.destination);
+        match &self.told {
+            Told::Connection(_) => line.parties(&info.source, &info.destination),
+            Told::Request(told) => told.connection.write_parties(format, &mut line),
+        }
         line.object("service", service);
         line.addr("requested_addr", requested);
         line.word("key_exchange", info.key_exchange);
