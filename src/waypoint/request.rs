@@ -192,16 +192,17 @@ async fn exchange(
     let ask = Ask { session, asked, view: &view, upgrade: upgrade.as_ref(), started: record.started() };
     let routes = view.routes.clone();
     let decision = routes.as_ref().map(|routes| routes.decide(&head, with_random(rand::Rng::next_u64)));
-    match decision {
-        None => ask.forward(None, record, head, body).await,
-        Some(Decision::Answer(answer)) => Err(NotSent::Answered(Box::new(answer))),
+    let forward = match decision {
+        None => None,
+        Some(Decision::Answer(answer)) => return Err(NotSent::Answered(Box::new(answer))),
         Some(Decision::Forward(mut forward)) => {
             stick_to_backend(session, &mut forward, &head.headers);
             let RouteRef { name, .. } = forward.route();
             record.amend(|info| info.route = Some(name));
-            ask.forward(Some(&forward), record, head, body).await
+            Some(forward)
         }
-    }
+    };
+    ask.forward(forward.as_ref(), record, head, body).await
 }
 
 /// A request that goes on.
@@ -232,7 +233,8 @@ impl Ask<'_> {
         let mut body = RequestBody::of_client(body, self.asked.sent.clone());
         let mut allowed = Vec::new();
         for authorizer in forward.into_iter().flat_map(Forward::authorizers) {
-            let one = authorize::ask(&self.session.place, authorizer, None, &head, &mut body).await?;
+            // On the heap: few requests are asked about.
+            let one = Box::pin(authorize::ask(&self.session.place, authorizer, None, &head, &mut body)).await?;
             one.edit(&mut head);
             allowed.push(one);
         }
