@@ -4,6 +4,7 @@ mod calendar;
 mod line;
 mod record;
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -27,6 +28,12 @@ pub enum AccessLogFormat {
 #[derive(Clone, Debug)]
 pub struct AccessLog(Option<Arc<Queue>>);
 
+thread_local! {
+    /// The line that is being written. It is made where it is told: what it says is at hand there, and neither copied for
+    /// another thread nor freed by it.
+    static LINE: RefCell<(Calendar, String)> = RefCell::default();
+}
+
 impl AccessLog {
     pub fn off() -> Self {
         Self(None)
@@ -37,9 +44,9 @@ impl AccessLog {
         if format == AccessLogFormat::Off {
             return Ok((Self::off(), AccessLogWriter(None)));
         }
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue { format, state: Mutex::default(), changed: Condvar::new() });
         let theirs = queue.clone();
-        thread::Builder::new().name("access-log".to_owned()).spawn(move || theirs.write_all(format, output))?;
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || theirs.write_all(output))?;
         Ok((Self(Some(queue.clone())), AccessLogWriter(Some(queue))))
     }
 
@@ -47,21 +54,14 @@ impl AccessLog {
         self.0.is_some()
     }
 
-    pub(super) fn write(&self, record: Record) {
+    pub(super) fn write(&self, record: &Record<'_>) {
         let Some(queue) = &self.0 else { return };
-        let mut state = queue.state();
-        if state.records.len() >= QUEUE_LENGTH || state.closed {
-            drop(state);
-            metrics::counter!(catalogue::DROPPED).increment(1);
-            return;
-        }
-        state.records.push(record);
-        let waiting = state.records.len();
-        drop(state);
-        // The writer waits for the first, and then a moment for more: one that is woken for each costs more than it writes.
-        if waiting == 1 || waiting == MANY {
-            queue.changed.notify_all();
-        }
+        LINE.with_borrow_mut(|(calendar, text)| {
+            text.clear();
+            record.write(queue.format, calendar, text);
+            queue.take(text);
+            text.shrink_to(MOST_LINE_KEPT);
+        });
     }
 }
 
@@ -83,15 +83,18 @@ impl AccessLogWriter {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
+    format: AccessLogFormat,
     state: Mutex<QueueState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct QueueState {
-    records: Vec<Record>,
+    text: String,
+    /// Of it.
+    lines: usize,
     closed: bool,
     finished: bool,
 }
@@ -101,42 +104,56 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_all(&self, format: AccessLogFormat, mut output: impl Write) {
-        let (mut records, mut text, mut calendar) = (Vec::new(), String::new(), Calendar::default());
+    fn take(&self, line: &str) {
+        let mut state = self.state();
+        if state.text.len() + line.len() > MOST_WAITING || state.closed {
+            drop(state);
+            metrics::counter!(catalogue::DROPPED).increment(1);
+            return;
+        }
+        state.text.push_str(line);
+        state.lines += 1;
+        let waiting = state.lines;
+        drop(state);
+        // The writer waits for the first, and then a moment for more: one that is woken for each costs more than it writes.
+        if waiting == 1 || waiting == MANY {
+            self.changed.notify_all();
+        }
+    }
+
+    fn write_all(&self, mut output: impl Write) {
+        let mut text = String::new();
         loop {
-            let waited = self.changed.wait_while(self.state(), |state| state.records.is_empty() && !state.closed);
+            let waited = self.changed.wait_while(self.state(), |state| state.lines == 0 && !state.closed);
             let waited = waited.unwrap_or_else(PoisonError::into_inner);
-            let gathering = |state: &mut QueueState| state.records.len() < MANY && !state.closed;
+            let gathering = |state: &mut QueueState| state.lines < MANY && !state.closed;
             let waited = self.changed.wait_timeout_while(waited, GATHERING, gathering);
             let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            std::mem::swap(&mut state.records, &mut records);
+            std::mem::swap(&mut state.text, &mut text);
+            let lines = std::mem::take(&mut state.lines);
             drop(state);
-            if records.is_empty() {
+            if lines == 0 {
                 self.state().finished = true;
                 self.changed.notify_all();
                 return;
             }
-            for some in records.chunks(MANY) {
-                some.iter().for_each(|record| record.write(format, &mut calendar, &mut text));
-                if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
-                    metrics::counter!(catalogue::DROPPED).increment(some.len() as u64);
-                }
-                text.clear();
+            if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
+                metrics::counter!(catalogue::DROPPED).increment(lines as u64);
             }
-            records.clear();
+            text.clear();
             // What a burst needed is given back.
-            records.shrink_to(MANY);
             text.shrink_to(MOST_TEXT_KEPT);
         }
     }
 }
 
-/// Some megabytes at most.
-const QUEUE_LENGTH: usize = 8192;
+/// Bytes of lines that wait.
+const MOST_WAITING: usize = 4 << 20;
 /// So many are written without waiting for more.
 const MANY: usize = 256;
 const GATHERING: Duration = Duration::from_millis(10);
 const MOST_TEXT_KEPT: usize = 128 * 1024;
+const MOST_LINE_KEPT: usize = 4 * 1024;
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -182,7 +199,7 @@ pub(super) mod tests {
         }
     }
 
-    fn record(detail: &str) -> Record {
+    fn with_record<T>(detail: &str, then: impl FnOnce(&Record<'_>) -> T) -> T {
         let info = ConnectionInfo {
             direction: Direction::Inbound,
             transport: Transport::Plaintext,
@@ -192,42 +209,41 @@ pub(super) mod tests {
             requested: None,
             key_exchange: None,
         };
-        Record {
+        then(&Record {
             time: UNIX_EPOCH + Duration::from_millis(1_709_210_096_789),
             duration: Duration::from_millis(7),
-            told: Told::Connection(Box::new(OfConnection {
-                info,
+            told: Told::Connection(OfConnection {
+                info: &info,
                 verdict: Some(Verdict::Deny),
                 policy: None,
-                reason: Some(Reason::Plaintext(None)),
+                reason: Some(&Reason::Plaintext(None)),
                 sent: 1,
                 received: 2,
-                detail: detail.to_owned(),
-            })),
-        }
+                detail,
+            }),
+        })
     }
 
-    fn line(record: &Record, format: AccessLogFormat) -> String {
+    fn line(detail: &str, format: AccessLogFormat) -> String {
         let mut text = String::new();
-        record.write(format, &mut Calendar::default(), &mut text);
+        with_record(detail, |record| record.write(format, &mut Calendar::default(), &mut text));
         text
     }
 
     #[test]
     fn a_line_of_json_holds_what_a_text_line_does() {
         let detail = "an \"\u{e9}\", a \\ and\ta = sign";
-        let record = record(detail);
-        let json: serde_json::Value = serde_json::from_str(&line(&record, AccessLogFormat::Json)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&line(detail, AccessLogFormat::Json)).unwrap();
         assert_eq!(json["source_addr"], "[fd00::1]:4000");
         assert_eq!((&json["bytes_sent"], &json["duration_ms"]), (&1.into(), &7.into()));
         assert_eq!((&json["destination_addr"], &json["detail"]), (&"10.0.0.255:80".into(), &detail.into()));
-        assert_eq!(line(&record, AccessLogFormat::Text).lines().count(), 1);
+        assert_eq!(line(detail, AccessLogFormat::Text).lines().count(), 1);
     }
 
     #[test]
     fn a_text_line_is_words_and_quoted_values_on_one_line() {
         assert_eq!(
-            line(&record("two\nlines \"quoted\""), AccessLogFormat::Text),
+            line("two\nlines \"quoted\"", AccessLogFormat::Text),
             "time=2024-02-29T12:34:56.789Z direction=inbound transport=plaintext verdict=deny reason=plaintext \
              source_addr=[fd00::1]:4000 destination_addr=10.0.0.255:80 bytes_sent=1 bytes_received=2 duration_ms=7 \
              detail=\"two\\nlines \\\"quoted\\\"\"\n"
@@ -239,7 +255,7 @@ pub(super) mod tests {
         let output = Shared::default();
         let (log, writer) = AccessLog::start(AccessLogFormat::Json, output.clone()).unwrap();
         for _ in 0..100 {
-            log.write(record(""));
+            with_record("", |record| log.write(record));
         }
         assert!(writer.finish(Duration::from_secs(10)));
         let lines: Vec<serde_json::Value> =
@@ -254,8 +270,9 @@ pub(super) mod tests {
         let (let_go, gate) = mpsc::channel();
         let (log, writer) = AccessLog::start(AccessLogFormat::Text, StalledOutput(gate)).unwrap();
         metrics::with_local_recorder(&recorder, || {
-            for _ in 0..3 * QUEUE_LENGTH {
-                log.write(record(""));
+            let detail = "x".repeat(1024);
+            for _ in 0..3 * MOST_WAITING / detail.len() {
+                with_record(&detail, |record| log.write(record));
             }
         });
         assert!(recorder.handle().render().contains(catalogue::DROPPED));

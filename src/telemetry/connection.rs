@@ -296,18 +296,18 @@ impl ConnectionTelemetry {
             return;
         }
         let state = self.state();
-        self.shared.access_log.write(Record {
+        self.shared.access_log.write(&Record {
             time: self.time,
             duration: self.started.elapsed(),
-            told: Told::Connection(Box::new(OfConnection {
-                info: state.info.clone(),
+            told: Told::Connection(OfConnection {
+                info: &state.info,
                 verdict: state.verdict,
-                policy: state.policy.clone(),
-                reason,
+                policy: state.policy.as_ref(),
+                reason: reason.as_ref(),
                 sent,
                 received,
-                detail: detail.to_owned(),
-            })),
+                detail,
+            }),
         });
     }
 

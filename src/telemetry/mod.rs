@@ -21,6 +21,6 @@ pub use self::catalogue::describe_metrics;
 pub use self::connection::{ConnectionInfo, ConnectionTelemetry, Direction, Party, Telemetry, Transport, Verdict};
 pub use self::log::{LogControl, LogError, LogFormat};
 pub use self::metrics::{Metrics, MetricsError, MetricsSettings};
-pub use self::request::{RequestInfo, RequestProtocol, RequestTelemetry};
+pub use self::request::{RequestConnection, RequestInfo, RequestProtocol, RequestTelemetry};
 pub use self::seldom::Seldom;
 pub use self::traces::{Collector, CollectorError, Exporter, Observer, Span, SpanKind, TraceId, TraceShare, Traces};

@@ -1,9 +1,12 @@
+use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use metrics::{Counter, Histogram, Key, Label};
 
-use super::access_log::{Line, Record, Told};
+use super::access_log::{AccessLogFormat, Line, Record, Told};
 use super::catalogue;
 use super::connection::{ConnectionInfo, Telemetry, Verdict};
 use super::series::{Kept, Labels, Sets, counter, histogram};
@@ -20,11 +23,61 @@ pub struct RequestTelemetry {
     span: Option<Span>,
 }
 
+/// A connection as its requests tell of it: they share it, with what is worked out once for all of them.
+#[derive(Debug)]
+pub struct RequestConnection {
+    info: ConnectionInfo,
+    /// Its ends, as the lines of the one access log have them.
+    parties: OnceLock<Box<str>>,
+    /// The metrics that the last of them was counted in.
+    counted: Mutex<Option<(RequestLabels, Arc<RequestSeries>)>>,
+}
+
+impl RequestConnection {
+    pub fn new(info: ConnectionInfo) -> Arc<Self> {
+        Arc::new(Self { info, parties: OnceLock::new(), counted: Mutex::default() })
+    }
+
+    pub(super) fn write_parties(&self, format: AccessLogFormat, line: &mut Line<'_>) {
+        line.fields(self.parties.get_or_init(|| {
+            let mut text = String::new();
+            Line::within(&mut text, format).parties(&self.info.source, &self.info.destination);
+            text.into()
+        }));
+    }
+
+    /// The metrics of a request that went on it. Most are like the one before, and spare the search by all labels.
+    fn series(&self, request: &RequestInfo, table: &RequestSeriesTable) -> Arc<RequestSeries> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*counted {
+            Some((labels, series)) if labels.are_of(request) => series.clone(),
+            _ => {
+                let labels = RequestLabels::of(request);
+                let series = table.get(&labels);
+                // There may be room for its own soon.
+                *counted = (!series.stands_in).then(|| (labels, series.clone()));
+                series
+            }
+        }
+    }
+}
+
+impl Deref for RequestConnection {
+    type Target = ConnectionInfo;
+
+    fn deref(&self) -> &ConnectionInfo {
+        &self.info
+    }
+}
+
 /// All that metrics and the access log say about a request.
 #[derive(Clone, Debug)]
 pub struct RequestInfo {
-    /// Of the connection that it went on, or of the client's where it was answered here.
-    pub connection: ConnectionInfo,
+    /// That it went on, or the client's where it was answered here.
+    pub connection: Arc<RequestConnection>,
+    /// Whom it was for, whatever connection it went on.
+    pub service: Option<NamespacedName>,
+    pub requested: Option<SocketAddr>,
     pub protocol: RequestProtocol,
     pub method: String,
     pub host: String,
@@ -93,14 +146,15 @@ impl RequestTelemetry {
     /// The answer has gone to its end, or as far as it will.
     pub fn ended(&mut self) {
         let Some(info) = self.info.take() else { return };
-        let duration = self.started.elapsed();
+        let now = Instant::now();
+        let duration = now.saturating_duration_since(self.started);
         let shared = self.telemetry.shared();
-        shared.requests.get(&RequestLabels::of(&info)).ended(duration);
-        if let Some(span) = self.span {
-            shared.traces.end(span, info.clone(), self.time, duration);
-        }
+        info.connection.series(&info, &shared.requests).ended(duration, now);
         if shared.access_log.is_on() {
-            shared.access_log.write(Record { time: self.time, duration, told: Told::Request(info) });
+            shared.access_log.write(&Record { time: self.time, duration, told: Told::Request(&info) });
+        }
+        if let Some(span) = self.span {
+            shared.traces.end(span, info, self.time, duration);
         }
     }
 }
@@ -118,6 +172,11 @@ impl Drop for RequestTelemetry {
 }
 
 impl RequestInfo {
+    /// gRPC knows seventeen, and takes any other for UNKNOWN.
+    fn grpc_label(&self) -> Option<u16> {
+        self.grpc_status.map(|code| if code <= MOST_GRPC { code } else { GRPC_UNKNOWN })
+    }
+
     pub(super) fn write(&self, line: &mut Line<'_>) {
         line.word("protocol", Some(self.protocol.as_str()));
         line.word("method", Some(&self.method));
@@ -144,10 +203,18 @@ pub(super) struct RequestLabels {
 
 impl RequestLabels {
     fn of(info: &RequestInfo) -> Self {
-        let ends = Labels::of(&info.connection);
-        // gRPC knows seventeen, and takes any other for UNKNOWN.
-        let grpc = info.grpc_status.map(|code| if code <= MOST_GRPC { code } else { GRPC_UNKNOWN });
-        Self { ends, protocol: info.protocol, status: info.status, grpc, route: info.route.clone() }
+        let ends = Labels::of_request(&info.connection, info.service.clone());
+        let (protocol, status, grpc, route) = (info.protocol, info.status, info.grpc_label(), info.route.clone());
+        Self { ends, protocol, status, grpc, route }
+    }
+
+    /// Whether a request on the same connection has these labels.
+    fn are_of(&self, info: &RequestInfo) -> bool {
+        self.protocol == info.protocol
+            && self.status == info.status
+            && self.grpc == info.grpc_label()
+            && self.route == info.route
+            && self.ends.service() == info.service.as_ref()
     }
 
     fn key(&self, name: &'static str) -> Key {
@@ -166,6 +233,8 @@ impl RequestLabels {
 /// The metrics of one label set.
 #[derive(Debug)]
 pub(super) struct RequestSeries {
+    /// For label sets beyond the cap.
+    stands_in: bool,
     keep: Duration,
     requests: Kept<Counter>,
     duration: Kept<Histogram>,
@@ -173,9 +242,9 @@ pub(super) struct RequestSeries {
 }
 
 impl RequestSeries {
-    fn ended(&self, after: Duration) {
-        self.requests.with(self.keep, counter, |requests| requests.increment(1));
-        self.duration.with(self.keep, histogram, |duration| duration.record(after.as_secs_f64()));
+    fn ended(&self, after: Duration, now: Instant) {
+        self.requests.with(now, self.keep, counter, |requests| requests.increment(1));
+        self.duration.with(now, self.keep, histogram, |duration| duration.record(after.as_secs_f64()));
     }
 }
 
@@ -184,6 +253,7 @@ impl Sets for RequestSeries {
 
     fn new(labels: &RequestLabels, keep: Duration) -> Self {
         Self {
+            stands_in: labels.ends.are_other(),
             keep,
             requests: Kept::new(labels.key(catalogue::REQUESTS)),
             duration: Kept::new(labels.key(catalogue::REQUEST_DURATION)),
@@ -212,21 +282,21 @@ mod tests {
     use super::*;
     use crate::telemetry::access_log::tests::Shared;
     use crate::telemetry::metrics::recorder;
-    use crate::telemetry::{
-        AccessLog, AccessLogFormat, Direction, MetricsSettings, Party, Telemetry, Traces, Transport,
-    };
+    use crate::telemetry::{AccessLog, Direction, MetricsSettings, Party, Telemetry, Traces, Transport};
 
     fn info() -> RequestInfo {
         RequestInfo {
-            connection: ConnectionInfo {
+            connection: RequestConnection::new(ConnectionInfo {
                 direction: Direction::Outbound,
                 transport: Transport::Fast,
-                source: Party::default(),
+                source: Party { workload: Some("web".into()), ..Party::default() },
                 destination: Party::default(),
-                service: Some(NamespacedName::new("shop", "cart")),
+                service: None,
                 requested: None,
                 key_exchange: None,
-            },
+            }),
+            service: Some(NamespacedName::new("shop", "cart")),
+            requested: None,
             protocol: RequestProtocol::Http1,
             method: "GET".to_owned(),
             host: "cart".to_owned(),
@@ -252,11 +322,12 @@ mod tests {
         let (log, writer) = AccessLog::start(AccessLogFormat::Json, output.clone()).unwrap();
         metrics::with_local_recorder(&recorder, || {
             let telemetry = Telemetry::new(&settings, 10, log, Traces::default());
-            let mut request = telemetry.request(info());
+            let info = info();
+            let mut request = telemetry.request(info.clone());
             request.amend(|info| info.status = 200);
             request.ended();
             drop(request);
-            drop(telemetry.request(info()));
+            drop(telemetry.request(info));
         });
         assert!(writer.finish(Duration::from_secs(10)));
         let text = recorder.handle().render();
@@ -275,6 +346,7 @@ mod tests {
             (&lines[0]["path"], &lines[0]["status"], &lines[0]["bytes_received"]),
             (&"/a b\"".into(), &200.into(), &3.into())
         );
+        assert!(lines.iter().all(|line| line["source_workload"] == "web"), "{lines:?}");
         assert_eq!((&lines[1]["reason"], &lines[1]["route"]), (&"reset".into(), &"shop/canary".into()));
     }
 }

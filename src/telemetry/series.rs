@@ -37,14 +37,27 @@ struct End {
 
 impl Labels {
     pub(super) fn of(info: &ConnectionInfo) -> Self {
+        Self::of_request(info, info.service.clone())
+    }
+
+    /// Of a request on a connection, and whom it was for.
+    pub(super) fn of_request(info: &ConnectionInfo, service: Option<NamespacedName>) -> Self {
         let end = |party: &Party| End {
             workload: party.workload.clone(),
             namespace: party.pod.as_ref().map(|pod| pod.namespace.clone()),
             principal: party.identity.clone(),
         };
-        let ends =
-            Ends { source: end(&info.source), destination: end(&info.destination), service: info.service.clone() };
+        let ends = Ends { source: end(&info.source), destination: end(&info.destination), service };
         Self { direction: info.direction, transport: info.transport, ends: Some(ends) }
+    }
+
+    pub(super) fn service(&self) -> Option<&NamespacedName> {
+        self.ends.as_ref()?.service.as_ref()
+    }
+
+    /// Whether they stand in for label sets beyond the cap.
+    pub(super) fn are_other(&self) -> bool {
+        self.ends.is_none()
     }
 
     pub(super) fn other(&self) -> Self {
@@ -138,15 +151,17 @@ impl Sets for Series {
 impl Series {
     /// A connection has reached the far side, so long after it was accepted.
     pub(super) fn opened(&self, after: Duration) {
-        self.count(&self.opened, 1);
-        self.open.with(self.keep, gauge, |open| open.increment(1.0));
-        self.connect.with(self.keep, histogram, |connect| connect.record(after.as_secs_f64()));
+        let now = Instant::now();
+        self.opened.with(now, self.keep, counter, |opened| opened.increment(1));
+        self.open.with(now, self.keep, gauge, |open| open.increment(1.0));
+        self.connect.with(now, self.keep, histogram, |connect| connect.record(after.as_secs_f64()));
     }
 
     /// One that was opened has ended.
     pub(super) fn closed(&self) {
-        self.count(&self.closed, 1);
-        self.open.with(self.keep, gauge, |open| open.decrement(1.0));
+        let now = Instant::now();
+        self.closed.with(now, self.keep, counter, |closed| closed.increment(1));
+        self.open.with(now, self.keep, gauge, |open| open.decrement(1.0));
     }
 
     pub(super) fn moved(&self, sent: u64, received: u64) {
@@ -163,7 +178,7 @@ impl Series {
     }
 
     fn count(&self, counted: &Kept<Counter>, by: u64) {
-        counted.with(self.keep, counter, |counter| counter.increment(by));
+        counted.with(Instant::now(), self.keep, counter, |counter| counter.increment(by));
     }
 }
 
@@ -181,13 +196,10 @@ impl<T> Kept<T> {
         Self { key, handle: Mutex::new(None) }
     }
 
-    pub(super) fn with(&self, keep: Duration, find: impl FnOnce(&Key) -> T, then: impl FnOnce(&T)) {
-        let now = Instant::now();
+    pub(super) fn with(&self, now: Instant, keep: Duration, find: impl FnOnce(&Key) -> T, then: impl FnOnce(&T)) {
         let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
-        let (metric, used) = match handle.take().filter(|(_, used)| now.duration_since(*used) < keep) {
-            Some(kept) => handle.insert(kept),
-            None => handle.insert((find(&self.key), now)),
-        };
+        handle.take_if(|(_, used)| now.saturating_duration_since(*used) >= keep);
+        let (metric, used) = handle.get_or_insert_with(|| (find(&self.key), now));
         *used = now;
         then(metric);
     }

@@ -45,9 +45,8 @@ pub async fn ask(
             Some(CheckBody { data, is_partial })
         }
     };
-    // On the heap: an answer to a question is rarely waited for, and what it takes is much.
-    let asking = Box::pin(asked(place, authorizer, endpoint, head, checked.as_ref()));
-    let verdict = match tokio::time::timeout(authorizer.timeout, asking).await {
+    let asking = tokio::time::timeout(authorizer.timeout, asked(place, authorizer, endpoint, head, checked.as_ref()));
+    let verdict = match asking.await {
         Ok(verdict) => verdict,
         Err(_) => Verdict::Failed(format!("no answer within {:?}", authorizer.timeout)),
     };

@@ -204,7 +204,8 @@ impl<'a> Way<'a> {
                 asked.allowed.iter().for_each(|one| one.edit(&mut head));
             }
             _ => {
-                let allowed = authorize::ask_all(place, asks, endpoint, &mut head, &mut body).await?;
+                // On the heap: few requests are asked about.
+                let allowed = Box::pin(authorize::ask_all(place, asks, endpoint, &mut head, &mut body)).await?;
                 self.asked = Some(Asked { endpoint, authorizers: asks.to_vec(), allowed });
             }
         }

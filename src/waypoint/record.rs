@@ -8,14 +8,16 @@ use super::client::Version;
 use super::session::Session;
 use super::wire::Violation;
 use crate::mesh::Reason;
-use crate::telemetry::{ConnectionInfo, RequestInfo, RequestProtocol};
+use crate::telemetry::{RequestInfo, RequestProtocol};
 
 pub fn describe(session: &Session, head: &Parts, is_grpc: bool, version: Version) -> RequestInfo {
-    let connection = session.place.describe();
-    let service = session.view().and_then(|view| view.to.service().cloned());
+    let connection = session.client();
+    let service = connection.service.clone();
     let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
     RequestInfo {
-        connection: ConnectionInfo { service: connection.service.or(service), ..connection },
+        service: service.or_else(|| session.view()?.to.service().cloned()),
+        requested: connection.requested,
+        connection,
         protocol: match (is_grpc, version) {
             (true, _) => RequestProtocol::Grpc,
             (false, Version::Http1) => RequestProtocol::Http1,

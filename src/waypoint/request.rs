@@ -34,7 +34,7 @@ use super::upstream::Lease;
 use super::{authorize, mirror};
 use crate::proxy::with_random;
 use crate::route::{self, Because, Decision, Forward, RouteRef, is_grpc};
-use crate::telemetry::{ConnectionInfo, RequestTelemetry, Verdict};
+use crate::telemetry::{RequestTelemetry, Verdict};
 use crate::transport::unsent::Unsent;
 
 /// Answers one request of a client, whatever becomes of it.
@@ -194,16 +194,17 @@ async fn exchange(
     let ask = Ask { session, asked, view: &view, upgrade: upgrade.as_ref(), started: record.started() };
     let routes = view.routes.clone();
     let decision = routes.as_ref().map(|routes| routes.decide(&head, with_random(rand::Rng::next_u64)));
-    match decision {
-        None => ask.forward(None, record, head, body).await,
-        Some(Decision::Answer(answer)) => Err(NotSent::Answered(Box::new(answer))),
+    let forward = match decision {
+        None => None,
+        Some(Decision::Answer(answer)) => return Err(NotSent::Answered(Box::new(answer))),
         Some(Decision::Forward(mut forward)) => {
             stick_to_backend(session, &mut forward, &head.headers);
             let RouteRef { name, .. } = forward.route();
             record.amend(|info| info.route = Some(name));
-            ask.forward(Some(&forward), record, head, body).await
+            Some(forward)
         }
-    }
+    };
+    ask.forward(forward.as_ref(), record, head, body).await
 }
 
 /// A request that goes on.
@@ -229,12 +230,13 @@ impl Ask<'_> {
             return Err(missing.unwrap_or_else(|| Refusal::no_endpoint("what was dialled has gone").into()));
         };
         if let Some(service) = to.service() {
-            record.amend(|info| info.connection.service = Some(service.clone()));
+            record.amend(|info| info.service = Some(service.clone()));
         }
         let mut body = RequestBody::of_client(body, self.asked.sent.clone());
         let mut allowed = Vec::new();
         for authorizer in forward.into_iter().flat_map(Forward::authorizers) {
-            let one = authorize::ask(&self.session.place, authorizer, None, &head, &mut body).await?;
+            // On the heap: few requests are asked about.
+            let one = Box::pin(authorize::ask(&self.session.place, authorizer, None, &head, &mut body)).await?;
             one.edit(&mut head);
             allowed.push(one);
         }
@@ -257,9 +259,10 @@ impl Ask<'_> {
             if let Some(Permit { policy, .. }) = permit {
                 (info.verdict, info.policy) = (Some(Verdict::Allow), policy);
             }
-            let service = info.connection.service.take();
-            info.connection = ConnectionInfo { requested: info.connection.requested, ..lease.info().clone() };
-            info.connection.service = info.connection.service.take().or(service);
+            info.connection = lease.info().clone();
+            if let Some(service) = &info.connection.service {
+                info.service = Some(service.clone());
+            }
         });
         let held = leave.and_then(|leave| leave.answered(response.status()));
         let until = limits.until().map(sleep_to);

@@ -1,5 +1,6 @@
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::{Notify, watch};
 
@@ -7,6 +8,7 @@ use super::client::Check;
 use super::place::{Look, Place, Receiver, View};
 use super::upgrade::Tunnel;
 use crate::route::{BackendRef, Target};
+use crate::telemetry::RequestConnection;
 
 /// What the requests of one client connection share.
 pub struct Session {
@@ -15,6 +17,7 @@ pub struct Session {
     pub check: Option<Rc<Check>>,
     /// What becomes of the connection behind the answer that is on its way.
     pub tunnel: RefCell<Option<Tunnel>>,
+    client: OnceCell<Arc<RequestConnection>>,
     moves: RefCell<watch::Receiver<u64>>,
     view: RefCell<Option<Rc<View>>>,
     retired: Cell<bool>,
@@ -28,11 +31,17 @@ impl Session {
             place,
             check,
             tunnel: RefCell::default(),
+            client: OnceCell::new(),
             moves: RefCell::new(moves),
             view: RefCell::default(),
             retired: Cell::new(false),
             retiring: Notify::new(),
         })
+    }
+
+    /// The client's own connection, as requests tell of it that are answered here.
+    pub fn client(&self) -> Arc<RequestConnection> {
+        self.client.get_or_init(|| RequestConnection::new(self.place.describe())).clone()
     }
 
     /// Where requests go now; none where that has gone.

@@ -1,6 +1,7 @@
 //! A request on its way to an endpoint, and to another one, or once more, where that is worth it.
 
 use std::cell::Cell;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,11 @@ pub async fn send(
     let mut request = Request::from_parts(head, body);
     loop {
         let began = Instant::now();
-        let tried = limits.bounded(way.once(request)).await;
+        let tried = {
+            // Made where it stays: it is large, and there is one for each request.
+            let trying = pin!(way.once(request));
+            limits.bounded(trying).await
+        };
         let (outcome, showing) = judge(&tried);
         let mut telling = None;
         match (way.endpoint(), showing) {
@@ -186,7 +191,10 @@ impl Limits {
     }
 
     /// One try, within its time.
-    async fn bounded(&self, trying: impl Future<Output = Result<Answered, Failed>>) -> Result<Answered, Failed> {
+    async fn bounded(
+        &self,
+        trying: Pin<&mut impl Future<Output = Result<Answered, Failed>>>,
+    ) -> Result<Answered, Failed> {
         let until = self.of_try.map(|time| Instant::now() + time).into_iter().chain(self.request).min();
         self.try_until.set(until);
         let Some(until) = until else { return trying.await };
@@ -223,4 +231,21 @@ impl From<Failed> for Refusal {
     fn from(failed: Failed) -> Self {
         failed.refusal
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What it is moved about in until it is answered, with all that may come between.
+    #[test]
+    fn a_request_on_its_way_takes_little_room() {
+        fn size<F>(_: impl FnOnce(Errand<'static>, Parts, RequestBody, Option<&'static Tee>) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(send);
+        assert!(size <= MOST_ROOM, "{size} bytes: what is rare belongs on the heap");
+    }
+
+    const MOST_ROOM: usize = 7 * 1024;
 }

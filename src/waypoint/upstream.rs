@@ -26,13 +26,13 @@ use super::pool::Moment;
 use super::room::Windows;
 use super::{Bond, Failure, Line};
 use crate::mesh::Reason;
-use crate::telemetry::ConnectionInfo;
+use crate::telemetry::RequestConnection;
 use crate::transport::tls::PeerInfo;
 
 /// One connection to an application, of which any number of requests is sent one by one (HTTP/1) or at once (HTTP/2).
 pub struct Upstream {
     sender: Sender,
-    info: Rc<ConnectionInfo>,
+    info: Arc<RequestConnection>,
     /// None: it serves this one request.
     bond: Option<Bond>,
     /// What it rests on that its other end is who it should be; none where no certificate says so.
@@ -124,67 +124,68 @@ pub async fn acquire(
     let begun = admission.as_ref().map(Admission::begin).transpose()?;
     let counted = place.counted(endpoint);
     let bond = place.bond(endpoint);
-    let pool = place.pool();
-    let lease = |upstream: Upstream, reused| {
-        let stream = StreamPlace::take(&upstream.streams);
-        Lease {
-            upstream,
-            place: place.clone(),
-            reused,
-            inheritance: None,
-            _stream: stream,
-            _counted: counted,
-            _begun: begun,
-        }
+    let kept = bond.as_ref().and_then(|bond| kept(place, bond, version));
+    let (upstream, reused) = match kept {
+        Some(upstream) => (upstream, true),
+        // On the heap: most requests find one that waits, and do not carry what making one takes.
+        None => Box::pin(open(place, to, endpoint, version, plan, admission.as_ref(), bond)).await?,
     };
-    let Some(bond) = bond else {
-        let opened = match &admission {
-            Some(admission) => match admission.open(|| None::<Upstream>, || plan.free()).await? {
-                Leave::Open(opened) => Some(opened),
-                Leave::Kept(upstream) => return Ok(lease(upstream, true)),
-            },
-            None => None,
-        };
-        return Ok(lease(connect(place, to, endpoint, version, None, opened).await?, false));
-    };
+    let stream = StreamPlace::take(&upstream.streams);
+    Ok(Lease {
+        upstream,
+        place: place.clone(),
+        reused,
+        inheritance: None,
+        _stream: stream,
+        _counted: counted,
+        _begun: begun,
+    })
+}
+
+/// One that waits, or that others share.
+fn kept(place: &Rc<dyn Place>, bond: &Bond, version: Version) -> Option<Upstream> {
     match version {
-        Version::Http1 => {
-            if let Some(upstream) = pool.take(&bond) {
-                return Ok(lease(upstream, true));
-            }
-            let opened = match &admission {
-                Some(admission) => match admission.open(|| pool.take(&bond), || plan.free()).await? {
-                    Leave::Open(opened) => Some(opened),
-                    Leave::Kept(upstream) => return Ok(lease(upstream, true)),
-                },
-                None => None,
-            };
-            Ok(lease(connect(place, to, endpoint, version, Some(bond), opened).await?, false))
-        }
-        Version::Http2 => {
-            if let Some(upstream) = pool.shared(&bond) {
-                return Ok(lease(upstream, true));
-            }
-            // Requests that come together wait for one connection rather than open one each.
-            let turn = pool.turn(&bond);
-            let _turn = tokio::time::timeout(SHARED_WAIT, turn.lock()).await;
-            if let Some(upstream) = pool.shared(&bond) {
-                return Ok(lease(upstream, true));
-            }
-            let opened = match &admission {
-                Some(admission) => match admission.open(|| pool.shared(&bond), || plan.free()).await? {
-                    Leave::Open(opened) => Some(opened),
-                    Leave::Kept(upstream) => return Ok(lease(upstream, true)),
-                },
-                None => None,
-            };
-            let upstream = connect(place, to, endpoint, version, Some(bond), opened).await?;
-            if place.keeps() {
-                upstream.share().into_iter().for_each(|upstream| pool.put_shared(upstream));
-            }
-            Ok(lease(upstream, false))
-        }
+        Version::Http1 => place.pool().take(bond),
+        Version::Http2 => place.pool().shared(bond),
     }
+}
+
+/// A new one, or one that has come free meanwhile: true.
+async fn open(
+    place: &Rc<dyn Place>,
+    to: &Receiver,
+    endpoint: SocketAddr,
+    version: Version,
+    plan: &Plan,
+    admission: Option<&Admission>,
+    bond: Option<Bond>,
+) -> Result<(Upstream, bool), Failure> {
+    let free = || bond.as_ref().and_then(|bond| kept(place, bond, version));
+    let is_shared = version == Version::Http2 && bond.is_some();
+    // Requests that come together wait for one connection rather than open one each.
+    let turn = bond.as_ref().filter(|_| is_shared).map(|bond| place.pool().turn(bond));
+    let _turn = match &turn {
+        Some(turn) => {
+            let turn = tokio::time::timeout(SHARED_WAIT, turn.lock()).await;
+            if let Some(upstream) = free() {
+                return Ok((upstream, true));
+            }
+            turn.ok()
+        }
+        None => None,
+    };
+    let opened = match admission {
+        Some(admission) => match admission.open(free, || plan.free()).await? {
+            Leave::Open(opened) => Some(opened),
+            Leave::Kept(upstream) => return Ok((upstream, true)),
+        },
+        None => None,
+    };
+    let upstream = connect(place, to, endpoint, version, bond.clone(), opened).await?;
+    if is_shared && place.keeps() {
+        upstream.share().into_iter().for_each(|upstream| place.pool().put_shared(upstream));
+    }
+    Ok((upstream, false))
 }
 
 async fn connect(
@@ -196,7 +197,7 @@ async fn connect(
     opened: Option<Opened>,
 ) -> Result<Upstream, Failure> {
     let line = place.connect(to, endpoint).await?;
-    let (info, peer) = (Rc::new(line.info()), line.peer());
+    let (info, peer) = (RequestConnection::new(line.info()), line.peer());
     let heir = Heir::default();
     let io = TokioIo::new(line);
     let broken = |error: hyper::Error| Failure {

@@ -21,11 +21,28 @@ impl<'a> Line<'a> {
         Self { text, format, is_first: true }
     }
 
+    /// Fields that others precede.
+    pub fn within(text: &'a mut String, format: AccessLogFormat) -> Self {
+        Self { text, format, is_first: false }
+    }
+
+    /// Such fields, written before.
+    pub fn fields(&mut self, written: &str) {
+        self.text.push_str(written);
+    }
+
     pub fn end(self) {
         self.text.push_str(if self.format == AccessLogFormat::Text { "\n" } else { "}\n" });
     }
 
-    pub fn party(&mut self, [addr, pod, workload, identity]: [&str; 4], party: &Party) {
+    /// Who speaks with whom.
+    pub fn parties(&mut self, source: &Party, destination: &Party) {
+        self.party(["source_addr", "source_pod", "source_workload", "source_identity"], source);
+        let names = ["destination_addr", "destination_pod", "destination_workload", "destination_identity"];
+        self.party(names, destination);
+    }
+
+    fn party(&mut self, [addr, pod, workload, identity]: [&str; 4], party: &Party) {
         self.addr(addr, party.addr);
         self.object(pod, party.pod.as_ref());
         self.word(workload, party.workload.as_deref());

@@ -8,35 +8,39 @@ use crate::telemetry::request::RequestInfo;
 
 /// What one line says.
 #[derive(Debug)]
-pub struct Record {
+pub struct Record<'a> {
     pub time: SystemTime,
     pub duration: Duration,
-    pub told: Told,
+    pub told: Told<'a>,
 }
 
 #[derive(Debug)]
-pub enum Told {
-    Connection(Box<OfConnection>),
-    Request(Box<RequestInfo>),
+pub enum Told<'a> {
+    Connection(OfConnection<'a>),
+    Request(&'a RequestInfo),
 }
 
 #[derive(Debug)]
-pub struct OfConnection {
-    pub info: ConnectionInfo,
+pub struct OfConnection<'a> {
+    pub info: &'a ConnectionInfo,
     pub verdict: Option<Verdict>,
-    pub policy: Option<NamespacedName>,
-    pub reason: Option<Reason>,
+    pub policy: Option<&'a NamespacedName>,
+    pub reason: Option<&'a Reason>,
     pub sent: u64,
     pub received: u64,
-    pub detail: String,
+    pub detail: &'a str,
 }
 
-impl Record {
+impl Record<'_> {
     /// Appends its line.
     pub fn write(&self, format: AccessLogFormat, calendar: &mut Calendar, text: &mut String) {
-        let (info, verdict, reason, policy) = match &self.told {
-            Told::Connection(told) => (&told.info, told.verdict, told.reason.as_ref(), told.policy.as_ref()),
+        let (info, verdict, reason, policy): (&ConnectionInfo, _, _, _) = match &self.told {
+            Told::Connection(told) => (told.info, told.verdict, told.reason, told.policy),
             Told::Request(told) => (&told.connection, told.verdict, told.reason.as_ref(), told.policy.as_ref()),
+        };
+        let (service, requested) = match &self.told {
+            Told::Connection(_) => (info.service.as_ref(), info.requested),
+            Told::Request(told) => (told.service.as_ref(), told.requested),
         };
         let mut line = Line::begin(text, format);
         line.value("time", |text| calendar.push(self.time, text));
@@ -45,17 +49,18 @@ impl Record {
         line.word("verdict", verdict.map(Verdict::as_str));
         line.shown("reason", reason);
         line.object("policy", policy);
-        line.party(["source_addr", "source_pod", "source_workload", "source_identity"], &info.source);
-        let names = ["destination_addr", "destination_pod", "destination_workload", "destination_identity"];
-        line.party(names, &info.destination);
-        line.object("service", info.service.as_ref());
-        line.addr("requested_addr", info.requested);
+        match &self.told {
+            Told::Connection(_) => line.parties(&info.source, &info.destination),
+            Told::Request(told) => told.connection.write_parties(format, &mut line),
+        }
+        line.object("service", service);
+        line.addr("requested_addr", requested);
         line.word("key_exchange", info.key_exchange);
         let (sent, received, detail) = match &self.told {
-            Told::Connection(told) => (told.sent, told.received, &told.detail),
+            Told::Connection(told) => (told.sent, told.received, told.detail),
             Told::Request(told) => {
                 told.write(&mut line);
-                (told.sent, told.received, &told.detail)
+                (told.sent, told.received, told.detail.as_str())
             }
         };
         line.number("bytes_sent", sent);

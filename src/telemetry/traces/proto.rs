@@ -140,7 +140,7 @@ fn attributes(kind: SpanKind, info: &RequestInfo) -> Vec<KeyValue> {
         info.grpc_status.map(|status| number("rpc.grpc.status_code", status.into())),
         error_type(kind, info).map(|kind| text("error.type", &kind)),
         info.route.as_ref().map(|route| text("selvedge.route", &route.to_string())),
-        connection.service.as_ref().map(|service| text("selvedge.service", &service.to_string())),
+        info.service.as_ref().map(|service| text("selvedge.service", &service.to_string())),
         Some(text("selvedge.transport", connection.transport.as_str())),
         identity("selvedge.source.identity", &connection.source),
         identity("selvedge.destination.identity", &connection.destination),

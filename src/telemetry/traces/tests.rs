@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::*;
 use crate::mesh::{NamespacedName, Reason};
-use crate::telemetry::{ConnectionInfo, Direction, Party, RequestProtocol, Transport};
+use crate::telemetry::{ConnectionInfo, Direction, Party, RequestConnection, RequestProtocol, Transport};
 
 /// A collector at the end of a real connection; it refuses first as often as it is told to.
 struct Taking {
@@ -62,15 +62,17 @@ fn info() -> Box<RequestInfo> {
         identity: Some(format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap()),
     };
     Box::new(RequestInfo {
-        connection: ConnectionInfo {
+        connection: RequestConnection::new(ConnectionInfo {
             direction: Direction::Outbound,
             transport: Transport::Fast,
             source: party("web", "10.0.0.1:4000"),
             destination: party("cart", "10.0.1.1:8080"),
-            service: Some(NamespacedName::new("shop", "cart")),
+            service: None,
             requested: None,
             key_exchange: None,
-        },
+        }),
+        service: Some(NamespacedName::new("shop", "cart")),
+        requested: None,
         protocol: RequestProtocol::Http1,
         method: "GET".to_owned(),
         host: "cart:80".to_owned(),

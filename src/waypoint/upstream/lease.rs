@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::error::Error;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -17,7 +18,7 @@ use super::super::place::Place;
 use super::super::pool::Moment;
 use super::{Handed, MOST_REST, Sender, Upstream};
 use crate::proxy::Counted;
-use crate::telemetry::ConnectionInfo;
+use crate::telemetry::RequestConnection;
 
 /// The use of a connection for one request.
 pub struct Lease {
@@ -44,7 +45,7 @@ pub struct Unsent {
 }
 
 impl Lease {
-    pub fn info(&self) -> &ConnectionInfo {
+    pub fn info(&self) -> &Arc<RequestConnection> {
         &self.upstream.info
     }
 
