@@ -8,7 +8,7 @@ pub(crate) mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{counter, histogram};
@@ -67,7 +67,7 @@ pub enum Spoken {
 }
 
 /// Which protocols one side offers, or takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Offer {
     /// The fast tunnel where the peer speaks it, else HBONE.
     Both,
@@ -278,16 +278,8 @@ impl Tls {
         tune(&tcp);
         let address = tcp.peer_addr().map_err(|error| TlsError::Io(Arc::new(error)))?.ip();
         let configs = self.configs(own).await?;
-        // Everything in it is shared but the verifier, which knows who is wanted.
-        let mut config = ClientConfig::clone(&configs.client);
-        let algorithms = self.provider.signature_verification_algorithms;
-        let verifier = ServerVerifier::new(configs.trust.clone(), wanted.clone(), algorithms);
-        config.dangerous().set_certificate_verifier(Arc::new(verifier));
-        if offer == Offer::Hbone {
-            config.alpn_protocols = vec![H2.to_vec()];
-        }
         let name = ServerName::IpAddress(IpAddr::from(address));
-        let engine = Engine::client(Arc::new(config), name);
+        let engine = Engine::client(self.client_config(&configs, wanted, offer), name);
         let mut engine = engine.map_err(|error| TlsError::from_io(engine::tls_error(error)))?;
         engine.shake_hands(&mut tcp).await.map_err(TlsError::from_io)?;
         spoken(tcp, engine, configs, None)
@@ -331,6 +323,27 @@ impl Tls {
         Ok(configs)
     }
 
+    /// One configuration for all connections to whom is wanted, as long as there are any: each holds on to its own to its
+    /// end.
+    fn client_config(&self, configs: &Configs, wanted: &Identity, offer: Offer) -> Arc<ClientConfig> {
+        let mut wanting = configs.wanting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = wanting.get(&(wanted.clone(), offer)).and_then(Weak::upgrade) {
+            return config;
+        }
+        // Everything in it is shared with the others but the verifier, which knows who is wanted.
+        let mut config = ClientConfig::clone(&configs.client);
+        let algorithms = self.provider.signature_verification_algorithms;
+        let verifier = ServerVerifier::new(configs.trust.clone(), wanted.clone(), algorithms);
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        if offer == Offer::Hbone {
+            config.alpn_protocols = vec![H2.to_vec()];
+        }
+        let config = Arc::new(config);
+        wanting.retain(|_, config| config.strong_count() > 0);
+        wanting.insert((wanted.clone(), offer), Arc::downgrade(&config));
+        config
+    }
+
     fn build(&self, certificate: Arc<WorkloadCertificate>, trust: Arc<TrustBundle>) -> Result<Configs, TlsError> {
         let unusable = |error: String| TlsError::Protocol(error.into());
         let clock = self.identities.clock();
@@ -367,7 +380,8 @@ impl Tls {
         client.enable_sni = false;
         client.enable_early_data = false;
 
-        Ok(Configs { server: Arc::new(server), client: Arc::new(client), certificate, trust })
+        let (server, client) = (Arc::new(server), Arc::new(client));
+        Ok(Configs { server, client, wanting: Arc::default(), certificate, trust })
     }
 }
 
@@ -375,9 +389,13 @@ impl Tls {
 struct Configs {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    /// That of the client, for each of those who are wanted.
+    wanting: Arc<Mutex<Wanting>>,
     certificate: Arc<WorkloadCertificate>,
     trust: Arc<TrustBundle>,
 }
+
+type Wanting = HashMap<(Identity, Offer), Weak<ClientConfig>>;
 
 impl Spoken {
     pub fn peer(&self) -> &PeerInfo {
