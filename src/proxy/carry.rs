@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use tokio::net::TcpStream;
 
 use super::connections::Connection;
@@ -30,25 +31,25 @@ async fn between(sides: &[&Connection], downstream: TcpEnd, upstream: TcpStream)
 
 /// Relays from an application into a tunnel. A reset that comes out of it carries no reason: `denial` says whether
 /// policy is it.
-pub async fn into_tunnel(
+pub fn into_tunnel(
     connection: &Connection,
     downstream: TcpEnd,
     upstream: hbone::Flow,
     denial: impl FnOnce() -> Option<Reason>,
-) {
+) -> impl Future<Output = ()> {
     connection.connected();
-    tunnelled(connection, &relay(downstream, upstream, &connection.control).await, denial);
+    relay(downstream, upstream, &connection.control).map(|ended| tunnelled(connection, &ended, denial))
 }
 
 /// As [`into_tunnel`], of the fast kind.
-pub async fn into_fast_tunnel(
+pub fn into_fast_tunnel(
     connection: &Connection,
     downstream: TcpEnd,
     upstream: fast::Flow,
     denial: impl FnOnce() -> Option<Reason>,
-) {
+) -> impl Future<Output = ()> {
     connection.connected();
-    tunnelled(connection, &upstream.carry(downstream, &connection.control).await, denial);
+    upstream.carry(downstream, &connection.control).map(|ended| tunnelled(connection, &ended, denial))
 }
 
 fn tunnelled(connection: &Connection, ended: &Ended, denial: impl FnOnce() -> Option<Reason>) {
@@ -63,31 +64,22 @@ fn tunnelled(connection: &Connection, ended: &Ended, denial: impl FnOnce() -> Op
 }
 
 /// Relays from a tunnel to an application.
-pub async fn out_of_tunnel(connection: &Connection, downstream: hbone::Flow, upstream: TcpStream) {
+pub fn out_of_tunnel(connection: &Connection, downstream: hbone::Flow, upstream: TcpEnd) -> impl Future<Output = ()> {
     connection.connected();
-    match TcpEnd::new(upstream) {
-        Ok(upstream) => connection.ended(&relay(downstream, upstream, &connection.control).await),
-        Err(cause) => connection.failed(&broken(&cause)),
-    }
+    relay(downstream, upstream, &connection.control).map(|ended| connection.ended(&ended))
 }
 
 /// As [`out_of_tunnel`], of the fast kind. What is left of the tunnel is returned.
-pub async fn out_of_fast_tunnel(
-    connection: &Connection,
-    request: fast::Request<'_>,
-    upstream: TcpStream,
-) -> fast::After {
-    let upstream = match TcpEnd::new(upstream) {
-        Ok(upstream) => upstream,
-        Err(cause) => {
-            connection.failed(&broken(&cause));
-            return request.refuse(hbone::Refusal::Unreachable);
-        }
-    };
+pub fn out_of_fast_tunnel<'a>(
+    connection: &'a Connection,
+    request: fast::Request<'a>,
+    upstream: TcpEnd,
+) -> impl Future<Output = fast::After> {
     connection.connected();
-    let (ended, after) = request.accept(upstream, &connection.control).await;
-    connection.ended(&ended);
-    after
+    request.accept(upstream, &connection.control).map(|(ended, after)| {
+        connection.ended(&ended);
+        after
+    })
 }
 
 pub fn broken(cause: &std::io::Error) -> Failure {

@@ -111,7 +111,7 @@ impl Line {
     fn new(pod: LinePod, connection: Registered, way: Way, peer: Option<Rc<PeerInfo>>) -> Self {
         let (stream, inbound) = match way {
             Way::Fast(flow) => (Stream::fast(flow), None),
-            Way::Hbone(flow) => (Stream::hbone(flow), None),
+            Way::Hbone(flow) => (Stream::hbone(*flow), None),
             Way::Plain(stream) => (Stream::Tcp(Socket::new(stream)), None),
             Way::SameNode(reached) => {
                 let (stream, inbound, held) = reached.into_parts();

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::LocalBoxFuture;
 use tokio::net::TcpStream;
 
 use super::baggage::baggage;
@@ -40,7 +41,7 @@ pub fn serve(
     let connecting = Box::pin(connect(proxy, thread, pod, downstream));
     async move {
         if let Some(joined) = connecting.await {
-            Box::pin(joined.carry()).await;
+            joined.carry().await;
         }
     }
 }
@@ -113,44 +114,46 @@ struct Joined {
 }
 
 impl Joined {
-    async fn carry(self) {
-        let Self { application, found, dialled, .. } = self;
-        let (proxy, thread, pod, connection) = (&self.proxy, &self.thread, &self.pod, &*self.connection);
-        let ip = connection.source.ip();
+    /// Carries the connection to its end: on the heap, of the size that it takes for whom was found.
+    fn carry(self) -> LocalBoxFuture<'static, ()> {
+        let Self { application, found, dialled, connection, proxy, thread, pod } = self;
+        let client = connection.source.ip();
         match found {
-            Found::Upstream(Upstream { way, endpoint: _counted }) => {
-                relay(Source { proxy, pod, ip, behalf: None }, connection, application, way).await;
-            }
-            // On the heap: most connections need nothing of it.
-            Found::Requests(service) => {
+            Found::Upstream(Upstream { way, endpoint }) => Box::pin(async move {
+                let _counted = &endpoint;
+                let source = Source { proxy: &proxy, pod: &pod, ip: client, behalf: None };
+                relay(source, &connection, application, way).await;
+            }),
+            Found::Requests(service) => Box::pin(async move {
                 let attempt = Attempt {
-                    proxy,
-                    thread,
-                    pod,
-                    client: ip,
+                    proxy: &proxy,
+                    thread: &thread,
+                    pod: &pod,
+                    client,
                     dialled,
-                    connection,
+                    connection: &connection,
                     behalf: None,
                     early: Cell::default(),
                     passing: Cell::default(),
                     proven: Cell::default(),
                 };
-                Box::pin(attempt.requests(application, &service)).await;
-            }
+                attempt.requests(application, &service).await;
+            }),
         }
     }
 }
 
-/// Carries the bytes of the client to whom was found.
-async fn relay(source: Source<'_>, connection: &Connection, application: TcpEnd, way: Way) {
-    let denied = || source.denied_now(connection);
+/// Carries the bytes of the client to whom was found: on the heap, for ways are of different sizes.
+fn relay<'a>(source: Source<'a>, connection: &'a Connection, application: TcpEnd, way: Way) -> LocalBoxFuture<'a, ()> {
+    let denied = move || source.denied_now(connection);
     match way {
-        Way::Fast(flow) => carry::into_fast_tunnel(connection, application, flow, denied).await,
-        Way::Hbone(flow) => carry::into_tunnel(connection, application, flow, denied).await,
-        Way::Plain(upstream) => carry::plain(connection, application, upstream).await,
-        Way::SameNode(reached) => {
-            carry::same_node(connection, &reached.inbound, application, reached.stream).await;
-        }
+        Way::Fast(flow) => Box::pin(carry::into_fast_tunnel(connection, application, flow, denied)),
+        Way::Hbone(flow) => Box::pin(carry::into_tunnel(connection, application, *flow, denied)),
+        Way::Plain(upstream) => Box::pin(carry::plain(connection, application, upstream)),
+        Way::SameNode(reached) => Box::pin(async move {
+            let (stream, inbound, _held) = reached.into_parts();
+            carry::same_node(connection, &inbound, application, stream).await;
+        }),
     }
 }
 
@@ -169,7 +172,7 @@ pub struct Upstream {
 
 pub enum Way {
     Fast(fast::Flow),
-    Hbone(hbone::Flow),
+    Hbone(Box<hbone::Flow>),
     SameNode(Box<Reached>),
     Plain(TcpStream),
 }
@@ -454,7 +457,7 @@ impl<'a> Attempt<'a> {
             self.proxy.tls.connect_hbone(tcp, own, wanted).await.map_err(OpenError::from)
         };
         let (flow, peer) = self.thread.pool.open(key, &head, dial).await?;
-        Ok((Way::Hbone(flow), Rc::new(peer)))
+        Ok((Way::Hbone(Box::new(flow)), Rc::new(peer)))
     }
 
     /// Makes connections for a key, also when this attempt is over.

@@ -1,10 +1,10 @@
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use futures_util::future::LocalBoxFuture;
 use tokio::net::TcpStream;
 use tracing::debug;
 
@@ -23,6 +23,7 @@ use crate::policy::Reads;
 use crate::telemetry::{ConnectionInfo, Direction, Party, Transport};
 use crate::transport::fast::{self, Link};
 use crate::transport::hbone::{self, Refusal, Request, ServerSettings};
+use crate::transport::relay::TcpEnd;
 use crate::transport::tls::{PeerInfo, Session, Spoken};
 use crate::transport::{Behalf, Stream};
 
@@ -52,7 +53,7 @@ async fn open(
     pod: Arc<ServedPod>,
     stream: std::net::TcpStream,
     client: SocketAddr,
-) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
+) -> Option<LocalBoxFuture<'static, ()>> {
     let (stream, local) = prepare(&pod, stream).ok()?;
     let opened = handshake(&proxy, &pod, stream, client, local).await.and_then(|spoken| {
         let kind = match &spoken {
@@ -112,37 +113,41 @@ impl Tunnel {
         self.ended(outcome.err());
     }
 
-    async fn fast(self, session: Session<Link>) {
+    fn fast(self, session: Session<Link>) -> impl Future<Output = ()> {
         let arriving = self.arriving(Transport::Fast);
-        let mut drained = pin!(self.drained());
+        let mut drained = Box::pin(self.drained());
         let settings = fast::ServerSettings { idle: self.proxy.settings.tunnel_idle };
         let mut tunnel = fast::Server::new(session, settings);
         let relays = self.proxy.settings.gateway.is_some();
-        loop {
-            match tunnel.next(drained.as_mut()).await {
-                Ok(Some(request)) if relays => {
-                    let asked = arriving.admit_relayed(request).await;
-                    match arriving.relay_fast(tunnel, asked).await {
-                        Some(returned) => tunnel = returned,
-                        None => return,
-                    }
-                }
-                Ok(Some(request)) => match arriving.serve_fast(request).await {
-                    Flow::Carried(after) => {
-                        if !tunnel.settled(after).await {
-                            return;
+        // What a flow needs is on the heap and of its own size, also what letting it in needs and carrying it does not.
+        async move {
+            loop {
+                match tunnel.next(drained.as_mut()).await {
+                    Ok(Some(request)) if relays => {
+                        let asked = Box::pin(arriving.admit_relayed(request)).await;
+                        match Box::pin(arriving.relay_fast(tunnel, asked)).await {
+                            Some(returned) => tunnel = returned,
+                            None => return,
                         }
                     }
-                    Flow::Admitted(admitted) => match admitted.serve_fast(tunnel).await {
-                        Some(returned) => tunnel = returned,
-                        None => return,
-                    },
-                },
-                Ok(None) => {
-                    tunnel.close().await;
-                    return;
+                    Ok(Some(request)) => {
+                        let after = match Box::pin(arriving.let_in_fast(request)).await {
+                            Flow::LetIn(carrying) => Ok(carrying.await),
+                            Flow::Refused(after) => Ok(after),
+                            Flow::Admitted(admitted) => Err(admitted),
+                        };
+                        let fit = match after {
+                            Ok(after) => Box::pin(tunnel.settled(after)).await.then_some(tunnel),
+                            Err(admitted) => Box::pin(admitted.serve_fast(tunnel)).await,
+                        };
+                        match fit {
+                            Some(fit) => tunnel = fit,
+                            None => return,
+                        }
+                    }
+                    Ok(None) => return Box::pin(tunnel.close()).await,
+                    Err(error) => return self.ended(Some(error)),
                 }
-                Err(error) => return self.ended(Some(error)),
             }
         }
     }
@@ -161,7 +166,7 @@ impl Tunnel {
     }
 
     /// Completes when no new flow is to begin.
-    fn drained(&self) -> impl Future<Output = ()> + 'static {
+    fn drained(&self) -> impl Future<Output = ()> + use<> {
         let (mut draining, pod) = (self.proxy.draining.subscribe(), self.pod.clone());
         async move {
             tokio::select! {
@@ -206,13 +211,24 @@ pub struct Arriving {
 }
 
 impl Arriving {
-    async fn serve(self, mut request: Request) {
+    fn serve(self, request: Request) -> impl Future<Output = ()> {
+        // Each part on the heap and of its own size, as in [`serve`].
+        let letting_in = Box::pin(self.let_in(request));
+        async move {
+            if let Some(carrying) = letting_in.await {
+                carrying.await;
+            }
+        }
+    }
+
+    /// Lets a flow in, or refuses it; what is returned carries it to its end.
+    async fn let_in(self, mut request: Request) -> Option<LocalBoxFuture<'static, ()>> {
         let to = SocketAddr::new(request.authority.ip().to_canonical(), request.authority.port());
         self.proxy.model.synced().await;
         let who = self.who(to, request.behalf.take());
         let connection = self.register(to, &who);
         let admitted = tokio::select! {
-            admitted = Box::pin(self.admit(to, &who, &connection)) => admitted,
+            admitted = self.admit(to, &who, &connection) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => Err(Failure::new(Reason::Reset, "the client gave it up while connecting")),
         };
@@ -220,25 +236,39 @@ impl Arriving {
             Ok(admitted) => admitted,
             Err(failure) => {
                 request.refuse(refusal(&failure));
-                return connection.failed(&failure);
+                connection.failed(&failure);
+                return None;
             }
         };
         let own = baggage(&self.proxy.settings.cluster, &self.pod.captured.workload);
-        match request.accept(&own) {
-            Ok(flow) if reads == Reads::Nothing => {
-                let (application, _held) = dialled;
-                carry::out_of_tunnel(&connection, flow, application).await;
+        let flow = match request.accept(&own) {
+            Ok(flow) => flow,
+            Err(error) => {
+                connection.failed(&Failure::new(Reason::Reset, error.to_string()));
+                return None;
             }
-            Ok(flow) => {
-                let inward = self.inward(to, &who);
+        };
+        if reads != Reads::Nothing {
+            let inward = self.inward(to, &who);
+            return Some(Box::pin(async move {
                 inward.serve(Stream::hbone(flow), BytesMut::new(), dialled, &connection).await;
+            }));
+        }
+        let (application, held) = dialled;
+        match TcpEnd::new(application) {
+            Ok(application) => Some(Box::pin(async move {
+                let _held = held;
+                carry::out_of_tunnel(&connection, flow, application).await;
+            })),
+            Err(cause) => {
+                connection.failed(&carry::broken(&cause));
+                None
             }
-            Err(error) => connection.failed(&Failure::new(Reason::Reset, error.to_string())),
         }
     }
 
-    /// As [`Arriving::serve`].
-    async fn serve_fast(&self, mut request: fast::Request<'_>) -> Flow {
+    /// As [`Arriving::let_in`].
+    async fn let_in_fast<'a>(&self, mut request: fast::Request<'a>) -> Flow<'a> {
         let (to, behalf) = match request.header() {
             Ok(header) => {
                 let to = SocketAddr::new(header.destination.ip().to_canonical(), header.destination.port());
@@ -246,30 +276,38 @@ impl Arriving {
             }
             Err(error) => {
                 debug!(peer = %self.client, %error, "A flow was refused.");
-                return Flow::Carried(request.refuse(Refusal::Malformed));
+                return Flow::Refused(request.refuse(Refusal::Malformed));
             }
         };
         self.proxy.model.synced().await;
         let who = self.who(to, behalf);
         let connection = self.register(to, &who);
         let admitted = tokio::select! {
-            admitted = Box::pin(self.admit(to, &who, &connection)) => admitted,
+            admitted = self.admit(to, &who, &connection) => admitted,
             reason = connection.control.reset_requested() => Err(Failure::new(reason, "ended while connecting")),
             () = request.abandoned() => {
                 connection.failed(&Failure::new(Reason::Reset, "the client gave it up while connecting"));
-                return Flow::Carried(fast::After::Spent);
+                return Flow::Refused(fast::After::Spent);
             }
         };
-        match admitted {
-            Ok(((application, _held), Reads::Nothing)) => {
-                Flow::Carried(carry::out_of_fast_tunnel(&connection, request, application).await)
-            }
+        let (application, held) = match admitted {
+            Ok((dialled, Reads::Nothing)) => dialled,
             Ok((dialled, _)) => {
-                Flow::Admitted(Box::new(Admitted { inward: self.inward(to, &who), dialled, connection }))
+                return Flow::Admitted(Box::new(Admitted { inward: self.inward(to, &who), dialled, connection }));
             }
             Err(failure) => {
                 connection.failed(&failure);
-                Flow::Carried(request.refuse(refusal(&failure)))
+                return Flow::Refused(request.refuse(refusal(&failure)));
+            }
+        };
+        match TcpEnd::new(application) {
+            Ok(application) => Flow::LetIn(Box::pin(async move {
+                let _held = held;
+                carry::out_of_fast_tunnel(&connection, request, application).await
+            })),
+            Err(cause) => {
+                connection.failed(&carry::broken(&cause));
+                Flow::Refused(request.refuse(Refusal::Unreachable))
             }
         }
     }
@@ -347,10 +385,12 @@ impl Arriving {
     }
 }
 
-/// What became of a flow of the fast tunnel.
-enum Flow {
-    /// All of it; and what is left of the tunnel.
-    Carried(fast::After),
+/// What becomes of a flow of the fast tunnel.
+enum Flow<'a> {
+    /// This carries it to its end, and tells what is left of the tunnel.
+    LetIn(LocalBoxFuture<'a, fast::After>),
+    /// Nothing; and what is left of the tunnel.
+    Refused(fast::After),
     /// It is let in, and its requests are to be read.
     Admitted(Box<Admitted>),
 }

@@ -167,62 +167,68 @@ pub enum Outcome {
 }
 
 /// Carries bytes until both directions have closed in order, or one end has broken; then the other is reset too.
-pub async fn relay(downstream: impl End, upstream: impl End, control: &RelayControl) -> Ended {
-    carry(downstream, upstream, [Direction::default(), Direction::default()], &[control]).await
+pub fn relay(downstream: impl End, upstream: impl End, control: &RelayControl) -> impl Future<Output = Ended> {
+    carry(downstream, upstream, [Direction::default(), Direction::default()], [control])
 }
 
 /// Carries by two lanes of one kind, up and down. Every control sees the bytes, and each may end it.
-async fn carry<D: End, U: End, L: Lane<D, U> + Lane<U, D>>(
+fn carry<'a, D: End, U: End, L: Lane<D, U> + Lane<U, D>>(
     downstream: D,
     upstream: U,
-    [mut up, mut down]: [L; 2],
-    controls: &[&RelayControl],
-) -> Ended {
+    lanes: [L; 2],
+    controls: impl AsRef<[&'a RelayControl]>,
+) -> impl Future<Output = Ended> {
+    // Put together before the future, which would hold room for each end twice: as it was given, and where it lies then.
     let mut ends = Guard { downstream, upstream, finished: false };
-    let sent = Count { controls, counter: |control| &control.sent };
-    let received = Count { controls, counter: |control| &control.received };
-    let mut asking: Vec<Asking> = controls.iter().map(|_| Asking::default()).collect();
-    let mut poll_reset = |cx: &mut Context<'_>| {
-        // Each is asked, so that each wakes this task.
-        let asked = asking.iter_mut().zip(controls).map(|(asking, control)| asking.poll(cx, control));
-        asked.fold(Poll::Pending, |first, next| if first.is_ready() { first } else { next })
-    };
-    let end = poll_fn(|cx| {
-        if let Poll::Ready(reason) = poll_reset(cx) {
-            return Poll::Ready(Some((Outcome::ResetByUs(reason), None)));
-        }
-        let Guard { downstream, upstream, .. } = &mut ends;
-        let upwards = up.poll(cx, downstream, upstream, &sent);
-        let downwards = match upwards {
-            Err(Broken::From(_)) => Ok(false),
-            // What a broken upstream said last may still be here.
-            Ok(_) | Err(Broken::To(_)) => down.poll(cx, upstream, downstream, &received),
+    let [mut up, mut down] = lanes;
+    let mut asking: Vec<Asking> = controls.as_ref().iter().map(|_| Asking::default()).collect();
+    async move {
+        let controls = controls.as_ref();
+        let sent = Count { controls, counter: |control| &control.sent };
+        let received = Count { controls, counter: |control| &control.received };
+        let mut poll_reset = |cx: &mut Context<'_>| {
+            // Each is asked, so that each wakes this task.
+            let asked = asking.iter_mut().zip(controls).map(|(asking, control)| asking.poll(cx, control));
+            asked.fold(Poll::Pending, |first, next| if first.is_ready() { first } else { next })
         };
-        match (upwards, downwards) {
-            (Err(Broken::From(error)), _) | (_, Err(Broken::To(error))) => {
-                Poll::Ready(Some((Outcome::ResetByDownstream, Some(error))))
+        let end = poll_fn(|cx| {
+            if let Poll::Ready(reason) = poll_reset(cx) {
+                return Poll::Ready(Some((Outcome::ResetByUs(reason), None)));
             }
-            (Err(Broken::To(error)), _) | (_, Err(Broken::From(error))) => {
-                Poll::Ready(Some((Outcome::ResetByUpstream, Some(error))))
+            let Guard { downstream, upstream, .. } = &mut ends;
+            let upwards = up.poll(cx, downstream, upstream, &sent);
+            let downwards = match upwards {
+                Err(Broken::From(_)) => Ok(false),
+                // What a broken upstream said last may still be here.
+                Ok(_) | Err(Broken::To(_)) => down.poll(cx, upstream, downstream, &received),
+            };
+            match (upwards, downwards) {
+                (Err(Broken::From(error)), _) | (_, Err(Broken::To(error))) => {
+                    Poll::Ready(Some((Outcome::ResetByDownstream, Some(error))))
+                }
+                (Err(Broken::To(error)), _) | (_, Err(Broken::From(error))) => {
+                    Poll::Ready(Some((Outcome::ResetByUpstream, Some(error))))
+                }
+                (Ok(true), Ok(true)) => Poll::Ready(None),
+                (Ok(_), Ok(_)) => Poll::Pending,
             }
-            (Ok(true), Ok(true)) => Poll::Ready(None),
-            (Ok(_), Ok(_)) => Poll::Pending,
-        }
-    })
-    .await;
-    if let Some((outcome, _)) = &end {
-        // As on a wire, the reset comes behind what was sent before it.
-        poll_fn(|cx| match outcome {
-            _ if poll_reset(cx).is_ready() => Poll::Ready(()),
-            Outcome::ResetByDownstream => ends.upstream.poll_sent(cx),
-            Outcome::ResetByUpstream => ends.downstream.poll_sent(cx),
-            Outcome::Orderly | Outcome::ResetByUs(_) => Poll::Ready(()),
         })
         .await;
+        if let Some((outcome, _)) = &end {
+            // As on a wire, the reset comes behind what was sent before it.
+            poll_fn(|cx| match outcome {
+                _ if poll_reset(cx).is_ready() => Poll::Ready(()),
+                Outcome::ResetByDownstream => ends.upstream.poll_sent(cx),
+                Outcome::ResetByUpstream => ends.downstream.poll_sent(cx),
+                Outcome::Orderly | Outcome::ResetByUs(_) => Poll::Ready(()),
+            })
+            .await;
+        }
+        ends.finished = end.is_none();
+        drop(ends);
+        let (outcome, error) = end.unwrap_or((Outcome::Orderly, None));
+        Ended { sent: sent.total(), received: received.total(), outcome, error }
     }
-    ends.finished = end.is_none();
-    let (outcome, error) = end.unwrap_or((Outcome::Orderly, None));
-    Ended { sent: sent.total(), received: received.total(), outcome, error }
 }
 
 /// How one direction is carried between ends of two kinds.

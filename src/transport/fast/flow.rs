@@ -60,39 +60,42 @@ impl Progress {
 
 /// Carries the bytes of one accepted flow between its application and its connection, as
 /// [`relay`](crate::transport::relay::relay) does between two ends. `broken` is how the application has ended already.
-pub async fn carry(
+pub fn carry<'a>(
     application: TcpEnd,
-    link: &mut Link,
+    link: &'a mut Link,
     progress: Progress,
     broken: Option<io::Error>,
     side: Side,
-    control: &RelayControl,
-) -> (Ended, After) {
+    control: &'a RelayControl,
+) -> impl Future<Output = (Ended, After)> {
     let (outwards, inwards) = match side {
         Side::Client => (&control.sent, &control.received),
         Side::Server => (&control.received, &control.sent),
     };
+    // Put together before the future, which would hold room for each part twice: as it was given, and where it lies then.
     let mut carrier = Carrier { application, link, progress, outwards, inwards, finished: false };
     let mut asking = Asking::default();
-    let carrying = poll_fn(|cx| match asking.poll(cx, control) {
-        Poll::Ready(reason) => Poll::Ready(Err(Broken::Asked(reason))),
-        Poll::Pending => carrier.poll(cx),
-    });
-    let end = match broken {
-        Some(error) => Err(Broken::Application(error)),
-        None => carrying.await,
-    };
-    let after = carrier.conclude(&end);
-    let (outcome, error) = match end {
-        Ok(()) => (Outcome::Orderly, None),
-        Err(Broken::Asked(reason)) => (Outcome::ResetByUs(reason), None),
-        Err(Broken::Application(error)) if side == Side::Client => (Outcome::ResetByDownstream, Some(error)),
-        Err(Broken::Link(error)) if side == Side::Server => (Outcome::ResetByDownstream, Some(error)),
-        Err(Broken::Reset) if side == Side::Server => (Outcome::ResetByDownstream, Some(reset_by_peer())),
-        Err(Broken::Reset) => (Outcome::ResetByUpstream, Some(reset_by_peer())),
-        Err(Broken::Application(error) | Broken::Link(error)) => (Outcome::ResetByUpstream, Some(error)),
-    };
-    (Ended { sent: control.sent(), received: control.received(), outcome, error }, after)
+    async move {
+        let carrying = poll_fn(|cx| match asking.poll(cx, control) {
+            Poll::Ready(reason) => Poll::Ready(Err(Broken::Asked(reason))),
+            Poll::Pending => carrier.poll(cx),
+        });
+        let end = match broken {
+            Some(error) => Err(Broken::Application(error)),
+            None => carrying.await,
+        };
+        let after = carrier.conclude(&end);
+        let (outcome, error) = match end {
+            Ok(()) => (Outcome::Orderly, None),
+            Err(Broken::Asked(reason)) => (Outcome::ResetByUs(reason), None),
+            Err(Broken::Application(error)) if side == Side::Client => (Outcome::ResetByDownstream, Some(error)),
+            Err(Broken::Link(error)) if side == Side::Server => (Outcome::ResetByDownstream, Some(error)),
+            Err(Broken::Reset) if side == Side::Server => (Outcome::ResetByDownstream, Some(reset_by_peer())),
+            Err(Broken::Reset) => (Outcome::ResetByUpstream, Some(reset_by_peer())),
+            Err(Broken::Application(error) | Broken::Link(error)) => (Outcome::ResetByUpstream, Some(error)),
+        };
+        (Ended { sent: control.sent(), received: control.received(), outcome, error }, after)
+    }
 }
 
 /// Brings a connection whose flow was reset to where the next can begin; whether that is reached. What the peer sent

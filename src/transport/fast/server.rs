@@ -1,10 +1,12 @@
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::Either;
 use metrics::counter;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::ProtocolError;
 use super::flow::{After, Progress, Side, carry, settle};
@@ -14,7 +16,7 @@ use super::link::Link;
 use super::stream::{Held, Stream};
 use crate::transport::hbone::Refusal;
 use crate::transport::metrics::{FAST_REFUSED, FastConnection};
-use crate::transport::relay::{Ended, RelayControl, TcpEnd};
+use crate::transport::relay::{Ended, Outcome, RelayControl, TcpEnd};
 use crate::transport::tls::{PeerInfo, Session};
 
 #[derive(Clone, Copy, Debug)]
@@ -65,16 +67,18 @@ impl Server {
         &mut self,
         mut drain: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Request<'_>>, ServerError> {
-        let mut late = pin!(tokio::time::sleep(self.settings.idle));
-        let mut checks = tokio::time::interval(CHECKING);
+        let late = Instant::now() + self.settings.idle;
+        let mut check = pin!(tokio::time::sleep(Duration::ZERO));
         let header = poll_fn(|cx| {
-            if drain.as_mut().poll(cx).is_ready() || late.as_mut().poll(cx).is_ready() {
+            if drain.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(None));
             }
-            while checks.poll_tick(cx).is_ready() {
-                if !self.peer.is_current(SystemTime::now()) {
+            while check.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                if now >= late || !self.peer.is_current(SystemTime::now()) {
                     return Poll::Ready(Ok(None));
                 }
+                check.as_mut().reset(late.min(now + CHECKING));
             }
             self.poll_header(cx)
         });
@@ -93,7 +97,7 @@ impl Server {
             if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
                 return Poll::Ready(Err(error.into()));
             }
-            ready!(self.link.poll_fill(cx))?;
+            std::task::ready!(self.link.poll_fill(cx))?;
             let Some(frame) = self.link.front() else { return Poll::Ready(Ok(None)) };
             match (frame.kind, &mut self.discarding) {
                 (Kind::Open, _) => {
@@ -122,7 +126,7 @@ pub struct Request<'a> {
     header: Result<Header, ProtocolError>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
     /// Where to. Whether that is an address of the pod connected to is for the caller to check.
     pub fn header(&self) -> Result<&Header, ProtocolError> {
         self.header.as_ref().map_err(|error| *error)
@@ -155,13 +159,13 @@ impl Request<'_> {
 
     /// Says that the application has accepted, and carries the flow to its end. Then the connection can take another,
     /// if what is returned settles.
-    pub async fn accept(self, application: TcpEnd, control: &RelayControl) -> (Ended, After) {
+    pub fn accept(self, application: TcpEnd, control: &'a RelayControl) -> impl Future<Output = (Ended, After)> {
         let link = &mut self.server.link;
         match link.push(Kind::Ok, &[]) {
-            Ok(()) => carry(application, link, Progress::default(), None, Side::Server, control).await,
+            Ok(()) => Either::Left(carry(application, link, Progress::default(), None, Side::Server, control)),
             Err(error) => {
-                let outcome = crate::transport::relay::Outcome::ResetByDownstream;
-                (Ended { sent: 0, received: 0, outcome, error: Some(error) }, After::Spent)
+                let outcome = Outcome::ResetByDownstream;
+                Either::Right(ready((Ended { sent: 0, received: 0, outcome, error: Some(error) }, After::Spent)))
             }
         }
     }

@@ -10,8 +10,8 @@ use super::{Broken, CHUNKS_A_TURN, Count, End, Ended, Lane, Lost, RelayControl, 
 /// Joins two applications' sockets: as [`super::relay`], but bytes in bulk stay in the kernel.
 ///
 /// Every control sees the bytes, and each may end it.
-pub async fn join(downstream: TcpEnd, upstream: TcpEnd, controls: &[&RelayControl]) -> Ended {
-    carry(downstream, upstream, [Joined::default(), Joined::default()], controls).await
+pub fn join<'a>(downstream: TcpEnd, upstream: TcpEnd, controls: &'a [&'a RelayControl]) -> impl Future<Output = Ended> {
+    carry(downstream, upstream, [Joined::default(), Joined::default()], controls)
 }
 
 /// One direction between two sockets.
