@@ -42,9 +42,11 @@ pub struct PoolSettings {
 impl Default for PoolSettings {
     fn default() -> Self {
         Self {
-            most_per_key: 256,
+            // Few flows are for bytes, and many for requests, of which HBONE carries several in one packet: at twice the
+            // requests for a second of processor time.
+            most_per_key: 12,
             most_total: 2048,
-            idle_per_key: 64,
+            idle_per_key: 12,
             idle_total: 512,
             idle: Duration::from_secs(60),
             answer: Duration::from_secs(15),
@@ -285,9 +287,7 @@ impl Inner {
                 }
                 waiting.close();
             }
-            let promised = entry.busy.len() + entry.asking.len();
-            let full = promised >= self.settings.most_per_key || *self.alive.borrow() >= self.settings.most_total;
-            if full && matches!(entry.speaks, Speaks::Fast) {
+            if self.is_full(entry) && matches!(entry.speaks, Speaks::Fast) {
                 return Ok(Claimed::Hbone(None));
             }
             let (sender, receiver) = oneshot::channel();
@@ -296,6 +296,12 @@ impl Inner {
             receiver
         };
         asked.await.unwrap_or_else(|_| Err(OpenError::Broken("one of the pods left".into())))
+    }
+
+    /// Whether there are as many connections of a key, or in all, as there may be.
+    fn is_full(&self, entry: &Entry) -> bool {
+        let promised = entry.busy.len() + entry.asking.len();
+        promised >= self.settings.most_per_key || *self.alive.borrow() >= self.settings.most_total
     }
 
     fn dial_for_those_who_ask(self: &Rc<Self>, entry: &mut Entry, dial: &Dial) {
@@ -309,7 +315,8 @@ impl Inner {
 
     /// Keeps a connection in hand for a key that is asked for again and again.
     fn make_ahead(self: &Rc<Self>, entry: &mut Entry, dial: &Dial) {
-        if entry.opens > 1 && entry.idle.is_empty() && entry.dialling == 0 {
+        let is_wanted = entry.opens > 1 && entry.idle.is_empty() && entry.dialling == 0;
+        if is_wanted && !self.is_full(entry) {
             self.dial(entry, dial);
         }
     }

@@ -64,7 +64,7 @@ impl World {
     }
 
     fn pool() -> Pool {
-        Pool::new(PoolSettings::default())
+        Pool::new(PoolSettings { most_per_key: 64, idle_per_key: 64, ..PoolSettings::default() })
     }
 
     fn dial(&self) -> Dial {
@@ -564,6 +564,34 @@ async fn a_pod_that_leaves_takes_its_connections_along() {
         assert_eq!(ended.await.unwrap().outcome, Outcome::Orderly);
         pool.close().await;
         assert_eq!(pool.snapshot().len(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flow_too_many_shares_a_connection_and_none_is_made_ahead_for_it() {
+    local(async {
+        let (world, mut applications) = accepting();
+        let pool = Pool::new(PoolSettings { most_per_key: 3, ..PoolSettings::default() });
+        // The pool sees that the key is asked for again.
+        for _ in 0..2 {
+            let (client, ended) = Client::new().await.carried(&pool, &world).await;
+            drop((client, applications.recv().await.unwrap()));
+            ended.await.unwrap();
+            quiet(&pool, 0).await;
+        }
+        let mut flows = Vec::new();
+        for number in 1..=3 {
+            flows.push((Client::new().await.carried(&pool, &world).await, applications.recv().await.unwrap()));
+            // The next flow finds the one that is made ahead.
+            while pool.snapshot().len() < 3.min(number + 1) {
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut client = Client::new().await;
+        let shared = pool.open(&key(), &header(80), &mut client.early, world.dial()).await.unwrap();
+        assert!(matches!(shared, Opened::Hbone(None)));
+        assert_eq!((pool.snapshot().len(), world.dialled()), (3, 3));
     })
     .await;
 }
