@@ -1,6 +1,7 @@
 //! The Gateway API in a cluster: its kinds when they come, its routes on the wire, and what their status says.
 
 use std::env;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -113,6 +114,15 @@ pub fn install_kinds() -> Result<()> {
     kubectl(&["apply", "--server-side", "--force-conflicts", "--filename", &kinds()?])?;
     let kinds = ["customresourcedefinition/httproutes.gateway.networking.k8s.io", "--for=condition=Established"];
     kubectl(&[&["wait", "--timeout=60s"], &kinds[..]].concat()).map(drop)
+}
+
+/// The same for one kind of the experimental channel.
+pub fn install_experimental_kind(file: &str, kind: &str) -> Result<()> {
+    install_kinds()?;
+    let file = Path::new(&kinds()?).with_file_name("experimental").join(file);
+    kubectl(&["apply", "--server-side", "--force-conflicts", "--filename", &file.to_string_lossy()])?;
+    let kind = format!("customresourcedefinition/{kind}");
+    kubectl(&["wait", "--timeout=60s", &kind, "--for=condition=Established"]).map(drop)
 }
 
 fn kinds() -> Result<String> {

@@ -56,6 +56,16 @@ fn make(
     })
 }
 
+/// Whether a list of conditions has this one, of the present generation of its object.
+pub fn is_said(list: &Value, kind: &str, wanted: &str, words: &str, of: &Value) -> bool {
+    let mut conditions = list["conditions"].as_array().into_iter().flatten();
+    let Some(condition) = conditions.find(|condition| condition["type"] == kind) else { return false };
+    let word = |field: &str| condition[field].as_str().unwrap_or_default();
+    condition["observedGeneration"] == of["metadata"]["generation"]
+        && format!("{}/{}", word("status"), word("reason")) == wanted
+        && word("message").contains(words)
+}
+
 impl Scene {
     fn open(name: &str) -> Result<Self> {
         let letters = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' });
@@ -85,11 +95,7 @@ impl Scene {
         let said = eventually(&format!("{kind} {name} says {condition}={wanted} {words:?}"), BOUND, || {
             let object = get(&["--namespace", &self.namespace, kind, name]).ok()?;
             seen = object["status"].clone();
-            let found = seen["conditions"].as_array()?.iter().find(|one| one["type"] == condition)?;
-            let (status, reason) = (found["status"].as_str()?, found["reason"].as_str()?);
-            let is_of_now = found["observedGeneration"] == object["metadata"]["generation"];
-            let is_it = format!("{status}/{reason}") == wanted && found["message"].as_str()?.contains(words);
-            (is_of_now && is_it).then_some(())
+            is_said(&seen, condition, wanted, words, &object).then_some(())
         });
         said.with_context(|| format!("its status is {seen}"))
     }

@@ -9,13 +9,14 @@ use serde_json::Value;
 
 use crate::cluster::{get, kubectl};
 use crate::gateway_api::{http_route, install_kinds, service};
-use crate::mesh::{install, join, two_nodes, wait_captured};
+use crate::mesh::{agent_logs, install, join, two_nodes, wait_captured};
 use crate::scene::{BOUND, Scene, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("waypoints: a Gateway becomes one, and goes with all of it", a_gateway_becomes_one),
         trial("waypoints: rolling one fails no request", rolling_one),
+        trial("waypoints: nobody comes round one that holds policy, by whatever address", nobody_comes_round),
     ]
 }
 
@@ -72,6 +73,88 @@ fn rolling_one(scene: &Scene) -> Result<()> {
         ensure!(answered > 5, "only {answered} requests were made meanwhile");
         Ok(())
     })
+}
+
+fn nobody_comes_round(scene: &Scene) -> Result<()> {
+    shop(scene)?;
+    let (first, _) = two_nodes()?;
+    let outside = scene.another("outside")?;
+    outside.pod("stranger", &first, &["pause"])?;
+    scene.apply(&service("one", "type: NodePort, "))?;
+    let headless = service("one", "clusterIP: None, ").replace("{name: one}", "{name: headless}");
+    scene.apply(&headless.replace("port: 80, targetPort: 8080", "port: 8080"))?;
+    let round = ways_round(scene)?;
+    let (own, others) = ("one:80".to_owned(), format!("one.{}:80", scene.namespace));
+    let callers = [(scene, "client"), (&outside, "stranger")];
+
+    // Without a policy that speaks of requests they lead to the pod, so that what refuses them below is the policy.
+    let by_all_ways = |wanted: bool| {
+        for (from, client) in callers {
+            for to in &round {
+                reached(from, client, to, wanted)?;
+            }
+        }
+        // Without an agent at the client's side the Service's own address is one more.
+        reached(&outside, "stranger", &others, wanted)
+    };
+    by_all_ways(true)?;
+    scene.apply(
+        "apiVersion: selvedge.dev/v1alpha1\n\
+         kind: AuthorizationPolicy\n\
+         metadata: {name: through}\n\
+         spec:\n  \
+           targetRefs: [{kind: Service, name: one}]\n  \
+           rules: [{to: [{operation: {paths: [/through]}}]}]\n",
+    )?;
+    by_all_ways(false)?;
+    reached(scene, "client", &own, true)?;
+    // The waypoint holds the policy, and says which reason it is.
+    let denied = scene.run("client", &["get", &own, "/elsewhere"]);
+    let denied = denied.err().context("the waypoint let a request pass that the policy does not allow")?;
+    ensure!(format!("{denied:#}").contains("403"), "{denied:#}");
+    let node = get(&["--namespace", &scene.namespace, "pod", "one"])?;
+    let node = node["spec"]["nodeName"].as_str().context("a pod without a node")?;
+    let logs = agent_logs(node)?;
+    let name = format!("{}/one", scene.namespace);
+    let told = logs.lines().filter(|line| line.contains(&name) && line.contains("reason=waypoint")).count();
+    ensure!(
+        told >= callers.len() * round.len(),
+        "the server's agent tells of {told} connections that went round:\n{logs}"
+    );
+
+    kubectl(&["delete", "authorizationpolicy", "through", "--namespace", &scene.namespace])?;
+    by_all_ways(true)
+}
+
+/// Every address of the Service `one` that does not lead by its waypoint: of each node, the headless name, the pod's own.
+fn ways_round(scene: &Scene) -> Result<Vec<String>> {
+    let service = get(&["--namespace", &scene.namespace, "service", "one"])?;
+    let port = service["spec"]["ports"][0]["nodePort"].as_u64().context("no nodePort")?;
+    let nodes = get(&["nodes"])?;
+    let addresses = nodes["items"].as_array().into_iter().flatten().flat_map(|node| {
+        let addresses = node["status"]["addresses"].as_array().into_iter().flatten();
+        addresses.filter(|address| address["type"] == "InternalIP").filter_map(|address| address["address"].as_str())
+    });
+    let mut ways: Vec<String> = addresses.map(|address| format!("{address}:{port}")).collect();
+    ensure!(ways.len() > 1, "two nodes have {ways:?}");
+    ways.push(format!("headless.{}:8080", scene.namespace));
+    ways.push(format!("{}:8080", scene.pod_ip("one")?));
+    Ok(ways)
+}
+
+/// Waits until a client reaches the pod `one` at an address, or is refused there.
+fn reached(from: &Scene, client: &str, to: &str, wanted: bool) -> Result<()> {
+    let what = if wanted { "reaches" } else { "is refused at" };
+    let mut last = String::new();
+    let settled = eventually(&format!("{client} {what} {to}"), BOUND, || {
+        let answer = from.run(client, &["get", to, "/through"]);
+        let came = answer
+            .as_ref()
+            .is_ok_and(|answer| serde_json::from_str::<Value>(answer).is_ok_and(|answer| answer["pod"] == "one"));
+        last = format!("{answer:?}");
+        (if wanted { came } else { answer.is_err() }).then_some(())
+    });
+    settled.with_context(|| format!("the last answer was {last}"))
 }
 
 /// A client, two Services with a pod each, and a waypoint before both.

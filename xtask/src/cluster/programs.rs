@@ -100,7 +100,7 @@ pub fn flagger() -> Result<PathBuf> {
 
 /// The Gateway API: its kinds, its conformance suite, and what this applies first.
 pub struct GatewayApi {
-    /// A folder of CustomResourceDefinitions, those of the standard channel.
+    /// A folder of CustomResourceDefinitions, those of the standard channel; beside it is `experimental`.
     pub kinds: PathBuf,
     pub suite: PathBuf,
     /// The suite's application: namespaces, Deployments, Services.
@@ -165,6 +165,7 @@ const CONFORMANCE: Module = Module {
     goal: Goal::Tests { package: "sigs.k8s.io/gateway-api/conformance" },
     files: &[
         ("sigs.k8s.io/gateway-api", "config/crd/standard"),
+        ("sigs.k8s.io/gateway-api", "config/crd/experimental"),
         ("sigs.k8s.io/gateway-api/conformance", "mesh/manifests.yaml"),
     ],
     ..Module::of_tools("conformance")
@@ -186,7 +187,9 @@ impl Module {
         own.retain(|file| file.extension().is_some_and(|extension| extension == "go"));
         own.sort();
         let own = own.iter().flat_map(|file| fs::read(file).unwrap_or_default()).collect();
-        let what = [read("go.mod"), read("go.sum"), self.flags.concat().into_bytes(), self.linker.into(), own].concat();
+        let files: String = self.files.iter().map(|(module, path)| format!("{module} {path}\n")).collect();
+        let flags = self.flags.concat().into_bytes();
+        let what = [read("go.mod"), read("go.sum"), flags, self.linker.into(), own, files.into()].concat();
         let key: String = digest(&what).chars().take(12).collect();
         cache().join(format!("{}-{}-{key}", self.name, env::consts::ARCH))
     }
