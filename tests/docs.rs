@@ -24,10 +24,16 @@ fn every_result_of_a_tls_handshake_is_explained() {
 
 #[test]
 fn every_field_of_the_access_log_is_explained() {
-    let source = fs::read_to_string(root().join("src/telemetry/access_log/record.rs")).unwrap();
-    let requests = fs::read_to_string(root().join("src/telemetry/request.rs")).unwrap();
-    let written = [function(&source, "fn write(&self, format"), function(&requests, "fn write(&self, line")];
-    let quoted = written.into_iter().flat_map(|text| text.split('"').skip(1).step_by(2));
+    let written = [
+        ("access_log/record.rs", "fn write(&self, format"),
+        ("access_log/line.rs", "fn parties(&mut self"),
+        ("request.rs", "fn write(&self, line"),
+    ];
+    let written = written.map(|(file, signature)| {
+        let source = fs::read_to_string(root().join("src/telemetry").join(file)).unwrap();
+        function(&source, signature).to_owned()
+    });
+    let quoted = written.iter().flat_map(|text| text.split('"').skip(1).step_by(2));
     let is_name = |text: &&str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
     let fields: BTreeSet<String> = quoted.filter(is_name).map(str::to_owned).collect();
     let text = page("standalone.md");
