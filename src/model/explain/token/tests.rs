@@ -3,11 +3,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::authentication::tests::{ISSUER, NOW, Signer, claims, with};
 use crate::authentication::{Algorithm, KEYS_HOLD};
-use crate::mesh::{MeshSettings, NamespacedName};
-use crate::model::Model;
+use crate::mesh::NamespacedName;
 use crate::model::explain::{EndpointExplanation, Party, Question, explain_request};
 use crate::policy::Verdict;
-use crate::source::directory;
+use crate::source::fixture;
 
 const CLUSTER: &str = "
 apiVersion: v1
@@ -44,11 +43,7 @@ fn asked(rules: &Value, more: &[Value], target: &str, token: Option<&str>) -> (E
         "metadata": {"name": "issuers", "namespace": "shop"}, "spec": {"jwtRules": rules},
     });
     let objects: String = [authentication].iter().chain(more).map(|object| format!("---\n{object}\n")).collect();
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("a.yaml"), format!("{CLUSTER}{objects}")).unwrap();
-    let settings = MeshSettings { trust_domain: "cluster.local".parse().unwrap(), cluster_cidrs: Vec::new() };
-    let model = Model::new(settings);
-    model.apply(directory::load(dir.path()).unwrap().deltas);
+    let model = fixture::model_of(fixture::load(&format!("{CLUSTER}{objects}")));
     let party = |name| Party::Named(NamespacedName::new("shop", name));
     let question = Question { from: party("web"), to: Party::Address([10, 96, 0, 10].into()), port: Some(80) };
     let request = Request::builder().uri(target);

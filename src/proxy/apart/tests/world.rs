@@ -24,7 +24,7 @@ use crate::proxy::pods::ServedPod;
 use crate::proxy::tunnel::Source;
 use crate::proxy::workers::Thread;
 use crate::proxy::{Connections, Limits, PortRanges, Proxy, ProxySettings, SameNode, Workers};
-use crate::source::directory;
+use crate::source::fixture;
 use crate::telemetry::{AccessLog, ConnectionInfo, Direction, MetricsSettings, Party, Telemetry, Traces, Transport};
 use crate::transport::tls::{Offer, Tls};
 use crate::transport::{Behalf, fast, hbone};
@@ -77,11 +77,9 @@ impl World {
         let settings =
             MeshSettings { trust_domain: domain(), cluster_cidrs: vec!["10.0.0.0/8".parse().expect("a range")] };
         let model = Arc::new(Model::new(settings));
-        let folder = tempfile::tempdir().expect("a folder");
         let key = if place == Place::Node { "node" } else { "infra/gw" };
-        std::fs::write(folder.path().join("world.yaml"), OBJECTS.replace("WAYPOINT", key)).expect("it is written");
-        let loaded = directory::load(folder.path()).expect("it is read");
-        assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+        let loaded = fixture::load(&OBJECTS.replace("WAYPOINT", key));
+        assert_eq!(loaded.problems, []);
         model.apply(loaded.deltas);
         model.set_synced();
         let agent = served(&model, None, "shop/cart-1");
