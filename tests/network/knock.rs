@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use selvedge_lab::Pod;
+use selvedge_lab::{Pod, connect};
 use socket2::{Domain, Socket, Type};
 
 /// How a call ended.
@@ -40,7 +40,7 @@ pub fn knock(pod: &Pod, to: impl Into<SocketAddr>) -> io::Result<Knock> {
 
 fn listen(socket: Socket, to: SocketAddr) -> Ended {
     let mut answer = [0; 256];
-    let heard = socket.connect_timeout(&to.into(), BOUND).and_then(|()| {
+    let heard = connect(&socket, to, BOUND).and_then(|()| {
         let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(BOUND))?;
         stream.read(&mut answer)

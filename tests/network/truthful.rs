@@ -6,7 +6,7 @@ mod programs;
 mod upheaval;
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -246,7 +246,7 @@ fn outside(lab: &Lab) -> Vec<IpAddr> {
 
 /// Connects, and where that succeeds talks to the echo server there.
 fn told(client: &Namespace, to: SocketAddr, patience: Duration) -> Told {
-    match client.run(|| TcpStream::connect_timeout(&to, patience)) {
+    match client.connect_within(to, patience) {
         Ok(stream) => match Conversation::over(stream).and_then(|mut talk| talk.exchange("hello")) {
             Ok(()) => Told::Connected,
             Err(_) => Told::Error(ErrorKind::ConnectionReset),

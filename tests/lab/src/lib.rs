@@ -47,7 +47,7 @@ pub use http::{Request, Response, exchange};
 pub use lab::{Families, Lab, LabOptions, Node, NodeSpec};
 pub use manifest::{ServiceSpec, authorization, policy, read_documents};
 pub use metrics::Metrics;
-pub use namespace::Namespace;
+pub use namespace::{Namespace, connect};
 pub use netfilter::Networking;
 pub use packets::{Capture, Found};
 pub use pod::{Pod, PodSpec};

@@ -19,6 +19,7 @@ use crate::http::{self, Request, Response};
 use crate::netfilter::Networking;
 use crate::packets::Capture;
 use crate::server::Server;
+use crate::wait::{BOUND, eventually};
 
 /// A network namespace: one of ours, pinned at a path until the last handle is dropped, or somebody else's.
 #[derive(Clone, Debug)]
@@ -123,7 +124,11 @@ impl Namespace {
     /// The same with a bound of one's own, where nobody is to answer.
     pub fn connect_within(&self, to: impl Into<SocketAddr>, bound: Duration) -> io::Result<TcpStream> {
         let to = to.into();
-        self.run(|| TcpStream::connect_timeout(&to, bound))
+        self.run(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            connect(&socket, to, bound)?;
+            Ok(socket.into())
+        })
     }
 
     /// Connects from a chosen address and port.
@@ -133,7 +138,7 @@ impl Namespace {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             socket.bind(&from.into())?;
-            socket.connect_timeout(&to.into(), CONNECT_BOUND)?;
+            connect(&socket, to, CONNECT_BOUND)?;
             Ok(socket.into())
         })
     }
@@ -249,6 +254,18 @@ fn on_a_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// Connects within a bound, and says what the kernel says. Where an ICMP error comes, Linux wakes who polls when it queues the
+/// message, and sets the socket's own error a moment later (tcp_v4_err): who looks in between finds none, and looks again.
+pub fn connect(socket: &Socket, to: SocketAddr, bound: Duration) -> io::Result<()> {
+    socket.connect_timeout(&to.into(), bound).map_err(|error| {
+        if error.raw_os_error().is_some() || error.kind() == io::ErrorKind::TimedOut {
+            return error;
+        }
+        let late = eventually("the socket's error is set", BOUND, || socket.take_error().ok().flatten());
+        late.unwrap_or(error)
+    })
 }
 
 const CONNECT_BOUND: Duration = Duration::from_secs(20);
