@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -67,6 +67,16 @@ impl Running {
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().context("cannot run kubectl")?;
         Ok(Self { what: arguments.join(" "), child })
+    }
+
+    /// Waits for it to print a line, which is no part of what [`Running::end`] returns then.
+    pub fn line(&mut self) -> Result<String> {
+        let output = self.child.stdout.as_mut().context("its output is not read")?;
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while output.read(&mut byte)? > 0 && byte != *b"\n" {
+            line.extend(byte);
+        }
+        Ok(String::from_utf8(line)?)
     }
 
     /// Ends its input, and returns what it prints.

@@ -29,7 +29,7 @@ fn joins_and_leaves(scene: &Scene) -> Result<()> {
     let started = containers(scene)?;
     let wire = Wire::tap()?;
     // Joining and leaving touch no connection that is there.
-    let talk = scene.start("client", &["talk", &to])?;
+    let talk = scene.talk("client", &to)?;
     say(scene, &to, "a needle in clear")?;
     ensure!(wire.carried("a needle in clear")?, "without the mesh nothing is readable, so nothing would be shown");
 

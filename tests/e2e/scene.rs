@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Failed, Trial};
 use selvedge_lab::eventually;
 use serde_json::Value;
@@ -142,6 +142,16 @@ impl Scene {
     pub fn start(&self, pod: &str, arguments: &[&str]) -> Result<Running> {
         let front = ["exec", "--stdin", "--namespace", &self.namespace, pod, "--", "selvedge-pod"];
         Running::start(&[&front, arguments].concat())
+    }
+
+    /// Starts a conversation with an echo server; returns once it is under way.
+    pub fn talk(&self, pod: &str, to: &str) -> Result<Running> {
+        let mut talk = self.start(pod, &["talk", to])?;
+        let line = talk.line()?;
+        if line != "under way" {
+            bail!("{pod} cannot talk with {to}: {line}{}", talk.end()?);
+        }
+        Ok(talk)
     }
 
     pub fn logs(&self, pod: &str) -> Result<String> {

@@ -32,7 +32,7 @@ fn kubelet_restarted(scene: &Scene) -> Result<()> {
         Ok(pod["status"]["containerStatuses"][0]["containerID"].to_string())
     };
     let before = container()?;
-    let talk = scene.start("client", &["talk", &format!("{ip}:9000")])?;
+    let talk = scene.talk("client", &format!("{ip}:9000"))?;
     let load = scene.start("client", &["load", &format!("{ip}:8080")])?;
     let kubelet = run_on(&server, &["pgrep", "-x", "kubelet"])?;
     order("restart", &server, "kubelet")?;

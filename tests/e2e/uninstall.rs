@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn by_hand(scene: &Scene) -> Result<()> {
     let pods = Pods::make(scene)?;
-    let talk = scene.start("client", &["talk", &pods.to])?;
+    let talk = scene.talk("client", &pods.to)?;
     let wire = Wire::tap()?;
     kubectl(&["delete", "daemonset", "selvedge-agent", "--namespace", SYSTEM])?;
     is_uninstalled();

@@ -21,7 +21,7 @@ pub fn trials() -> Vec<Trial> {
 fn replaced_under_load(scene: &Scene) -> Result<()> {
     let world = World::make(scene)?;
     let (load, talks, wire) = (world.load()?, world.talks()?, Wire::tap()?);
-    let outlives = scene.start("client", &["talk", &world.echo])?;
+    let outlives = scene.talk("client", &world.echo)?;
     let before = [agent_of(&world.near)?, agent_of(&world.far)?];
     kubectl(&["rollout", "restart", "--namespace", SYSTEM, "daemonset/selvedge-agent"])?;
     // Connections that are there hold the old agents until the drain limit, and the roll-out with them.
@@ -47,7 +47,7 @@ fn replaced_under_load(scene: &Scene) -> Result<()> {
 fn worker_killed(scene: &Scene) -> Result<()> {
     let world = World::make(scene)?;
     for node in [&world.near, &world.far] {
-        let (load, talk) = (world.load()?, scene.start("client", &["talk", &world.echo])?);
+        let (load, talk) = (world.load()?, scene.talk("client", &world.echo)?);
         let wire = Wire::tap()?;
         let restarts = restarts_of_agent(node)?;
         // The worker is the one whose parent is of the same name.
@@ -70,7 +70,7 @@ fn worker_killed(scene: &Scene) -> Result<()> {
 fn agent_killed(scene: &Scene) -> Result<()> {
     let world = World::make(scene)?;
     for node in [&world.near, &world.far] {
-        let (load, talk) = (world.load()?, scene.start("client", &["talk", &world.echo])?);
+        let (load, talk) = (world.load()?, scene.talk("client", &world.echo)?);
         let wire = Wire::tap()?;
         let restarts = restarts_of_agent(node)?;
         let killed = run_on(node, &["sh", "-c", KILL_PARENT])?;
@@ -134,7 +134,7 @@ impl<'a> World<'a> {
     }
 
     fn talks(&self) -> Result<Vec<Running>> {
-        ["client", "neighbour"].iter().map(|pod| self.scene.start(pod, &["talk", &self.echo])).collect()
+        ["client", "neighbour"].iter().map(|pod| self.scene.talk(pod, &self.echo)).collect()
     }
 
     fn ask(&self) -> Result<()> {

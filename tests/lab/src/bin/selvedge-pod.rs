@@ -176,6 +176,10 @@ fn talk(address: &str, is_over: &dyn Fn() -> bool) -> Result<()> {
         let mut answer = [0; 8];
         stream.read_exact(&mut answer)?;
         ensure!(answer == text.as_bytes(), "another answer than what was said");
+        if heard == 0 {
+            // Whoever started this program waits for it.
+            println!("under way");
+        }
         heard += 1;
         Ok(())
     };
