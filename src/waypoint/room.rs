@@ -66,11 +66,6 @@ impl Room {
             }
         }
     }
-
-    fn release(&self, bytes: usize) {
-        self.held.fetch_sub(bytes, Ordering::AcqRel);
-        self.shown.decrement(bytes as f64);
-    }
 }
 
 /// Bytes that somebody holds.
@@ -101,7 +96,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.room.release(self.bytes);
+        self.room.give_back(self.bytes);
     }
 }
 
@@ -135,7 +130,8 @@ impl Budget for Arc<Room> {
     }
 
     fn give_back(&self, bytes: usize) {
-        self.release(bytes);
+        self.held.fetch_sub(bytes, Ordering::AcqRel);
+        self.shown.decrement(bytes as f64);
     }
 }
 

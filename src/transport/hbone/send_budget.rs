@@ -14,20 +14,13 @@ pub(super) struct SendBudget {
 }
 
 struct Inner {
-    total: usize,
     used: AtomicUsize,
     shown: Gauge,
 }
 
-impl SendBudget {
-    pub fn new(total: usize) -> Self {
-        Self { inner: Arc::new(Inner { total, used: AtomicUsize::new(0), shown: gauge!(UNSENT) }) }
-    }
-}
-
 impl Budget for SendBudget {
     fn left(&self) -> usize {
-        self.inner.total.saturating_sub(self.inner.used.load(Ordering::Relaxed))
+        TOTAL.saturating_sub(self.inner.used.load(Ordering::Relaxed))
     }
 
     fn charge(&self, bytes: usize) {
@@ -44,7 +37,12 @@ impl Budget for SendBudget {
 /// The process's own budget: every clone draws from the same.
 impl Default for SendBudget {
     fn default() -> Self {
-        static PROCESS: LazyLock<SendBudget> = LazyLock::new(|| SendBudget::new(64 << 20));
+        static PROCESS: LazyLock<SendBudget> = LazyLock::new(|| {
+            let inner = Inner { used: AtomicUsize::new(0), shown: gauge!(UNSENT) };
+            SendBudget { inner: Arc::new(inner) }
+        });
         PROCESS.clone()
     }
 }
+
+const TOTAL: usize = 64 << 20;
