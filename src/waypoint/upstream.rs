@@ -181,7 +181,7 @@ async fn open(
         },
         None => None,
     };
-    let upstream = connect(place, to, endpoint, version, bond.clone(), opened).await?;
+    let upstream = connect(place, to, endpoint, version, bond, opened).await?;
     if is_shared && place.keeps() {
         upstream.share().into_iter().for_each(|upstream| place.pool().put_shared(upstream));
     }
