@@ -114,42 +114,42 @@ pub fn authenticate(rules: &[Arc<Rule>], head: &mut Parts, now: i64) -> Result<O
 
 /// The same, for who wants to know which rule it was.
 pub fn judge(rules: &[Arc<Rule>], head: &mut Parts, now: i64) -> Judged {
+    let mut rule = None;
+    let outcome = verify(rules, head, now, &mut rule);
+    Judged { outcome, rule }
+}
+
+fn verify(rules: &[Arc<Rule>], head: &mut Parts, now: i64, by: &mut Option<usize>) -> Result<Option<Principal>, Fault> {
     let found = find(rules, head);
     for rule in rules {
         rule.strip(&mut head.headers);
     }
-    let by_none = |outcome| Judged { outcome, rule: None };
-    let tokens = match found {
-        Ok(tokens) => tokens,
-        Err(fault) => return by_none(Err(fault)),
-    };
-    let Some((text, _)) = tokens.first() else { return by_none(Ok(None)) };
+    let tokens = found?;
+    let Some((text, _)) = tokens.first() else { return Ok(None) };
     // RFC 6750, section 2: not more than one. The same one in two places is one.
     if tokens.iter().any(|(other, _)| other != text) {
-        return by_none(Err(Fault::Several));
+        return Err(Fault::Several);
     }
-    let token = match Token::parse(text) {
-        Ok(token) => token,
-        Err(fault) => return by_none(Err(fault)),
-    };
+    let token = Token::parse(text)?;
     let issuer = token.issuer().unwrap_or_default();
-    let mut judged = by_none(Err(Fault::Issuer(shown(issuer))));
+    let mut fault = Fault::Issuer(shown(issuer));
     for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| *rule.issuer == *issuer) {
         if !tokens.iter().any(|(_, place)| rule.places.contains(place)) {
             continue;
         }
-        let outcome = rule.verify(&token, now).map(Some);
-        let holds = outcome.is_ok();
-        judged = Judged { outcome, rule: Some(at) };
-        if holds {
-            rule.write(&token, &mut head.headers);
-            if !rule.forward {
-                tokens.iter().for_each(|(_, place)| place.clear(head));
+        *by = Some(at);
+        match rule.verify(&token, now) {
+            Ok(principal) => {
+                rule.write(&token, &mut head.headers);
+                if !rule.forward {
+                    tokens.iter().for_each(|(_, place)| place.clear(head));
+                }
+                return Ok(Some(principal));
             }
-            break;
+            Err(found) => fault = found,
         }
     }
-    judged
+    Err(fault)
 }
 
 /// Every token of a request, at every place where a rule looks for one.
