@@ -127,21 +127,19 @@ fn party(text: &str) -> Result<Party, Failure> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(Party::Address(ip));
     }
-    let parts: Vec<&str> = text.split('/').collect();
-    let (kind, name) = match parts[..] {
-        [namespace, name] => (None, (namespace, name)),
-        [kind, namespace, name] => (Some(kind), (namespace, name)),
-        _ => (None, ("", "")),
-    };
-    let full = || NamespacedName::new(name.0, name.1);
-    match kind {
-        _ if name.0.is_empty() || name.1.is_empty() => Err(Failure::usage(format!(
-            "{text:?} is neither an IP address nor of the form namespace/name, pod/namespace/name or \
-             service/namespace/name"
-        ))),
-        None => Ok(Party::Named(full())),
-        Some("pod" | "pods" | "po") => Ok(Party::Pod(full())),
-        Some("service" | "services" | "svc") => Ok(Party::Service(full())),
-        Some(other) => Err(Failure::usage(format!("{other:?} of {text:?} is neither pod nor service"))),
+    let named = |namespace: &str, name: &str| NamespacedName::new(namespace, name);
+    match text.split('/').collect::<Vec<_>>()[..] {
+        [.., "", _] | [.., ""] => Err(malformed(text)),
+        [namespace, name] => Ok(Party::Named(named(namespace, name))),
+        ["pod" | "pods" | "po", namespace, name] => Ok(Party::Pod(named(namespace, name))),
+        ["service" | "services" | "svc", namespace, name] => Ok(Party::Service(named(namespace, name))),
+        [kind, _, _] => Err(Failure::usage(format!("{kind:?} of {text:?} is neither pod nor service"))),
+        _ => Err(malformed(text)),
     }
+}
+
+fn malformed(text: &str) -> Failure {
+    Failure::usage(format!(
+        "{text:?} is neither an IP address nor of the form namespace/name, pod/namespace/name or service/namespace/name"
+    ))
 }
