@@ -1,6 +1,6 @@
-use std::future::{poll_fn, ready};
+use std::future::{self, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::Either;
@@ -97,7 +97,7 @@ impl Server {
             if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
                 return Poll::Ready(Err(error.into()));
             }
-            std::task::ready!(self.link.poll_fill(cx))?;
+            ready!(self.link.poll_fill(cx))?;
             let Some(frame) = self.link.front() else { return Poll::Ready(Ok(None)) };
             match (frame.kind, &mut self.discarding) {
                 (Kind::Open, _) => {
@@ -165,7 +165,10 @@ impl<'a> Request<'a> {
             Ok(()) => Either::Left(carry(application, link, Progress::default(), None, Side::Server, control)),
             Err(error) => {
                 let outcome = Outcome::ResetByDownstream;
-                Either::Right(ready((Ended { sent: 0, received: 0, outcome, error: Some(error) }, After::Spent)))
+                Either::Right(future::ready((
+                    Ended { sent: 0, received: 0, outcome, error: Some(error) },
+                    After::Spent,
+                )))
             }
         }
     }
